@@ -1,0 +1,44 @@
+"""Everything that ErnieKit raises on purpose.
+
+    ErnieKitError          exit 1
+    |- ConfigError         exit 2   a key, a value or a combination of keys is wrong
+    |- DataError           exit 2   a data file or a row is wrong
+    |- UnsupportedError    exit 2   valid input that this build cannot serve (not built, extra missing)
+    |- CheckpointError     exit 1   a checkpoint is missing, damaged or does not fit
+    |- RunError            exit 1   the run failed (non-finite loss, full disk, ...)
+
+A message says what was given, why it is wrong and what to write instead. The command line
+prints it without a traceback and exits with `exit_code`.
+"""
+
+
+class ErnieKitError(Exception):
+    """Base of all errors that are meant for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(ErnieKitError):
+    """A configuration is wrong; all problems of a file are reported in one error."""
+
+    exit_code = 2
+
+
+class DataError(ErnieKitError):
+    """A data file or a row is wrong; the message starts with `file:line`."""
+
+    exit_code = 2
+
+
+class UnsupportedError(ErnieKitError):
+    """The input is valid but this build or this machine cannot serve it."""
+
+    exit_code = 2
+
+
+class CheckpointError(ErnieKitError):
+    """A checkpoint is missing, damaged, or does not fit the model; the message names the file."""
+
+
+class RunError(ErnieKitError):
+    """A run failed after it had started."""
