@@ -1,0 +1,178 @@
+"""The one place where configuration meets a model.
+
+Order, fixed: build -> load -> adapt -> quantise -> distribute -> recompute -> shard. Each stage
+logs what it touched. Today's stages are the first three; the others join in this order when
+their rooms are built.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erniekit.errors import ConfigError, UnsupportedError
+from erniekit.log import logger
+from erniekit.models.registry import load_family, read_model_config
+
+if TYPE_CHECKING:
+    import paddle
+
+# fine_tuning -> what apply(model, ...) changes; None trains the model as it is.
+ADAPTERS: dict[str, str | None] = {"full": None}
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model that is ready, with the numbers it was built from."""
+
+    model: Any
+    config: Any
+    compute_dtype: str
+    num_parameters: int
+    num_trained: int
+
+
+def set_device(*, device: str, seed: int) -> str:
+    """Choose the device of this process and seed its generators; returns Paddle's name of the device.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    import paddle
+
+    num_gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    if device == "auto":
+        device = "gpu" if num_gpus else "cpu"
+    if device.startswith("gpu") and not num_gpus:
+        raise ConfigError(f"device: {device} was asked for, but this Paddle sees no GPU; write device: cpu or auto")
+    paddle.device.set_device(device)
+    paddle.seed(seed)
+    return device
+
+
+def resolve_compute_type(compute_type: str) -> str:
+    """`auto` is bf16 where the hardware computes in it (GPU) and fp32 on a CPU."""
+    import paddle
+
+    if compute_type != "auto":
+        return compute_type
+    return "fp32" if paddle.device.get_device() == "cpu" else "bf16"
+
+
+def build_model(
+    folder: Path,
+    *,
+    continue_training: bool,
+    compute_type: str,
+    fine_tuning: str,
+    hidden_dropout_prob: float,
+    attention_probs_dropout_prob: float,
+    freeze: Sequence[str],
+) -> Assembled:
+    """Build the model of `folder` for training.
+
+    Args:
+        folder: a model folder; with `continue_training=False` only its `config.json` is read and
+            the weights are initialised at random.
+
+    Raises:
+        CheckpointError: the folder or its tensors do not fit.
+        ConfigError: a `freeze` pattern matches no parameter.
+        UnsupportedError: `fine_tuning` or the model family is not built yet.
+    """
+    if fine_tuning.lower() not in ADAPTERS:
+        raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
+    built = _build(folder, compute_type=compute_type, load=continue_training)
+    built.model.set_dropout(hidden_dropout_prob, attention_probs_dropout_prob)
+    apply_freeze(built.model, freeze)
+    built.model.train()
+    return _describe(built)
+
+
+def load_for_inference(folder: Path, *, compute_type: str = "auto") -> Assembled:
+    """Build the model of `folder` with its weights, in evaluation mode, nothing trained."""
+    built = _build(folder, compute_type=compute_type, load=True)
+    for parameter in built.model.parameters():
+        parameter.stop_gradient = True
+    built.model.eval()
+    return _describe(built)
+
+
+def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
+    """Stop the gradients of every parameter whose name one of the regular expressions finds.
+
+    Returns:
+        The names of the frozen parameters.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in freeze:
+        try:
+            found = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise ConfigError(f"freeze: {pattern!r} is not a regular expression ({error})") from error
+        if not found:
+            examples = ", ".join(names[:3])
+            raise ConfigError(f"freeze: {pattern!r} matches no parameter; names look like {examples}, {names[-1]}")
+        frozen.update(found)
+    if len(frozen) == len(names):
+        raise ConfigError(f"freeze: {list(freeze)} freezes every parameter; nothing would be trained")
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.stop_gradient = True
+    if frozen:
+        logger.info(f"frozen: {len(frozen)} of {len(names)} tensors ({', '.join(sorted(frozen)[:3])}, ...)")
+    return sorted(frozen)
+
+
+def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
+    compute_dtype = resolve_compute_type(compute_type)
+    config = read_model_config(folder)
+    family = load_family(config)
+    model = family.build(config, dtype=compute_dtype)
+    if load:
+        load_weights(model, family.load_weights(folder, config))
+    else:
+        model.initialise_weights()
+    return Assembled(model, config, compute_dtype, 0, 0)
+
+
+def load_weights(model: Any, items: Any) -> None:
+    """Copy raw tensors (name, safetensors dtype, array) in memory layout into the model, casting each once.
+
+    The source has already checked names and shapes; a name the model does not have is our own fault.
+    """
+    parameters = dict(model.named_parameters())
+    missing = set(parameters)
+    for name, dtype, array in items:
+        parameters[name].set_value(to_tensor(array, dtype).astype(parameters[name].dtype))
+        missing.discard(name)
+    assert not missing, f"tensors without a source: {sorted(missing)}"
+
+
+def to_tensor(array: Any, dtype: str) -> "paddle.Tensor":
+    """A Paddle tensor from raw bits; `dtype` is a safetensors word, bf16 comes as uint16."""
+    import paddle
+
+    tensor = paddle.to_tensor(array)
+    if dtype == "BF16":
+        return tensor.view("bfloat16")
+    return tensor
+
+
+def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
+    """Safetensors word and raw bits of a tensor (bf16 as uint16)."""
+    words = {"paddle.float32": "F32", "paddle.bfloat16": "BF16", "paddle.float16": "F16"}
+    return words[str(tensor.dtype)], tensor.numpy()
+
+
+def _describe(built: Assembled) -> Assembled:
+    sizes = [(p.size, not p.stop_gradient) for p in built.model.parameters()]
+    return Assembled(
+        built.model,
+        built.config,
+        built.compute_dtype,
+        int(sum(size for size, _ in sizes)),
+        int(sum(size for size, trained in sizes if trained)),
+    )

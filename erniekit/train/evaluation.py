@@ -1,0 +1,115 @@
+"""Held-out evaluation: the figures, and the plan of when to take them and what they decide.
+
+Loss is the mean negative log-likelihood over all trained tokens of the held-out set (nats per
+token), perplexity its exponential, accuracy the share of trained tokens that greedy decoding
+would get right. All three are token means, so they do not depend on the batch size.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from erniekit.errors import DataError
+from erniekit.train.objectives import Objective
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Figures of one pass over a held-out set."""
+
+    loss: float
+    perplexity: float
+    accuracy: float
+    num_tokens: int
+
+    def metrics(self) -> dict[str, float]:
+        """The figures under the names that the logs use."""
+        return {f"eval_{name}": value for name, value in asdict(self).items()}
+
+
+def evaluate(model: Any, batches: Iterable[Any], objective: Objective) -> EvaluationResult:
+    """Run `objective` over `batches` without gradients and dropout; leaves the model in its mode.
+
+    Raises:
+        DataError: no token of the held-out set is trained on, so there is no loss.
+    """
+    import paddle
+
+    total_loss, num_tokens, num_correct = 0.0, 0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        with paddle.no_grad():
+            for batch in batches:
+                loss_sum, metrics = objective(model, batch)
+                total_loss += float(loss_sum)
+                num_tokens += int(metrics["num_tokens"])
+                num_correct += int(metrics["num_correct"])
+    finally:
+        if was_training:
+            model.train()
+    if num_tokens == 0:
+        raise DataError("the held-out set has no token to predict: check eval_dataset_path and its `label`s")
+    loss = total_loss / num_tokens
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return EvaluationResult(loss, perplexity, num_correct / num_tokens, num_tokens)
+
+
+class EvaluationPlan:
+    """When to evaluate, which checkpoint is the best, and when to stop early."""
+
+    def __init__(
+        self,
+        *,
+        evaluation_strategy: str,
+        eval_steps: int | None,
+        max_evaluate_steps: int,
+        load_best_model_at_end: bool,
+        metric_for_best_model: str,
+        greater_is_better: bool | None,
+        early_stopping_patience: int | None,
+        early_stopping_threshold: float,
+    ) -> None:
+        self.strategy = evaluation_strategy
+        self.eval_steps = eval_steps
+        self.max_batches = max_evaluate_steps if max_evaluate_steps > 0 else None
+        self.keeps_best = load_best_model_at_end or early_stopping_patience is not None
+        name = metric_for_best_model
+        self.metric = name if name.startswith("eval_") else f"eval_{name}"
+        self.greater = greater_is_better if greater_is_better is not None else self.metric.endswith("accuracy")
+        self.patience = early_stopping_patience
+        self.threshold = early_stopping_threshold
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.num_without_gain = 0
+
+    def is_due(self, step: int, *, steps_per_epoch: int, default_interval: int) -> bool:
+        """Whether to evaluate after `step` optimizer steps."""
+        if self.strategy == "no":
+            return False
+        interval = steps_per_epoch if self.strategy == "epoch" else self.eval_steps or default_interval
+        return step % max(1, interval) == 0
+
+    def observe(self, step: int, result: EvaluationResult) -> bool:
+        """Take note of a result; True when it is the best so far."""
+        value = result.metrics()[self.metric]
+        gain = math.inf if self.best is None else (value - self.best) * (1 if self.greater else -1)
+        self.num_without_gain = 0 if gain > self.threshold else self.num_without_gain + 1
+        if gain <= 0:
+            return False
+        self.best, self.best_step = value, step
+        return True
+
+    def should_stop(self) -> bool:
+        """Whether `early_stopping_patience` evaluations in a row brought no gain above the threshold."""
+        return self.patience is not None and self.num_without_gain >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best": self.best, "best_step": self.best_step, "num_without_gain": self.num_without_gain}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.num_without_gain = state["num_without_gain"]

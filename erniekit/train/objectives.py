@@ -1,0 +1,41 @@
+"""What an objective is, and the table of the ones that are built.
+
+An objective is a function `(model, batch) -> (loss_sum, metrics)`: the loss SUMMED over the
+trained tokens of a micro-batch (a scalar tensor) and plain numbers, `num_tokens` and
+`num_correct` among them. The trainer divides by the number of trained tokens of the global
+batch, so that no split into micro-batches changes a gradient.
+"""
+
+from importlib import import_module
+from typing import Any, Protocol
+
+OBJECTIVES = {
+    "SFT": "erniekit.train.sft:next_token_loss",
+    "PT": "erniekit.train.sft:next_token_loss",
+}
+
+
+class Objective(Protocol):
+    """A loss over a micro-batch, see the module docstring."""
+
+    def __call__(self, model: Any, batch: Any) -> tuple[Any, dict[str, float]]: ...
+
+
+def build_objective(*, stage: str, loss_subbatch_seqlen: int, use_sparse_head_and_loss_fn: bool) -> Objective:
+    """The objective of `stage`, bound to how the head is computed.
+
+    `loss_subbatch_seqlen` is the number of positions per chunk of logits;
+    `use_sparse_head_and_loss_fn` computes logits at trained positions only.
+    """
+    module, _, name = OBJECTIVES[stage].partition(":")
+    function = getattr(import_module(module), name)
+
+    def objective(model: Any, batch: Any) -> tuple[Any, dict[str, float]]:
+        return function(
+            model,
+            batch,
+            loss_subbatch_seqlen=loss_subbatch_seqlen,
+            use_sparse_head_and_loss_fn=use_sparse_head_and_loss_fn,
+        )
+
+    return objective

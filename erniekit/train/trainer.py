@@ -1,0 +1,219 @@
+"""The one training loop.
+
+A step is: a global batch from the loader, split into micro-batches; the gradient of the summed
+loss divided by the number of trained tokens of the WHOLE global batch, so that no split changes
+it; global-norm clipping; one optimizer update at the schedule's rate. Whatever is random in a
+micro-batch (dropout) is drawn from a generator seeded by (seed, step, micro-batch), so a resumed
+run needs no generator state and an evaluation in between moves nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from erniekit.assemble import to_raw
+from erniekit.checkpoint.store import Checkpoint, CheckpointStore
+from erniekit.log import logger
+from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
+from erniekit.train.nonfinite import NonFinitePolicy
+from erniekit.train.objectives import Objective
+from erniekit.train.reporting import Reporter
+from erniekit.train.saving import SavingPlan
+from erniekit.train.signals import StopOnSignal
+
+IGNORED = -100
+
+
+@dataclass
+class Progress:
+    """What a run has done; saved with every checkpoint."""
+
+    step: int = 0
+    num_tokens: int = 0
+    window_loss: float = 0.0
+    window_tokens: int = 0
+    last_saved: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Trainer:
+    """Everything a run consists of, put together by `train/session.py`; `run` is the loop."""
+
+    model: Any
+    objective: Objective
+    loader: Any
+    optimizer: Any
+    schedule: Callable[[int], float]
+    store: CheckpointStore
+    reporter: Reporter
+    evaluation: EvaluationPlan
+    saving: SavingPlan
+    nonfinite: NonFinitePolicy
+    evaluate: Callable[[], EvaluationResult] | None
+    write_model_files: Callable[[Path], None]
+    model_items: Callable[[], Any]
+    total_steps: int
+    seed: int
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    dropout_warmup_steps: int = 0
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> int:
+        """Train to the end, or to a signal; returns the exit code (0, 130 or 143)."""
+        self.reporter.start(self.progress.step, self._log_bytes_at_start)
+        try:
+            with StopOnSignal() as stop:
+                while self.progress.step < self.total_steps:
+                    stopped_early = self._one_step()
+                    if stop.received is not None:
+                        self._save_if_new()
+                        self.store.wait()
+                        logger.warning(f"stopped at step {self.progress.step}; start again to continue")
+                        return stop.exit_code
+                    if stopped_early:
+                        break
+                self._save_if_new()
+                self.store.wait()
+            return 0
+        finally:
+            self.reporter.close()
+
+    _log_bytes_at_start: int = 0
+
+    def _one_step(self) -> bool:
+        """One optimizer step with what hangs on it; True when early stopping ends the run."""
+        progress = self.progress
+        step = progress.step + 1
+        batches = self.loader.next_step()
+        loss, num_tokens, grad_norm = self._forward_backward(batches, step)
+        accepted = self.nonfinite.accepts(
+            step=step, loss=loss, grad_norm=grad_norm, origins=_origins(batches), last_good=self._last_good()
+        )
+        learning_rate = self.schedule(step - 1)
+        if accepted:
+            self.optimizer.step(learning_rate)
+            progress.window_loss += loss * num_tokens
+            progress.window_tokens += num_tokens
+            progress.num_tokens += num_tokens
+        self.optimizer.zero_grad()
+        progress.step = step
+        self.reporter.count(sum(int((batch.labels.size)) for batch in batches) if accepted else 0)
+        if self.reporter.is_due(step) and progress.window_tokens:
+            self._log(learning_rate, grad_norm)
+        stop = self._evaluate_if_due(step)
+        steps_per_epoch = self.loader.steps_per_epoch
+        if self.saving.is_due(step, steps_per_epoch=steps_per_epoch, last=step == self.total_steps or stop):
+            self.save()
+        return stop
+
+    def _forward_backward(self, batches: list[Any], step: int) -> tuple[float, int, float]:
+        """Accumulate the gradient of a global batch; returns its mean loss, trained tokens, gradient norm."""
+        num_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+        if self.dropout_warmup_steps:
+            scale = min(1.0, step / self.dropout_warmup_steps)
+            self.model.set_dropout(self.hidden_dropout_prob * scale, self.attention_probs_dropout_prob * scale)
+        total = 0.0
+        for index, batch in enumerate(batches):
+            paddle.seed(_seed_of(self.seed, step, index))
+            loss_sum, _ = self.objective(self.model, batch)
+            (loss_sum / max(num_tokens, 1)).backward()
+            self.optimizer.accumulate_grads()
+            total += float(loss_sum)
+        return total / max(num_tokens, 1), num_tokens, self.optimizer.grad_norm_and_clip()
+
+    def _log(self, learning_rate: float, grad_norm: float) -> None:
+        progress = self.progress
+        self.reporter.log_step(
+            {
+                "step": progress.step,
+                "epoch": round(self.loader.epoch, 4),
+                "loss": progress.window_loss / progress.window_tokens,
+                "learning_rate": learning_rate,
+                "grad_norm": grad_norm,
+                "tokens": progress.num_tokens,
+                "skipped_steps": self.nonfinite.num_skipped,
+            }
+        )
+        progress.window_loss, progress.window_tokens = 0.0, 0
+
+    def _evaluate_if_due(self, step: int) -> bool:
+        interval = self.saving.save_steps
+        due = self.evaluation.is_due(step, steps_per_epoch=self.loader.steps_per_epoch, default_interval=interval)
+        last = step == self.total_steps and self.evaluation.strategy != "no"
+        if self.evaluate is None or not (due or last):
+            return False
+        result = self.evaluate()
+        row = {"step": step, **result.metrics()}
+        self.progress.evaluations.append(row)
+        self.reporter.log_evaluation(row)
+        if self.evaluation.observe(step, result) and self.evaluation.keeps_best:
+            self.save()
+            self.store.wait()
+            self.store.mark_best(step)
+        if self.evaluation.should_stop():
+            logger.info(f"early stopping: no gain for {self.evaluation.patience} evaluations")
+            return True
+        return False
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, unless it is there already."""
+        if self.progress.last_saved == self.progress.step:
+            return
+        self.progress.last_saved = self.progress.step
+        state = {
+            "format": 1,
+            "step": self.progress.step,
+            "progress": vars(self.progress).copy(),
+            "loader": self.loader.state_dict(),
+            "evaluation": self.evaluation.state_dict(),
+            "skipped_steps": self.nonfinite.num_skipped,
+            "log_bytes": self.reporter.log_bytes(),
+            "total_steps": self.total_steps,
+        }
+        self.store.save(
+            self.progress.step,
+            model_items=self.model_items(),
+            optimizer_items=self.optimizer.state_items(),
+            state=state,
+            write_files=self.write_model_files,
+            asynchronous=self.saving.asynchronous,
+        )
+
+    def resume(self, checkpoint: Checkpoint, load_optimizer: Callable[[Checkpoint], None]) -> None:
+        """Take over everything but the weights (loaded with the model) from a checkpoint."""
+        state = checkpoint.state()
+        load_optimizer(checkpoint)
+        self.progress = Progress(**state["progress"])
+        self.loader.load_state_dict(state["loader"])
+        self.evaluation.load_state_dict(state["evaluation"])
+        self.nonfinite.num_skipped = state["skipped_steps"]
+        self._log_bytes_at_start = state["log_bytes"]
+
+    def _save_if_new(self) -> None:
+        if self.progress.step:
+            self.save()
+
+    def _last_good(self) -> str:
+        newest = self.store.latest()
+        return f"the last good checkpoint is {newest.path}" if newest else "no checkpoint was written yet"
+
+
+def memory_items(model: Any) -> Any:
+    """(name, safetensors dtype, raw array) of every parameter in memory layout."""
+    for name, parameter in model.named_parameters():
+        dtype, array = to_raw(parameter)
+        yield name, dtype, array
+
+
+def _seed_of(seed: int, step: int, micro_batch: int) -> int:
+    """A generator seed for one micro-batch: distinct, and the same in every process that gets there."""
+    return (seed * 1_000_003 + step) * 4_099 + micro_batch
+
+
+def _origins(batches: list[Any]) -> list[str]:
+    return [origin for batch in batches for row in batch.origins for origin in row]

@@ -1,0 +1,18 @@
+import os
+import signal
+
+import pytest
+
+from erniekit.train.signals import StopOnSignal
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_first_signal_waits_second_ends(number, code):
+    before = signal.getsignal(number)
+    with StopOnSignal() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == number and stop.exit_code == code
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
