@@ -1,0 +1,263 @@
+"""From the logits of the last position to the next token.
+
+The order of operations is that of transformers' `generate`, with the two penalties it does not
+have in the place where OpenAI-style servers put them:
+
+    1. repetition_penalty r     tokens of prompt and answer: l / r if l > 0, else l * r
+    2. frequency_penalty f      tokens of the answer:        l - f * (times it occurred)
+       presence_penalty p       tokens of the answer:        l - p
+    3. min_tokens               end tokens are excluded until the answer has that many tokens
+    4. temperature t            l / t; t = 0 takes the highest logit, and steps 5-7 do not apply
+    5. top_k k                  the k highest logits (all that tie with the k-th)
+    6. top_p p                  the fewest most likely tokens whose probabilities reach p
+    7. min_p m                  tokens at least m times as likely as the likeliest
+    8. one token is drawn from what is left, renormalised
+
+Everything runs in numpy on one row of fp32 logits, with a generator of its own: the same seed
+gives the same answer, whatever else the process does and whatever else is in the batch.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from erniekit.errors import ConfigError, RunError
+
+# What upstream samples with; used when neither the user nor the checkpoint says anything.
+DEFAULT_TEMPERATURE = 0.95
+DEFAULT_TOP_P = 0.7
+
+# Candidates that are looked at before all of a vocabulary is sorted for top_p.
+_TOP_P_CANDIDATES = 512
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn, with nothing left open; `build_sampling` makes it."""
+
+    max_new_tokens: int = 1024
+    min_tokens: int = 0
+    temperature: float = DEFAULT_TEMPERATURE
+    top_p: float = DEFAULT_TOP_P
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    stream: bool = True
+    enable_thinking: bool = False
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0.0
+
+
+def build_sampling(
+    defaults: Mapping[str, Any],
+    *,
+    max_new_tokens: int = 1024,
+    min_tokens: int = 0,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    stop: Sequence[str] = (),
+    stream: bool = True,
+    enable_thinking: bool = False,
+    generation_seed: int | None = None,
+) -> Sampling:
+    """Settle every value: what the user gave, else what the checkpoint's `generation_config.json` says.
+
+    A value that is `None` is the checkpoint's. `do_sample: false` there means greedy, unless the
+    user asks for sampling by any of temperature, top_p, top_k, min_p. A checkpoint that says
+    nothing about sampling gets upstream's temperature 0.95 and top_p 0.7. Without a seed one is
+    drawn, and kept in the result so that it can be told.
+
+    Args:
+        defaults: content of the checkpoint's `generation_config.json`, may be empty.
+
+    Raises:
+        ConfigError: a value is out of its range; all such values are named together.
+    """
+    asked = any(value is not None for value in (temperature, top_p, top_k, min_p))
+    settled = _checkpoint_defaults(defaults, asked_to_sample=asked)
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    given["repetition_penalty"] = repetition_penalty
+    settled.update({name: value for name, value in given.items() if value is not None})
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        min_tokens=min_tokens,
+        temperature=float(settled["temperature"]),
+        top_p=float(settled["top_p"]),
+        top_k=int(settled["top_k"]),
+        min_p=float(settled["min_p"]),
+        repetition_penalty=float(settled["repetition_penalty"]),
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stream=stream,
+        enable_thinking=enable_thinking,
+        seed=secrets.randbits(32) if generation_seed is None else generation_seed,
+    )
+    _check(sampling)
+    return sampling
+
+
+def _checkpoint_defaults(defaults: Mapping[str, Any], *, asked_to_sample: bool) -> dict[str, float]:
+    names = ("temperature", "top_p", "top_k", "min_p")
+    said = {name: defaults[name] for name in names if defaults.get(name) is not None}
+    do_sample = defaults.get("do_sample")
+    settled: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    if do_sample is None and not said:
+        settled.update(temperature=DEFAULT_TEMPERATURE, top_p=DEFAULT_TOP_P)
+    settled.update(said)
+    if do_sample is False and not asked_to_sample:
+        settled["temperature"] = 0.0
+    penalty = defaults.get("repetition_penalty")
+    settled["repetition_penalty"] = 1.0 if penalty is None else penalty
+    return settled
+
+
+def _check(sampling: Sampling) -> None:
+    """Report all values that are out of range together."""
+    s = sampling
+    rules = [
+        (s.max_new_tokens >= 1, "max_new_tokens", s.max_new_tokens, "at least 1"),
+        (0 <= s.min_tokens <= s.max_new_tokens, "min_tokens", s.min_tokens, "between 0 and max_new_tokens"),
+        (0.0 <= s.temperature < float("inf"), "temperature", s.temperature, "0 (greedy) or more"),
+        (0.0 < s.top_p <= 1.0, "top_p", s.top_p, "above 0, at most 1 (1 turns it off)"),
+        (s.top_k >= 0, "top_k", s.top_k, "0 (off) or more"),
+        (0.0 <= s.min_p <= 1.0, "min_p", s.min_p, "between 0 (off) and 1"),
+        (0.0 < s.repetition_penalty < float("inf"), "repetition_penalty", s.repetition_penalty, "above 0"),
+        (abs(s.frequency_penalty) <= 2.0, "frequency_penalty", s.frequency_penalty, "between -2 and 2"),
+        (abs(s.presence_penalty) <= 2.0, "presence_penalty", s.presence_penalty, "between -2 and 2"),
+        (all(s.stop), "stop", list(s.stop), "texts that are not empty"),
+        (s.seed >= 0, "generation_seed", s.seed, "0 or more"),
+    ]
+    wrong = [f"{name}: {value} is out of range; write {allowed}" for good, name, value, allowed in rules if not good]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+class Sampler:
+    """Draws the tokens of one answer; holds its counts and its generator.
+
+    Args:
+        prompt_ids: tokens of the prompt (the repetition penalty counts them).
+        end_ids: tokens that end an answer (excluded until `min_tokens`).
+        row: number of the answer among those asked for together; each has a generator of its own.
+    """
+
+    def __init__(
+        self, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Sequence[int], *, row: int = 0
+    ) -> None:
+        self._sampling = sampling
+        self._seen = np.unique(np.asarray(prompt_ids, dtype=np.int64))
+        self._end_ids = np.asarray(sorted(end_ids), dtype=np.int64)
+        self._counts: dict[int, int] = {}
+        self._num_drawn = 0
+        self._generator = np.random.default_rng([sampling.seed, row])
+
+    def draw(self, logits_V: np.ndarray) -> int:
+        """The next token.
+
+        Args:
+            logits_V: fp32 logits of the last position; not changed.
+
+        Raises:
+            RunError: the logits are not finite.
+        """
+        top = float(logits_V.max())
+        if not np.isfinite(top):
+            raise RunError(
+                f"the model's logits for token {self._num_drawn + 1} of the answer are not finite; the "
+                "checkpoint may be damaged, or its numbers too large for compute_type"
+            )
+        logits_V = self._penalise(logits_V)
+        if self._sampling.greedy:
+            token = int(logits_V.argmax())
+        else:
+            tokens, probabilities = distribution(logits_V, self._sampling)
+            token = int(tokens[_draw(probabilities, self._generator.random())])
+        self._num_drawn += 1
+        self._counts[token] = self._counts.get(token, 0) + 1
+        return token
+
+    def _penalise(self, logits_V: np.ndarray) -> np.ndarray:
+        """Steps 1 to 3; returns the input itself when none applies."""
+        s = self._sampling
+        answered = np.fromiter(self._counts, dtype=np.int64, count=len(self._counts))
+        exclude_end = self._num_drawn < s.min_tokens and self._end_ids.size > 0
+        if s.repetition_penalty == 1.0 and not (s.frequency_penalty or s.presence_penalty) and not exclude_end:
+            return logits_V
+        logits_V = logits_V.astype(np.float32, copy=True)
+        if s.repetition_penalty != 1.0:
+            seen = np.union1d(self._seen, answered)
+            values = logits_V[seen]
+            logits_V[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+        if answered.size and (s.frequency_penalty or s.presence_penalty):
+            counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
+            logits_V[answered] -= s.frequency_penalty * counts + s.presence_penalty
+        if exclude_end:
+            logits_V[self._end_ids] = -np.inf
+        return logits_V
+
+
+def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Steps 4 to 7 for a temperature above 0.
+
+    Args:
+        logits_V: logits after penalties.
+
+    Returns:
+        The tokens that are left, and their probabilities (fp64, they sum to 1).
+    """
+    scaled_V = logits_V.astype(np.float64) / sampling.temperature
+    tokens = np.arange(scaled_V.size)
+    if 0 < sampling.top_k < scaled_V.size:
+        kth = np.partition(scaled_V, -sampling.top_k)[-sampling.top_k]
+        tokens = np.flatnonzero(scaled_V >= kth)
+    weights = np.exp(scaled_V[tokens] - scaled_V[tokens].max())
+    weights /= weights.sum()
+    if sampling.top_p < 1.0:
+        kept = _nucleus(weights, sampling.top_p)
+        tokens, weights = tokens[kept], weights[kept]
+    if sampling.min_p > 0.0:
+        kept = np.flatnonzero(weights >= sampling.min_p * weights.max())
+        tokens, weights = tokens[kept], weights[kept]
+    return tokens, weights / weights.sum()
+
+
+def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices of the fewest most likely entries whose sum reaches `top_p`, most likely first.
+
+    Sorting a whole vocabulary for every token costs more than the rest of sampling; the nucleus
+    nearly always lies within a few hundred candidates, and when it does not, all are sorted.
+    """
+    if probabilities.size > _TOP_P_CANDIDATES:
+        best = np.argpartition(probabilities, -_TOP_P_CANDIDATES)[-_TOP_P_CANDIDATES:]
+        best.sort()
+        if probabilities[best].sum() < top_p:
+            best = np.arange(probabilities.size)
+    else:
+        best = np.arange(probabilities.size)
+    order = best[np.argsort(-probabilities[best], kind="stable")]
+    reached = np.cumsum(probabilities[order]) >= top_p
+    count = int(reached.argmax()) + 1 if reached.any() else order.size
+    return order[:count]
+
+
+def _draw(probabilities: np.ndarray, uniform: float) -> int:
+    """Index of the entry that `uniform` in [0, 1) falls on."""
+    cumulative = np.cumsum(probabilities)
+    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return min(index, probabilities.size - 1)
