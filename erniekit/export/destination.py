@@ -1,0 +1,57 @@
+"""Where an export may go: nothing of the user's is ever deleted, and the source stays whole."""
+
+from pathlib import Path
+
+from erniekit.errors import CheckpointError
+
+# What model folders hold at their top; an existing folder with anything else is not ours to replace.
+_EXPORT_FILES = {
+    "config.json",
+    "generation_config.json",
+    "README.md",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "manifest.json",
+    "model.safetensors.index.json",
+}
+
+
+def check_destination(destination: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that is taken, or that is the source itself or around it.
+
+    Raises:
+        CheckpointError: says what lies there and what to write.
+    """
+    target, origin = destination.resolve(), source.resolve()
+    if target == origin or target in origin.parents:
+        raise CheckpointError(f"{destination} holds the source {source}; name another destination with export_dir=...")
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise CheckpointError(f"{destination} is a file; name another destination with export_dir=...")
+    content = sorted(path.name for path in destination.iterdir())
+    if not content:
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{destination} is not empty ({', '.join(content[:3])}{', ...' if len(content) > 3 else ''}); "
+            "write overwrite_output_dir=true to replace it, or name another destination with export_dir=..."
+        )
+    foreign = [name for name in content if not _is_of_an_export(destination / name)]
+    if foreign:
+        raise CheckpointError(
+            f"{destination} holds {foreign[0]}, which no export writes, so it is not replaced even with "
+            "overwrite_output_dir; move it away, or name another destination with export_dir=..."
+        )
+
+
+def _is_of_an_export(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    return path.name in _EXPORT_FILES or (path.name.startswith("model") and path.suffix == ".safetensors")

@@ -1,0 +1,42 @@
+"""Which tokens end an answer.
+
+Four places know something, and a model that was trained well stops at any of them: the
+checkpoint's generation_config.json, its config.json, its tokenizer, and its chat template, whose
+end-of-turn token is what training taught the model to write after an answer. Templates and eos
+disagree often enough that asking only one of them makes models talk without end.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from erniekit.data.template import ChatTemplate
+from erniekit.data.tokenizer import Tokenizer
+
+_MARK = "Zq7xAnswerMark"
+
+
+def end_token_ids(
+    defaults: Mapping[str, Any], config: Any, tokenizer: Tokenizer, template: ChatTemplate | None
+) -> list[int]:
+    """All tokens that end an answer, ascending.
+
+    Args:
+        defaults: content of generation_config.json, may be empty.
+        config: the model's configuration.
+    """
+    said = defaults.get("eos_token_id")
+    found = set(said if isinstance(said, list) else [said])
+    eos = config.eos_token_id
+    found |= set(eos if isinstance(eos, list | tuple) else [eos])
+    found |= {tokenizer.eos_id, end_of_turn_id(tokenizer, template)}
+    return sorted(token for token in found if token is not None)
+
+
+def end_of_turn_id(tokenizer: Tokenizer, template: ChatTemplate | None) -> int | None:
+    """The special token that the template writes right after an answer, None if it writes none."""
+    if template is None:
+        return None
+    text = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}])
+    after = text.rpartition(_MARK)[2]
+    ids = tokenizer.encode(after) if after else []
+    return ids[0] if ids and ids[0] in tokenizer.special_ids else None

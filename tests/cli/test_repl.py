@@ -1,0 +1,172 @@
+"""The chat at the terminal, with a scripted user and a model that answers from a list."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.cli.repl import Repl
+from erniekit.errors import DataError
+from erniekit.generate.conversation import Conversation, Message
+from erniekit.generate.engine import Event
+from erniekit.generate.sampler import Sampling
+
+
+class ScriptedGenerator:
+    """Stands for a TextGenerator: one token a character, prompts are JSON, answers come from a list."""
+
+    max_context = 400
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self.answers = list(answers)
+        self.asked: list[list[Message]] = []
+        self.rows: list[int] = []
+        self.interrupt_after: int | None = None
+        self.closed = 0
+
+    def render(self, messages: Sequence[Any], *, enable_thinking: bool = False) -> list[int]:
+        return [ord(letter) for letter in json.dumps(messages)]
+
+    def stream(self, prompts: Any, sampling: Sampling, *, first_row: int = 0) -> Iterator[Event]:
+        self.asked.append(json.loads("".join(map(chr, prompts[0]))))
+        self.rows.append(first_row)
+        answer = self.answers.pop(0)
+        try:
+            for number, letter in enumerate(answer, start=1):
+                if number - 1 == self.interrupt_after:
+                    raise KeyboardInterrupt
+                yield Event(0, ord(letter), letter, "eos" if number == len(answer) else None)
+        finally:
+            self.closed += 1
+
+
+class Terminal:
+    """What is typed and what is shown."""
+
+    def __init__(self, lines: Sequence[str | type[BaseException]]) -> None:
+        self.lines = list(lines)
+        self.shown = ""
+
+    def read(self, prompt: str) -> str:
+        line = self.lines.pop(0) if self.lines else EOFError
+        if isinstance(line, str):
+            return line
+        raise line
+
+    def write(self, text: str) -> None:
+        self.shown += text
+
+
+def chat(
+    lines: Sequence[str | type[BaseException]], answers: Sequence[str], system: str | None = None, **fields: Any
+) -> tuple[Repl, ScriptedGenerator, Terminal]:
+    generator, terminal = ScriptedGenerator(answers), Terminal(lines)
+    sampling = Sampling(**{"max_new_tokens": 50, **fields})
+    repl = Repl(generator, sampling, Conversation(system), terminal.read, terminal.write)  # type: ignore[arg-type]
+    repl.loop()
+    return repl, generator, terminal
+
+
+def contents(messages: list[Message]) -> list[str]:
+    return [message["content"] for message in messages]
+
+
+def test_answers_are_shown_and_remembered() -> None:
+    repl, generator, terminal = chat(["hi", "", "and?"], ["hello", "so"])
+    assert terminal.shown == "hello\nso\n\n"
+    assert contents(generator.asked[1]) == ["hi", "hello", "and?"]
+
+
+def test_thinking_is_shown_but_not_remembered() -> None:
+    repl, generator, terminal = chat(["hi", "and?"], ["<think>\nhm\n</think>\n\nhello", "so"])
+    assert "hm" in terminal.shown
+    assert contents(generator.asked[1]) == ["hi", "hello", "and?"]
+
+
+@pytest.mark.parametrize("word", ["clear", "/clear"])
+def test_clear_keeps_the_system_message(word: str) -> None:
+    _, generator, _ = chat(["hi", word, "again"], ["a", "b"], system="s")
+    assert contents(generator.asked[1]) == ["s", "again"]
+
+
+@pytest.mark.parametrize("word", ["exit", "/exit"])
+def test_exit_leaves(word: str) -> None:
+    _, generator, terminal = chat([word, "hi"], ["a"])
+    assert generator.asked == [] and terminal.lines == ["hi"]
+
+
+def test_system_begins_anew() -> None:
+    _, generator, _ = chat(["hi", "/system Be brief.", "again"], ["a", "b"])
+    assert generator.asked[1] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "again"},
+    ]
+
+
+def test_undo_and_retry() -> None:
+    repl, generator, _ = chat(["one", "two", "/retry", "/undo"], ["a", "b", "c"])
+    assert contents(generator.asked[2]) == ["one", "a", "two"]
+    assert contents(repl.conversation.messages()) == ["one", "a"]
+    assert generator.rows == [0, 1, 2]  # a retry draws with another generator
+
+
+def test_multi_line_messages() -> None:
+    _, generator, _ = chat(["one \\", "two", '"""', "three", "", "four", '"""'], ["a", "b"])
+    assert generator.asked[0][0]["content"] == "one \ntwo"
+    assert generator.asked[1][-1]["content"] == "three\n\nfour"
+
+
+def test_interrupt_stops_the_answer_and_keeps_what_was_said() -> None:
+    generator, terminal = ScriptedGenerator(["hello", "b"]), Terminal(["hi", "on"])
+    generator.interrupt_after = 3
+    sampling = Sampling(max_new_tokens=50)
+    repl = Repl(generator, sampling, Conversation(), terminal.read, terminal.write)  # type: ignore[arg-type]
+    repl.handle("hi")
+    generator.interrupt_after = None
+    repl.handle("on")
+    assert generator.closed == 2
+    assert contents(generator.asked[1]) == ["hi", "hel", "on"]
+
+
+def test_interrupt_at_the_prompt_does_not_leave() -> None:
+    _, generator, _ = chat([KeyboardInterrupt, "hi"], ["a"])
+    assert len(generator.asked) == 1
+
+
+def test_save(tmp_path: Path) -> None:
+    chat(["hi", f"/save {tmp_path}/my chat.jsonl"], ["a"])
+    row = json.loads((tmp_path / "my chat.jsonl").read_text(encoding="utf-8"))
+    assert contents(row["messages"]) == ["hi", "a"]
+
+
+def test_long_history_is_cut_with_a_notice(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("erniekit")
+    logger.addHandler(caplog.handler)
+    try:
+        _, generator, _ = chat(["x" * 150, "y" * 150, "z"], ["a", "b", "c"])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert contents(generator.asked[2])[0] == "y" * 150
+    assert "oldest 1 turn is no longer sent" in caplog.text
+
+
+def test_error_of_one_question_does_not_end_the_chat() -> None:
+    repl, generator, _ = chat(["x" * 500, "hi"], ["a"])
+    assert contents(generator.asked[0]) == ["hi"]
+    with pytest.raises(DataError):
+        repl.conversation.ask("x" * 500)
+        repl.answer_last()
+    assert contents(repl.conversation.messages()) == ["hi", "a"]
+
+
+def test_unknown_command_is_not_sent_but_paths_are() -> None:
+    _, generator, _ = chat(["/foo", "/etc/passwd is what?"], ["a"])
+    assert contents(generator.asked[0]) == ["/etc/passwd is what?"]
+
+
+def test_stream_false_shows_the_whole_answer_at_once() -> None:
+    _, _, terminal = chat(["hi"], ["hello"], stream=False)
+    assert terminal.shown == "hello\n\n"
