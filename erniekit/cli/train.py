@@ -1,0 +1,25 @@
+"""`erniekit train`: the whole run of a configuration."""
+
+HELP = "train a model from a configuration (SFT, PT)"
+USAGE = """usage: erniekit train CONFIG [key=value | --key value | --key=value ...]
+
+Trains what CONFIG describes (YAML or JSON), evaluates and saves on the way, and writes report.md.
+Starting it again in the same output_dir continues a run that was interrupted.
+
+  erniekit train examples/configs/starter/sft/run_sft.yaml
+  erniekit train run.yaml learning_rate=1e-5 --max_steps 200
+  erniekit train run.yaml overwrite_output_dir=true
+
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130/143 interrupted (after saving)."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    from erniekit.cli.arguments import read_config
+    from erniekit.cli.launch import require_paddle
+
+    loaded = read_config(argv, "train")
+    require_paddle()
+    from erniekit.train.session import train_session
+
+    return train_session(loaded)

@@ -1,0 +1,142 @@
+"""The numbers of an ERNIE 4.5 dense model, read from and written to every form of config.json.
+
+Three forms are in use: Baidu's (flat `rope_theta`, sometimes without `head_dim`), transformers 4
+(the same plus `rope_scaling: null`), and transformers 5 (`rope_parameters`). All are read; what
+is written carries both spellings of the rotary base, so that each of them reads it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from erniekit.errors import CheckpointError, UnsupportedError
+
+MODEL_TYPE = "ernie4_5"
+ARCHITECTURE = "Ernie4_5ForCausalLM"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ernie45Config:
+    """Names as in config.json."""
+
+    vocab_size: int = 103424
+    hidden_size: int = 1024
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 18
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 2
+    head_dim: int = 128
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    tie_word_embeddings: bool = True
+    use_bias: bool = False
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, source: str = "config.json") -> "Ernie45Config":
+        """Read a parsed config.json.
+
+        Raises:
+            UnsupportedError: it describes a variant that is not built (MoE, other activations, ...).
+            CheckpointError: a number is missing, of the wrong type, or does not fit the others.
+        """
+        _refuse_variants(content, source)
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in content and (content[field.name] is not None or field.name.endswith("_id")):
+                values[field.name] = content[field.name]
+        rope = content.get("rope_parameters") or {}
+        if "rope_theta" in rope:
+            values["rope_theta"] = rope["rope_theta"]
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if key not in values:
+                raise CheckpointError(f"{source}: {key} is missing")
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        if "num_key_value_heads" not in values:
+            values["num_key_value_heads"] = values["num_attention_heads"]
+        if "head_dim" not in values:
+            values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+        config = cls(**values)
+        config._check(source)
+        return config
+
+    def to_json(self, *, dtype: str = "float32") -> dict[str, Any]:
+        """The content of config.json; `dtype` is the word for the type of the weights beside it."""
+        content: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            content[field.name] = list(value) if isinstance(value, tuple) else value
+        return content | {
+            "hidden_act": "silu",
+            "rope_scaling": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "torch_dtype": dtype,
+            "dtype": dtype,
+            "use_cache": True,
+        }
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Number of parameters of each part of the model."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = hidden * (query + 2 * key) + query * hidden
+        mlp = 3 * hidden * inner
+        if self.use_bias:
+            attention += query + 2 * key + hidden
+            mlp += 2 * inner + hidden
+        return {
+            "embedding": self.vocab_size * hidden,
+            "attention": self.num_hidden_layers * attention,
+            "mlp": self.num_hidden_layers * mlp,
+            "norms": (2 * self.num_hidden_layers + 1) * hidden,
+            "head": 0 if self.tie_word_embeddings else self.vocab_size * hidden,
+        }
+
+    def num_parameters(self) -> int:
+        """Number of parameters, tied weights counted once."""
+        return sum(self.parameters_by_part().values())
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """FLOPs of one forward pass per token, in a causal sequence of `seq_len` (mean over positions).
+
+        A product of [m, k] and [k, n] counts 2mkn; norms, rotations and softmax are left out.
+        """
+        parts = self.parameters_by_part()
+        products = parts["attention"] + parts["mlp"] + self.vocab_size * self.hidden_size
+        attended = (seq_len + 1) / 2
+        scores = 2 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * attended
+        return 2.0 * (products + scores)
+
+    def initial_std(self) -> float:
+        """Standard deviation of fresh weights: sqrt(1 / (3 hidden_size)), as ERNIE 4.5's own code sets it."""
+        return math.sqrt(0.3333 / self.hidden_size)
+
+    def _check(self, source: str) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be a whole number above 0")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise CheckpointError(
+                f"{source}: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise CheckpointError(f"{source}: head_dim {self.head_dim} is odd; rotary positions need pairs")
+
+
+def _refuse_variants(content: Mapping[str, Any], source: str) -> None:
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UnsupportedError(f"{source}: rope_type {kind!r} is not built yet; only 'default' is")
+    if content.get("hidden_act", "silu") != "silu":
+        raise UnsupportedError(f"{source}: hidden_act {content['hidden_act']!r} is not built; ERNIE 4.5 uses 'silu'")
+    if content.get("moe_num_experts"):
+        raise UnsupportedError(f"{source}: mixture-of-experts models are not built yet")

@@ -1,0 +1,80 @@
+"""The table of model families: the `model_type` of a config.json -> its modules."""
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from erniekit.errors import CheckpointError, UnsupportedError
+
+# model_type -> family folder.
+MODELS = {"ernie4_5": "erniekit.models.ernie45"}
+CONFIG_CLASSES = {"ernie4_5": "Ernie45Config"}
+MODEL_CLASSES = {"ernie4_5": "Ernie45"}
+NOT_BUILT = {
+    "ernie4_5_moe": "mixture-of-experts ERNIE 4.5",
+    "ernie4_5_moe_vl": "multimodal ERNIE 4.5",
+    "ernie4_5_vl_moe": "multimodal ERNIE 4.5",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the rest of ErnieKit asks of a model family."""
+
+    model_type: str
+
+    def build(self, config: Any, *, dtype: str) -> Any:
+        """The model with zero weights; imports Paddle."""
+        module = import_module(f"{MODELS[self.model_type]}.model")
+        return getattr(module, MODEL_CLASSES[self.model_type])(config, dtype=dtype)
+
+    @property
+    def weights(self) -> Any:
+        """The module of weight names and layouts (no Paddle)."""
+        return import_module(f"{MODELS[self.model_type]}.weights")
+
+    @property
+    def plan(self) -> Any:
+        """The module that says what each part is (no Paddle)."""
+        return import_module(f"{MODELS[self.model_type]}.plan")
+
+
+def read_model_config(folder: Path) -> Any:
+    """The config of a model folder.
+
+    Raises:
+        CheckpointError: config.json is missing or no JSON.
+        UnsupportedError: the model family is not built (yet).
+    """
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist: {folder} is no model folder") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error})") from error
+    model_type = content.get("model_type") or _type_of(content.get("architectures"))
+    if model_type in NOT_BUILT:
+        raise UnsupportedError(f"{path}: {NOT_BUILT[model_type]} (model_type {model_type}) is not built yet")
+    if model_type not in MODELS:
+        known = ", ".join(MODELS)
+        raise UnsupportedError(f"{path}: model_type {model_type!r} is not known; known: {known}")
+    module = import_module(f"{MODELS[model_type]}.config")
+    return getattr(module, CONFIG_CLASSES[model_type]).from_json(content, source=str(path))
+
+
+def load_family(config: Any) -> Family:
+    """The family that a config belongs to."""
+    for model_type, name in CONFIG_CLASSES.items():
+        if type(config).__name__ == name:
+            return Family(model_type)
+    raise AssertionError(f"no family for {type(config).__name__}")
+
+
+def _type_of(architectures: list[str] | None) -> str | None:
+    """Baidu's first releases name the class only."""
+    names = {"Ernie4_5ForCausalLM": "ernie4_5", "Ernie4_5_ForCausalLM": "ernie4_5"}
+    names |= {"Ernie4_5_MoeForCausalLM": "ernie4_5_moe"}
+    return names.get(architectures[0]) if architectures else None

@@ -1,0 +1,1 @@
+"""Layers on one device, made from flat arguments; what is not architecture is applied from outside."""

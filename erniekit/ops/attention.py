@@ -1,0 +1,180 @@
+"""Causal attention over rows that may hold several samples or padding.
+
+What a query may see is one tensor for all uses: the query at column t of row b sees the keys
+attend_from[b, t] <= j <= t. Packed samples start at their own first column, left-padded rows at
+their first real one, and a padded column sees itself only.
+
+The reference does not compute the masked blocks: a row is cut into its samples (`Block`s), and
+only the triangle of each is computed. For rows that cannot be cut (decoding over a cache,
+unusual masks) it falls back to one additive mask.
+
+    B rows, T query columns, S key columns, N query heads, K key heads (N a multiple of K), D head dim
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from erniekit.ops.backend import to_arithmetic, to_storage
+
+# More blocks than this a row on average: the mask is cheaper than the Python loop.
+_MAX_BLOCKS_PER_ROW = 64
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns [start, stop) of rows [row, row + rows): one sample each, or columns that see only themselves."""
+
+    row: int
+    rows: int
+    start: int
+    stop: int
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What the attention of one forward pass needs to know, made once for all layers.
+
+    Attributes:
+        attend_from_BT: int32, see the module docstring.
+        num_past: key columns before the first query column (cache).
+        blocks: how the rows are cut; None when `mask` is used.
+        mask: float32 [B, 1, T, S], 0 where visible, a large negative number elsewhere; or None.
+    """
+
+    attend_from_BT: paddle.Tensor
+    num_past: int
+    blocks: tuple[Block, ...] | None
+    mask: paddle.Tensor | None
+
+
+def visibility(attend_from_BT: paddle.Tensor, *, num_past: int, backend: str) -> Visibility:
+    """Prepare the attention of a forward pass over T columns that follow `num_past` cached ones."""
+    num_columns = attend_from_BT.shape[1]
+    if backend == "gpu" and num_past == 0:
+        return Visibility(attend_from_BT, 0, None, None)
+    if num_past == 0:
+        blocks = cut(attend_from_BT.numpy())
+        if blocks is not None:
+            return Visibility(attend_from_BT, 0, blocks, None)
+    queries_T1 = paddle.arange(num_past, num_past + num_columns, dtype="int32").unsqueeze(-1)
+    keys_S = paddle.arange(0, num_past + num_columns, dtype="int32")
+    visible = (keys_S <= queries_T1) & (keys_S >= attend_from_BT.unsqueeze(-1))
+    mask = (1.0 - visible.astype("float32")) * -1e30
+    return Visibility(attend_from_BT, num_past, None, mask.unsqueeze(1))
+
+
+def cut(attend_from_BT: np.ndarray) -> tuple[Block, ...] | None:
+    """Cut every row into blocks; None when a row is no sequence of blocks, or of too many."""
+    num_rows, num_columns = attend_from_BT.shape
+    columns = np.arange(num_columns)
+    if not attend_from_BT.any():
+        return (Block(0, num_rows, 0, num_columns, alone=False),)
+    blocks: list[Block] = []
+    for row, starts in enumerate(attend_from_BT):
+        edges = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
+        if not np.array_equal(starts[edges], edges):
+            return None
+        lengths = np.diff(np.append(edges, num_columns))
+        single = lengths == 1
+        index = 0
+        while index < len(edges):
+            last = index
+            while single[index] and last + 1 < len(edges) and single[last + 1]:
+                last += 1
+            stop = int(columns[edges[last]] + lengths[last])
+            blocks.append(Block(row, 1, int(edges[index]), stop, alone=bool(single[index])))
+            index = last + 1
+    return tuple(blocks) if len(blocks) <= _MAX_BLOCKS_PER_ROW * num_rows else None
+
+
+def attention_reference(
+    q_BTND: paddle.Tensor,
+    k_BSKD: paddle.Tensor,
+    v_BSKD: paddle.Tensor,
+    visible: Visibility,
+    *,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """softmax(q k^T / sqrt(D)) v over the visible keys, [B, T, N, D]; softmax in fp32.
+
+    `dropout` is the probability that an attention weight is dropped (and the others scaled up).
+    """
+    dtype = q_BTND.dtype
+    q_BTND, k_BSKD, v_BSKD = to_arithmetic(q_BTND, k_BSKD, v_BSKD)
+    if visible.blocks is None:
+        return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, visible.mask, dropout), dtype)
+    if len(visible.blocks) == 1:
+        mask = _triangle(q_BTND.shape[1])
+        return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, mask, dropout), dtype)
+    rows: list[list[paddle.Tensor]] = [[] for _ in range(q_BTND.shape[0])]
+    for block in visible.blocks:
+        where = (slice(block.row, block.row + block.rows), slice(block.start, block.stop))
+        if block.alone:
+            out = _alone(v_BSKD[where], q_BTND.shape[2], dropout)
+        else:
+            mask = _triangle(block.stop - block.start)
+            out = _attend(q_BTND[where], k_BSKD[where], v_BSKD[where], mask, dropout)
+        rows[block.row].append(out)
+    joined = [row[0] if len(row) == 1 else paddle.concat(row, axis=1) for row in rows]
+    return to_storage(joined[0] if len(joined) == 1 else paddle.concat(joined, axis=0), dtype)
+
+
+def _attend(
+    q_BTND: paddle.Tensor, k_BSKD: paddle.Tensor, v_BSKD: paddle.Tensor, mask: paddle.Tensor, dropout: float
+) -> paddle.Tensor:
+    """Query heads of one key head are rows of one matrix product, so keys are never repeated."""
+    batch, num_queries, num_heads, head_dim = q_BTND.shape
+    num_keys, num_key_heads = k_BSKD.shape[1:3]
+    group = num_heads // num_key_heads
+    q = (q_BTND * (1.0 / math.sqrt(head_dim))).transpose([0, 2, 1, 3])
+    q = q.reshape([batch, num_key_heads, group * num_queries, head_dim])
+    scores = paddle.matmul(q, k_BSKD.transpose([0, 2, 3, 1]))
+    scores = scores.reshape([batch, num_heads, num_queries, num_keys]) + mask
+    weights = F.softmax(scores, axis=-1)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    weights = weights.reshape([batch, num_key_heads, group * num_queries, num_keys])
+    out = paddle.matmul(weights, v_BSKD.transpose([0, 2, 1, 3]))
+    return out.reshape([batch, num_heads, num_queries, head_dim]).transpose([0, 2, 1, 3])
+
+
+def _alone(v_BTKD: paddle.Tensor, num_heads: int, dropout: float) -> paddle.Tensor:
+    """A column that sees only itself has the single attention weight 1."""
+    out = paddle.repeat_interleave(v_BTKD, num_heads // v_BTKD.shape[2], axis=2)
+    return F.dropout(out, dropout) if dropout else out
+
+
+def _triangle(length: int) -> paddle.Tensor:
+    """Causal mask [T, T]: 0 on and below the diagonal, a large negative number above."""
+    return paddle.triu(paddle.full([length, length], -1e30), 1)
+
+
+def attention_flashmask(
+    q_BTND: paddle.Tensor,
+    k_BSKD: paddle.Tensor,
+    v_BSKD: paddle.Tensor,
+    visible: Visibility,
+    *,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """The same through Paddle's FlashMask (GPU only; not executed in this project's CI).
+
+    FlashMask wants, for each KEY column, the query column from which on it is hidden: the end of
+    its sample. With a cache the reference is used.
+    """
+    if visible.num_past:
+        return attention_reference(q_BTND, k_BSKD, v_BSKD, visible, dropout=dropout)
+    starts_BT = visible.attend_from_BT
+    num_columns = starts_BT.shape[1]
+    queries = paddle.arange(num_columns, dtype="int32").unsqueeze(0)
+    # A key column j is hidden from the first query whose start lies behind it: starts do not decrease.
+    ends = paddle.searchsorted(starts_BT, paddle.expand_as(queries, starts_BT).contiguous(), right=True)
+    indices = ends.astype("int32").unsqueeze(1).unsqueeze(-1)
+    return F.flashmask_attention(
+        q_BTND, k_BSKD, v_BSKD, startend_row_indices=indices, dropout=dropout, causal=True
+    )

@@ -1,0 +1,22 @@
+"""Matrix products and element sums in the storage type of their inputs (fp32 inside on a CPU)."""
+
+import paddle
+
+from erniekit.ops.backend import to_arithmetic, to_storage
+
+
+def linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+    """x [..., I] times weight [I, O] plus bias [O]."""
+    dtype = x.dtype
+    x, weight = to_arithmetic(x, weight)
+    y = paddle.matmul(x, weight)
+    if bias is not None:
+        y = y + to_arithmetic(bias)[0]
+    return to_storage(y, dtype)
+
+
+def add(x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:
+    """The residual sum x + y, same shape."""
+    dtype = x.dtype
+    x, y = to_arithmetic(x, y)
+    return to_storage(x + y, dtype)
