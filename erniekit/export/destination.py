@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from erniekit.checkpoint.manifest import MANIFEST, verify
 from erniekit.errors import CheckpointError
 
 # What model folders hold at their top; an existing folder with anything else is not ours to replace.
@@ -17,9 +18,10 @@ _EXPORT_FILES = {
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "manifest.json",
     "model.safetensors.index.json",
 }
+# Belongs to a training run, never to a finished model.
+NOT_EXPORTED = {"optimizer.safetensors", "trainer_state.json", "manifest.json", "erniekit.yaml"}
 
 
 def check_destination(destination: Path, source: Path, *, overwrite: bool) -> None:
@@ -43,7 +45,8 @@ def check_destination(destination: Path, source: Path, *, overwrite: bool) -> No
             f"{destination} is not empty ({', '.join(content[:3])}{', ...' if len(content) > 3 else ''}); "
             "write overwrite_output_dir=true to replace it, or name another destination with export_dir=..."
         )
-    foreign = [name for name in content if not _is_of_an_export(destination / name)]
+    copied = {path.name for path in origin.iterdir() if path.is_file()} - NOT_EXPORTED
+    foreign = [name for name in content if not _is_of_an_export(destination / name, copied)]
     if foreign:
         raise CheckpointError(
             f"{destination} holds {foreign[0]}, which no export writes, so it is not replaced even with "
@@ -51,7 +54,17 @@ def check_destination(destination: Path, source: Path, *, overwrite: bool) -> No
         )
 
 
-def _is_of_an_export(path: Path) -> bool:
+def verify_source(source: Path) -> None:
+    """Check the files of a source that has a manifest (checkpoints of a run do; other models need none).
+
+    Raises:
+        CheckpointError: names the damaged file.
+    """
+    if (source / MANIFEST).exists():
+        verify(source)
+
+
+def _is_of_an_export(path: Path, copied: set[str]) -> bool:
     if path.is_dir():
         return False
-    return path.name in _EXPORT_FILES or (path.name.startswith("model") and path.suffix == ".safetensors")
+    return path.name in _EXPORT_FILES | copied or (path.name.startswith("model") and path.suffix == ".safetensors")

@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 
 from erniekit.checkpoint.atomic import write_folder
-from erniekit.checkpoint.files import open_tensors, write_tensors
+from erniekit.checkpoint.files import Item, open_tensors, write_tensors
 from erniekit.errors import CheckpointError
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
-from erniekit.export.destination import check_destination
+from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES, convert, is_exact
 from erniekit.export.proof import compare_logits
 from erniekit.export.sizes import shard_bytes
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
-Item = tuple[str, str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -82,26 +81,34 @@ def export_model(
     max_shard_bytes = shard_bytes(max_shard_size)
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
+    verify_source(checkpoint)
     config = read_model_config(checkpoint)
-    family = load_family(config)
+    weights = load_family(config).weights
+    facts = read_run_facts(checkpoint)
     target = EXPORT_DTYPES.get(export_dtype)
     logger.info(f"exporting {checkpoint} to {destination}")
     with write_folder(destination, overwrite=overwrite) as folder:
-        converted = _converted(family.load_weights(checkpoint, config), target)
+        converted = _converted(weights.load_weights(checkpoint, config), target)
         write_tensors(
             folder,
-            family.save_layout(converted, config, export_layout),
+            weights.save_layout(converted, export_layout),
             max_shard_bytes=max_shard_bytes,
             metadata={"format": "pt" if export_layout == "hf" else "pd"},
         )
         dtype = CONFIG_DTYPES[target or stored_dtype(checkpoint)]
-        write_json(folder / "config.json", {**config.to_json(export_layout), **dtype_fields(dtype)})
-        has_template = write_companions(checkpoint, folder, config, copy_tokenizer=copy_tokenizer)
-        exact, num_parameters = _compare_tensors(family, config, checkpoint, folder, target)
+        write_json(folder / "config.json", config.to_json(dtype=dtype))
+        has_template = write_companions(
+            checkpoint,
+            folder,
+            config,
+            copy_tokenizer=copy_tokenizer,
+            chat_template=facts.settings.get("chat_template"),
+        )
+        exact, num_parameters = _compare_tensors(weights, config, checkpoint, folder, target)
         largest, difference = compare_logits(checkpoint, folder, exact=exact, dtype=dtype)
         exported = Exported(destination, dtype, num_parameters, difference, largest)
         card = build_card(
-            read_run_facts(checkpoint),
+            facts,
             title=destination.resolve().name if export_dir else output_dir.resolve().name,
             layout=export_layout,
             dtype=dtype,
@@ -124,11 +131,6 @@ def stored_dtype(folder: Path) -> str:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def dtype_fields(dtype: str) -> dict[str, str]:
-    """Both spellings: transformers 4 and Baidu's tools read `torch_dtype`, transformers 5 `dtype`."""
-    return {"torch_dtype": dtype, "dtype": dtype}
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as model folders have them: indented, final newline."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -141,14 +143,14 @@ def _converted(items: Iterator[Item], target: str | None) -> Iterator[Item]:
 
 
 def _compare_tensors(
-    family: Any, config: Any, source: Path, export: Path, target: str | None
+    weights: Any, config: Any, source: Path, export: Path, target: str | None
 ) -> tuple[bool, int]:
     """Whether no tensor was rounded, and the number of parameters; both folders are read anew."""
     exact, num_parameters = True, 0
     again = read_model_config(export)
     if again != config:
         raise CheckpointError(f"{export}: config.json reads back as another model than {source}")
-    pairs = zip(family.load_weights(source, config), family.load_weights(export, again), strict=True)
+    pairs = zip(weights.load_weights(source, config), weights.load_weights(export, again), strict=True)
     for (name, dtype, array), (other_name, other_dtype, other) in pairs:
         wanted = target or dtype
         expected = convert(name, array, dtype, wanted)

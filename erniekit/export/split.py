@@ -6,17 +6,12 @@ from pathlib import Path
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError
-from erniekit.export.destination import check_destination
+from erniekit.export.destination import NOT_EXPORTED, check_destination, verify_source
 from erniekit.export.sizes import shard_bytes
 from erniekit.log import logger
 
-# Belongs to a training run or to the old set of files, not to the model.
-_LEFT_BEHIND = {
-    "optimizer.safetensors",
-    "trainer_state.json",
-    "manifest.json",
-    "model.safetensors.index.json",
-}
+# Belongs to a training run, or to the old set of files.
+_LEFT_BEHIND = NOT_EXPORTED | {"model.safetensors.index.json"}
 
 
 def split_model(
@@ -37,10 +32,10 @@ def split_model(
     max_shard_bytes = shard_bytes(max_shard_size)
     destination = output_dir / "split_export"
     check_destination(destination, checkpoint, overwrite=overwrite)
+    verify_source(checkpoint)
     source = open_tensors(checkpoint)
     with write_folder(destination, overwrite=overwrite) as folder:
-        items = ((name, source.info(name).dtype, source.info(name).shape, source.read(name)) for name in source.names())
-        write_tensors(folder, items, max_shard_bytes=max_shard_bytes, metadata=source.metadata)
+        write_tensors(folder, source.items(), max_shard_bytes=max_shard_bytes, metadata=source.metadata)
         for path in sorted(checkpoint.iterdir()):
             if path.is_file() and path.suffix != ".safetensors" and path.name not in _LEFT_BEHIND:
                 shutil.copyfile(path, folder / path.name)
@@ -54,5 +49,7 @@ def _compare(source_folder: Path, folder: Path) -> None:
     if sorted(source.names()) != sorted(again.names()):
         raise CheckpointError(f"{folder}: holds other tensors than {source_folder}")
     for name in source.names():
-        if source.read(name).tobytes() != again.read(name).tobytes():
+        before, after = source.info(name), again.info(name)
+        same = (before.dtype, before.shape) == (after.dtype, after.shape)
+        if not same or source.read(name).tobytes() != again.read(name).tobytes():
             raise CheckpointError(f"{folder}: tensor {name} reads back differently than it was written")

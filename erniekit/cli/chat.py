@@ -1,0 +1,71 @@
+"""`erniekit chat`: talk with a model at the terminal."""
+
+HELP = "talk with a model at the terminal"
+USAGE = """usage: erniekit chat MODEL|CONFIG [--prompt TEXT] [--system TEXT] [key=value ...]
+
+MODEL is a model folder, a training output folder (its best, else latest checkpoint), starter, or a
+hub id. CONFIG is a YAML or JSON file: the checkpoint in its output_dir if there is one, otherwise
+its model_name_or_path (model_name_or_path=... on the command line always wins).
+
+  --prompt TEXT   answer this one question and leave (- reads it from standard input)
+  --system TEXT   the system message
+
+  erniekit chat starter
+  erniekit chat ./output
+  erniekit chat run.yaml temperature=0.2 max_new_tokens=200
+  erniekit chat ./output --prompt "What is the capital of France?" temperature=0
+
+In the chat: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    import sys
+    from dataclasses import asdict
+
+    from erniekit.cli.launch import require_paddle
+    from erniekit.cli.options import take_options
+    from erniekit.cli.target import choose_target, open_generator
+
+    options, words = take_options(argv, valued=("--prompt", "--system"))
+    require_paddle()
+    target = choose_target(words, "chat")
+
+    from erniekit.cli.repl import Repl
+    from erniekit.generate.conversation import Conversation
+    from erniekit.generate.sampler import build_sampling
+    from erniekit.generate.text import read_generation_defaults
+    from erniekit.log import logger
+
+    sampling = build_sampling(read_generation_defaults(target.folder), **asdict(target.config.generation))
+    logger.info(f"model: {target.description}")
+    generator = open_generator(target)
+    repl = Repl(generator, sampling, Conversation(options.get("--system")), _read, _write)
+    if "--prompt" in options:
+        prompt = options["--prompt"]
+        repl.conversation.ask(sys.stdin.read() if prompt == "-" else prompt)
+        repl.answer_last()
+        return 0
+    repl.loop()
+    return 0
+
+
+def _read(prompt: str) -> str:
+    """A line from the terminal, with editing and history where the system has readline."""
+    import contextlib
+    import sys
+
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+    with contextlib.suppress(ModuleNotFoundError):
+        import readline  # noqa: F401  (importing it is what turns editing on)
+    return input(prompt)
+
+
+def _write(text: str) -> None:
+    from erniekit.cli.pieces import show_piece
+
+    show_piece(text)
