@@ -91,7 +91,7 @@ def export_model(
         converted = _converted(weights.load_weights(checkpoint, config), target)
         write_tensors(
             folder,
-            weights.save_layout(converted, export_layout),
+            weights.save_layout(converted, export_layout, config),
             max_shard_bytes=max_shard_bytes,
             metadata={"format": "pt" if export_layout == "hf" else "pd"},
         )

@@ -30,6 +30,14 @@ class Family:
         module = import_module(f"{MODELS[self.model_type]}.model")
         return getattr(module, MODEL_CLASSES[self.model_type])(config, dtype=dtype)
 
+    def load_weights(self, folder: Path, config: Any) -> Any:
+        """Every tensor of a folder in memory layout, see the family's weights.py."""
+        return self.weights.load_weights(folder, config)
+
+    def save_layout(self, items: Any, config: Any, layout: str) -> Any:
+        """Tensors in memory layout as files of a layout hold them."""
+        return self.weights.save_layout(items, layout, config)
+
     @property
     def weights(self) -> Any:
         """The module of weight names and layouts (no Paddle)."""

@@ -1,0 +1,210 @@
+"""The checkpoints of one run.
+
+`checkpoint-<step>/` is a Hugging Face model folder with what a run needs to go on: optimizer
+state, `trainer_state.json`, a manifest. Two small files in the run's folder name the `latest`
+and the `best`. A checkpoint is deleted only after a newer one is complete, and never when it is
+the best or the latest.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erniekit.checkpoint.atomic import clean_leftovers, explain, remove_folder, write_file_atomic, write_folder
+from erniekit.checkpoint.files import Item, TensorFolder, open_tensors, write_tensors
+from erniekit.checkpoint.manifest import verify, write_manifest
+from erniekit.errors import CheckpointError
+from erniekit.log import logger
+
+STATE_FILE = "trainer_state.json"
+SHARD_BYTES = 5 * 10**9
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk, not yet verified."""
+
+    step: int
+    path: Path
+
+    def state(self) -> dict[str, Any]:
+        """The content of trainer_state.json."""
+        path = self.path / STATE_FILE
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): this is no checkpoint of a run") from error
+
+    def tensors(self, basename: str) -> TensorFolder:
+        """Its tensors: `model` or `optimizer`."""
+        return open_tensors(self.path, basename)
+
+
+class CheckpointStore:
+    """Reads and writes the checkpoints of an output folder."""
+
+    def __init__(self, output_dir: Path, *, save_total_limit: int | None) -> None:
+        self.output_dir = Path(output_dir)
+        self._limit = save_total_limit
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def list(self) -> list[Checkpoint]:
+        """All that are there, oldest first."""
+        if not self.output_dir.is_dir():
+            return []
+        found = []
+        for path in self.output_dir.iterdir():
+            match = _NAME.match(path.name)
+            if match and path.is_dir():
+                found.append(Checkpoint(int(match[1]), path))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def newest_good(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are all as they were written; damaged ones are told of."""
+        for checkpoint in reversed(self.list()):
+            try:
+                verify(checkpoint.path)
+            except CheckpointError as error:
+                logger.warning(f"{error}; looking for an older checkpoint")
+                continue
+            return checkpoint
+        return None
+
+    def open(self, path: Path) -> Checkpoint:
+        """A checkpoint by its path, verified.
+
+        Raises:
+            CheckpointError: it is damaged; names the newest good one.
+        """
+        match = _NAME.match(path.name)
+        if not match:
+            raise CheckpointError(f"resume_from_checkpoint: {path} is not named checkpoint-<step>")
+        try:
+            verify(path)
+        except CheckpointError as error:
+            good = CheckpointStore(path.parent, save_total_limit=None).newest_good()
+            hint = f"the newest good checkpoint is {good.path}" if good else "there is no good checkpoint beside it"
+            raise CheckpointError(f"{error}; {hint}") from error
+        return Checkpoint(int(match[1]), path)
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint that was written last."""
+        return self._pointed("latest") or (self.list() or [None])[-1]
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best evaluation, when one was marked."""
+        return self._pointed("best")
+
+    def mark_best(self, step: int) -> None:
+        """Point `best` at the checkpoint of a step."""
+        write_file_atomic(self.output_dir / "best", f"checkpoint-{step}\n".encode())
+        self._retire()
+
+    def save(
+        self,
+        step: int,
+        *,
+        model_items: Iterable[Item],
+        optimizer_items: Iterable[Item],
+        state: dict[str, Any],
+        write_files: Callable[[Path], None],
+        asynchronous: bool = False,
+    ) -> None:
+        """Write `checkpoint-<step>`; returns when it is durable, or at once when asynchronous.
+
+        An asynchronous save copies the tensors first, and writes in one thread; its error is
+        raised by the next `save` or `wait`.
+
+        Raises:
+            CheckpointError: it could not be written (disk full, no permission); names the last good one.
+        """
+        self.wait()
+        text = json.dumps(state, indent=2) + "\n"
+
+        def write() -> None:
+            self._write(step, model_items, optimizer_items, text, write_files)
+
+        if not asynchronous:
+            write()
+            return
+        # Tensors of the model change with the next step, so the thread gets copies of its own.
+        model_items = [(name, dtype, array.copy()) for name, dtype, array in model_items]
+        optimizer_items = [(name, dtype, array.copy()) for name, dtype, array in optimizer_items]
+
+        def guarded() -> None:
+            try:
+                write()
+            except CheckpointError as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=guarded, name=f"save-{step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for an asynchronous save; raises its error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def clean(self) -> None:
+        """Remove what killed runs left half-written."""
+        for path in clean_leftovers(self.output_dir):
+            logger.info(f"removed {path.name}, left by a process that was killed")
+
+    def _write(
+        self,
+        step: int,
+        model_items: Iterable[Item],
+        optimizer_items: Iterable[Item],
+        state: str,
+        write_files: Callable[[Path], None],
+    ) -> None:
+        path = self.output_dir / f"checkpoint-{step}"
+        try:
+            with write_folder(path, overwrite=True) as folder:
+                write_tensors(folder, model_items, max_shard_bytes=SHARD_BYTES, metadata={"format": "pt"})
+                write_tensors(
+                    folder, optimizer_items, max_shard_bytes=SHARD_BYTES, metadata={}, basename="optimizer"
+                )
+                write_files(folder)
+                (folder / STATE_FILE).write_text(state, encoding="utf-8")
+                write_manifest(folder)
+            write_file_atomic(self.output_dir / "latest", f"{path.name}\n".encode())
+            self._retire()
+        except (CheckpointError, OSError) as error:
+            reason = str(error) if isinstance(error, CheckpointError) else str(explain(error, path))
+            others = [checkpoint for checkpoint in self.list() if checkpoint.step != step]
+            hint = f"the last good checkpoint is {others[-1].path}" if others else "no checkpoint was written before"
+            raise CheckpointError(f"{reason}; {hint}") from error
+
+    def _retire(self) -> None:
+        """Delete the oldest checkpoints above the limit, but neither the best nor the latest."""
+        if self._limit is None or self._limit < 1:
+            return
+        kept = {checkpoint.path for checkpoint in (self.best(), self.latest()) if checkpoint}
+        every = self.list()
+        surplus = len(every) - self._limit
+        for checkpoint in every:
+            if surplus <= 0:
+                return
+            if checkpoint.path not in kept:
+                remove_folder(checkpoint.path)
+                surplus -= 1
+
+    def _pointed(self, name: str) -> Checkpoint | None:
+        pointer = self.output_dir / name
+        if not pointer.is_file():
+            return None
+        target = pointer.read_text(encoding="utf-8").strip()
+        match = _NAME.match(target)
+        path = self.output_dir / target
+        return Checkpoint(int(match[1]), path) if match and path.is_dir() else None

@@ -1,0 +1,42 @@
+"""The table of optimisers, and the function that makes one from the keys of a configuration."""
+
+from importlib import import_module
+from typing import Any
+
+from erniekit.errors import UnsupportedError
+
+# `adamw_custom` is upstream's AdamW whose extras (offload, low-precision moments) are keys of their own.
+OPTIMIZERS = {"adamw": "erniekit.optim.adamw:AdamW", "adamw_custom": "erniekit.optim.adamw:AdamW"}
+
+
+def build_optimizer(
+    named_parameters: list[tuple[str, Any]],
+    *,
+    optim: str,
+    learning_rate: float,
+    weight_decay: float,
+    adam_beta1: float,
+    adam_beta2: float,
+    adam_epsilon: float,
+    max_grad_norm: float,
+    layerwise_lr_decay_bound: float,
+) -> Any:
+    """An optimiser of the trained ones among `named_parameters`.
+
+    `learning_rate` is the peak of the schedule; the rate of each update is given to `step`.
+
+    Raises:
+        UnsupportedError: `optim` is not built.
+    """
+    if optim not in OPTIMIZERS:
+        raise UnsupportedError(f"optim: {optim} is not built yet; built: {', '.join(OPTIMIZERS)}")
+    module, _, name = OPTIMIZERS[optim].partition(":")
+    return getattr(import_module(module), name)(
+        named_parameters,
+        weight_decay=weight_decay,
+        adam_beta1=adam_beta1,
+        adam_beta2=adam_beta2,
+        adam_epsilon=adam_epsilon,
+        max_grad_norm=max_grad_norm,
+        layerwise_lr_decay_bound=layerwise_lr_decay_bound,
+    )

@@ -1,0 +1,163 @@
+"""AdamW against numbers worked by hand and against Paddle's own."""
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+
+from erniekit.optim.build import build_optimizer
+from erniekit.optim.groups import decays, learning_rate_ratios
+
+FIELDS = dict(
+    optim="adamw",
+    learning_rate=0.1,
+    weight_decay=0.0,
+    adam_beta1=0.9,
+    adam_beta2=0.99,
+    adam_epsilon=1e-8,
+    max_grad_norm=0.0,
+    layerwise_lr_decay_bound=1.0,
+)
+
+
+def parameter(values, dtype="float32"):
+    zero = paddle.nn.initializer.Constant(0.0)
+    made = paddle.create_parameter([len(values)], dtype, default_initializer=zero)
+    made.set_value(paddle.to_tensor(values, dtype="float32").astype(dtype))
+    return made
+
+
+def give(target, gradient):
+    (target.astype("float32") * paddle.to_tensor(gradient)).sum().backward()
+
+
+def test_two_updates_worked_by_hand():
+    weight = parameter([1.0])
+    optimizer = build_optimizer([("w", weight)], **{**FIELDS, "weight_decay": 0.5})
+    give(weight, [2.0])
+    optimizer.step(0.1)
+    optimizer.zero_grad()
+    # m/(1-b1) = 2, sqrt(v/(1-b2)) = 2: a step of exactly lr, after the decay by 1 - 0.1 * 0.5.
+    assert weight.item() == pytest.approx(0.95 - 0.1, rel=1e-6)
+    give(weight, [-1.0])
+    optimizer.step(0.2)
+    # m = 0.9*0.2 - 0.1 = 0.08, v = 0.99*0.04 + 0.01 = 0.0496; corrections 0.19 and 0.0199.
+    step = 0.2 * (0.08 / 0.19) / math.sqrt(0.0496 / 0.0199)
+    assert weight.item() == pytest.approx(0.85 * 0.9 - step, rel=1e-6)
+
+
+def test_equals_paddles_own_adamw():
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=7).tolist(), rng.normal(size=(5, 7)).astype("float32")
+    ours, theirs = parameter(start), parameter(start)
+    optimizer = build_optimizer([("w", ours)], **{**FIELDS, "weight_decay": 0.1})
+    reference = paddle.optimizer.AdamW(0.01, 0.9, 0.99, 1e-8, parameters=[theirs], weight_decay=0.1)
+    for gradient in gradients:
+        give(ours, gradient)
+        optimizer.step(0.01)
+        optimizer.zero_grad()
+        give(theirs, gradient)
+        reference.step()
+        reference.clear_grad()
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=2e-6)
+
+
+def test_norms_and_biases_do_not_decay():
+    names = ["model.norm.weight", "a.input_layernorm.weight", "a.qkv_proj.bias", "a.qkv_proj.weight"]
+    assert [decays(name) for name in names] == [False, False, False, True]
+    weights = {name: parameter([1.0]) for name in names}
+    optimizer = build_optimizer(list(weights.items()), **{**FIELDS, "weight_decay": 0.5})
+    for weight in weights.values():
+        give(weight, [0.0])
+    optimizer.step(0.1)
+    assert [round(w.item(), 6) for w in weights.values()] == [1.0, 1.0, 1.0, 0.95]
+
+
+def test_depth_dependent_rates():
+    names = ["model.embed_tokens.weight", "model.layers.0.a", "model.layers.1.a", "model.norm.weight"]
+    assert list(learning_rate_ratios(names, 0.5).values()) == [0.5, 0.75, 1.0, 1.0]
+    assert set(learning_rate_ratios(names, 1.0).values()) == {1.0}
+
+
+def test_clipping_is_by_the_global_norm():
+    first, second = parameter([0.0]), parameter([0.0])
+    optimizer = build_optimizer([("a", first), ("b", second)], **{**FIELDS, "max_grad_norm": 1.0})
+    give(first, [3.0])
+    give(second, [4.0])
+    assert optimizer.grad_norm_and_clip() == pytest.approx(5.0)
+    optimizer.step(0.1)
+    state = {name: array for name, _, array in optimizer.state_items()}
+    assert state["exp_avg.a"][0] == pytest.approx(0.1 * 3 / 5)
+    assert state["exp_avg.b"][0] == pytest.approx(0.1 * 4 / 5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_norm_that_is_not_finite_is_told(bad):
+    weight = parameter([1.0])
+    optimizer = build_optimizer([("a", weight)], **{**FIELDS, "max_grad_norm": 1.0})
+    give(weight, [bad])
+    assert not math.isfinite(optimizer.grad_norm_and_clip())
+    assert weight.item() == 1.0
+
+
+def test_bf16_parameters_move_by_less_than_their_spacing():
+    weight = parameter([1.0], "bfloat16")
+    optimizer = build_optimizer([("a", weight)], **FIELDS)
+    for _ in range(20):
+        give(weight, [1.0])
+        optimizer.accumulate_grads()
+        optimizer.step(0.001)
+        optimizer.zero_grad()
+    # bf16 has a spacing of 0.0039 below 1: single updates of 0.001 would all be lost without a master.
+    assert float(weight.astype("float32")) == pytest.approx(0.98, abs=0.004)
+
+
+def test_bf16_gradients_are_summed_in_fp32():
+    weight = parameter([1.0], "bfloat16")
+    optimizer = build_optimizer([("a", weight)], **FIELDS)
+    for gradient in [256.0] + [0.5] * 8:
+        give(weight, [gradient])
+        optimizer.accumulate_grads()
+    assert optimizer.grad_norm_and_clip() == 260.0
+
+
+def test_frozen_parameters_have_no_state():
+    free, frozen = parameter([1.0]), parameter([1.0])
+    frozen.stop_gradient = True
+    optimizer = build_optimizer([("a", free), ("b", frozen)], **FIELDS)
+    assert not [name for name, _, _ in optimizer.state_items() if name.endswith(".b")]
+
+
+class Reader:
+    folder = "x"
+
+    def __init__(self, items):
+        self._items = {name: array for name, _, array in items}
+
+    def names(self):
+        return list(self._items)
+
+    def read(self, name):
+        return self._items[name]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_goes_on_bit_by_bit(dtype):
+    def run(weight, optimizer, gradients):
+        for gradient in gradients:
+            give(weight, [gradient, 1.0])
+            optimizer.accumulate_grads()
+            optimizer.grad_norm_and_clip()
+            optimizer.step(0.01)
+            optimizer.zero_grad()
+
+    whole = parameter([1.0, 2.0], dtype)
+    run(whole, build_optimizer([("w", whole)], **FIELDS), [0.3, -0.2, 0.7, 0.1])
+    half = parameter([1.0, 2.0], dtype)
+    first = build_optimizer([("w", half)], **FIELDS)
+    run(half, first, [0.3, -0.2])
+    second = build_optimizer([("w", half)], **FIELDS)
+    second.load_state(Reader(first.state_items()))
+    run(half, second, [0.7, 0.1])
+    assert whole.numpy().tobytes() == half.numpy().tobytes()
