@@ -91,12 +91,16 @@ def _questions(options: dict[str, str]) -> "Iterator[Question]":
     for question in read_questions(Path(options["--input"])):
         empty = False
         own = any(message["role"] == "system" for message in question.messages)
-        yield Question(question.origin, question.row, question.messages if own else system + question.messages)
+        yield Question(
+            question.origin, question.row, question.messages if own else system + question.messages
+        )
     if empty:
         raise DataError(f"{options['--input']}: holds no rows")
 
 
-def _prompt_ids(generator: "TextGenerator", sampling: "Sampling", question: "Question", *, raw: bool) -> list[int]:
+def _prompt_ids(
+    generator: "TextGenerator", sampling: "Sampling", question: "Question", *, raw: bool
+) -> list[int]:
     if raw:
         return generator.tokenizer.encode(question.text)
     return generator.render(question.messages, enable_thinking=sampling.enable_thinking)

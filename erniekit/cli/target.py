@@ -14,6 +14,7 @@ from erniekit.errors import ConfigError
 
 if TYPE_CHECKING:
     from erniekit.config.config import Config
+
     from erniekit.generate.text import TextGenerator
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -40,7 +41,9 @@ def choose_target(argv: list[str], verb: str) -> Target:
     from erniekit.cli.arguments import read_config
 
     if not argv:
-        raise ConfigError(f"erniekit {verb} needs a configuration, a model folder, or starter; see erniekit {verb} --help")
+        raise ConfigError(
+            f"erniekit {verb} needs a configuration, a model folder, or starter: erniekit {verb} --help"
+        )
     first, rest = argv[0], argv[1:]
     if first.endswith(CONFIG_SUFFIXES) or "=" in first or first.startswith("--"):
         return _of_config(argv, verb)
@@ -57,8 +60,9 @@ def choose_target(argv: list[str], verb: str) -> Target:
 
 
 def _of_config(argv: list[str], verb: str) -> Target:
-    from erniekit.checkpoint.store import CheckpointStore
     from erniekit.cli.arguments import read_config
+
+    from erniekit.checkpoint.store import CheckpointStore
 
     loaded = read_config(argv, verb)
     config = loaded.config
@@ -95,9 +99,10 @@ def describe(folder: Path, named: str) -> str:
 
 def open_generator(target: Target) -> "TextGenerator":
     """Load a target's model, tokenizer and template, ready to answer; needs Paddle."""
-    from erniekit import assemble
     from erniekit.data.template import load_template
     from erniekit.data.tokenizer import load_tokenizer
+
+    from erniekit import assemble
     from erniekit.generate.ends import end_token_ids
     from erniekit.generate.text import TextGenerator, read_generation_defaults
 

@@ -77,7 +77,14 @@ def read_run_facts(checkpoint: Path) -> RunFacts:
 
 
 def build_card(
-    facts: RunFacts, *, title: str, layout: str, dtype: str, num_parameters: int, verified: str, has_template: bool
+    facts: RunFacts,
+    *,
+    title: str,
+    layout: str,
+    dtype: str,
+    num_parameters: int,
+    verified: str,
+    has_template: bool,
 ) -> str:
     """Text of the card.
 
@@ -139,7 +146,8 @@ def _use_section(layout: str, has_template: bool) -> str:
     if layout != "hf":
         return (
             "## Use\n\n```bash\nerniekit chat path/to/this/folder\n```\n\n"
-            "FastDeploy reads this layout: `python -m fastdeploy.entrypoints.openai.api_server --model path/to/this/folder`\n"
+            "FastDeploy reads this layout:\n\n"
+            "```bash\npython -m fastdeploy.entrypoints.openai.api_server --model path/to/this/folder\n```\n"
         )
     if has_template:
         prompt = (
@@ -156,7 +164,8 @@ def _use_section(layout: str, has_template: bool) -> str:
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         f"{prompt}"
         "output = model.generate(**inputs, max_new_tokens=100)\n"
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n```\n\n'
+        'answer = output[0, inputs["input_ids"].shape[1] :]\n'
+        "print(tokenizer.decode(answer, skip_special_tokens=True))\n```\n\n"
         "```bash\nerniekit chat path/to/this/folder\n```\n"
     )
 

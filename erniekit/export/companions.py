@@ -16,7 +16,9 @@ from erniekit.generate.ends import end_token_ids
 from erniekit.generate.text import read_generation_defaults
 
 
-def write_companions(checkpoint: Path, folder: Path, config: Any, *, copy_tokenizer: bool, chat_template: str | None) -> bool:
+def write_companions(
+    checkpoint: Path, folder: Path, config: Any, *, copy_tokenizer: bool, chat_template: str | None
+) -> bool:
     """Write everything but weights, config.json and README.md; returns whether a chat template is among it.
 
     Args:

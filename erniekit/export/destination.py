@@ -32,7 +32,7 @@ def check_destination(destination: Path, source: Path, *, overwrite: bool) -> No
     """
     target, origin = destination.resolve(), source.resolve()
     if target == origin or target in origin.parents:
-        raise CheckpointError(f"{destination} holds the source {source}; name another destination with export_dir=...")
+        raise CheckpointError(f"{destination} holds the source {source}; name another with export_dir=...")
     if not destination.exists():
         return
     if not destination.is_dir():
@@ -67,4 +67,5 @@ def verify_source(source: Path) -> None:
 def _is_of_an_export(path: Path, copied: set[str]) -> bool:
     if path.is_dir():
         return False
-    return path.name in _EXPORT_FILES | copied or (path.name.startswith("model") and path.suffix == ".safetensors")
+    is_weights = path.name.startswith("model") and path.suffix == ".safetensors"
+    return is_weights or path.name in _EXPORT_FILES | copied

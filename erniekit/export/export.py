@@ -30,7 +30,6 @@ from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
 
-
 @dataclass(frozen=True)
 class Exported:
     """A finished export: where it is, and what the comparison found."""

@@ -19,7 +19,7 @@ def shard_bytes(max_shard_size: float | str) -> int:
     size = int(float(match.group(1)) * _UNITS[unit]) if match and unit in _UNITS else 0
     if size < 1:
         raise ConfigError(
-            f"max_shard_size: {max_shard_size!r} is not a size; write a number of GB (5, 0.5) or a number with "
+            f"max_shard_size: {max_shard_size!r} is not a size; write a number of GB (5, 0.5), or one with "
             "one of B, KB, MB, GB, KiB, MiB, GiB (500MB)"
         )
     return size

@@ -17,7 +17,7 @@ _LEFT_BEHIND = NOT_EXPORTED | {"model.safetensors.index.json"}
 def split_model(
     checkpoint: Path, output_dir: Path, overwrite: bool = False, *, max_shard_size: float | str = 5
 ) -> Path:
-    """Save the weights of `checkpoint` again in files of at most `max_shard_size`, into `output_dir/split_export`.
+    """Save the weights again in files of at most `max_shard_size`, into `output_dir/split_export`.
 
     At most one new file is in memory at a time. The folder appears whole, after it was compared
     with the source.
@@ -40,7 +40,8 @@ def split_model(
             if path.is_file() and path.suffix != ".safetensors" and path.name not in _LEFT_BEHIND:
                 shutil.copyfile(path, folder / path.name)
         _compare(checkpoint, folder)
-    logger.info(f"split {checkpoint} into {len(list(destination.glob('*.safetensors')))} files in {destination}")
+    num_files = len(list(destination.glob("*.safetensors")))
+    logger.info(f"split {checkpoint} into {num_files} files in {destination}")
     return destination
 
 

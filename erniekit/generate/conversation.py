@@ -69,8 +69,8 @@ class Conversation:
         if not starts:
             raise DataError("there is no question to answer")
         raise DataError(
-            f"the last question alone (with the system message) has {num_tokens} tokens, but only {limit} fit "
-            "beside the answer in the model's context; shorten it, or lower max_new_tokens"
+            f"the last question alone (with the system message) has {num_tokens} tokens, but only {limit} "
+            "fit beside the answer in the model's context; shorten it, or lower max_new_tokens"
         )
 
     def save(self, path: Path) -> None:
@@ -89,9 +89,9 @@ def check_messages(messages: Any, origin: str) -> list[Message]:
         DataError: names `origin` and what is wrong.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError(f"{origin}: messages must be a list of objects with role and content, not {messages!r}")
+        raise DataError(f"{origin}: messages must be a list of {{role, content}}, not {messages!r}")
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise DataError(f"{origin}: message {number} needs role and content, got {message!r}")
     if messages[-1]["role"] == "assistant":
         raise DataError(f"{origin}: the last message is the assistant's, so there is nothing to answer")

@@ -84,8 +84,8 @@ def generate(
     if not prompts:
         return
     rows = [
-        _Row(index, Sampler(sampling, prompt, end_ids, row=first_row + index), streams[index] if streams else None)
-        for index, prompt in enumerate(prompts)
+        _Row(index, Sampler(sampling, prompt, end_ids, row=first_row + index), stream)
+        for index, (prompt, stream) in enumerate(zip(prompts, streams or [None] * len(prompts), strict=True))
     ]
     longest = max(map(len, prompts))
     budget = [min(sampling.max_new_tokens, max_context - len(prompt)) for prompt in prompts]

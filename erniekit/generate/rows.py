@@ -41,7 +41,7 @@ def read_questions(path: Path) -> Iterator[Question]:
                 if line.strip():
                     yield parse_question(line, f"{path}:{number}", is_json=path.suffix in (".jsonl", ".json"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from error
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert it to UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -75,7 +75,8 @@ def _messages(row: dict[str, Any], origin: str) -> list[Message]:
         return [*system, {"role": "user", "content": "\n".join(parts)}]
     if "src" in row:
         return system + _of_erniekit(row, origin)
-    raise DataError(f"{origin}: no prompt, messages, instruction or src in this row; it has {', '.join(row) or 'nothing'}")
+    has = ", ".join(row) or "nothing"
+    raise DataError(f"{origin}: no prompt, messages, instruction or src in this row; it has {has}")
 
 
 def _of_erniekit(row: dict[str, Any], origin: str) -> list[Message]:
@@ -86,7 +87,8 @@ def _of_erniekit(row: dict[str, Any], origin: str) -> list[Message]:
     if not sources or not all(isinstance(text, str) for text in sources + targets):
         raise DataError(f"{origin}: src and tgt must be texts or lists of texts")
     if len(targets) < len(sources) - 1:
-        raise DataError(f"{origin}: {len(sources)} src need at least {len(sources) - 1} tgt, found {len(targets)}")
+        needed = f"{len(sources)} src need at least {len(sources) - 1} tgt"
+        raise DataError(f"{origin}: {needed}, found {len(targets)}")
     messages: list[Message] = []
     for source, target in zip(sources[:-1], targets, strict=False):
         messages += [{"role": "user", "content": source}, {"role": "assistant", "content": target}]

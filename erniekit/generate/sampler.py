@@ -143,7 +143,9 @@ def _check(sampling: Sampling) -> None:
         (all(s.stop), "stop", list(s.stop), "texts that are not empty"),
         (s.seed >= 0, "generation_seed", s.seed, "0 or more"),
     ]
-    wrong = [f"{name}: {value} is out of range; write {allowed}" for good, name, value, allowed in rules if not good]
+    wrong = [
+        f"{name}: {value} is out of range; write {allowed}" for ok, name, value, allowed in rules if not ok
+    ]
     if wrong:
         raise ConfigError("\n".join(wrong))
 
@@ -197,13 +199,15 @@ class Sampler:
         s = self._sampling
         answered = np.fromiter(self._counts, dtype=np.int64, count=len(self._counts))
         exclude_end = self._num_drawn < s.min_tokens and self._end_ids.size > 0
-        if s.repetition_penalty == 1.0 and not (s.frequency_penalty or s.presence_penalty) and not exclude_end:
+        penalised = s.repetition_penalty != 1.0 or s.frequency_penalty or s.presence_penalty
+        if not penalised and not exclude_end:
             return logits_V
         logits_V = logits_V.astype(np.float32, copy=True)
         if s.repetition_penalty != 1.0:
             seen = np.union1d(self._seen, answered)
             values = logits_V[seen]
-            logits_V[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+            factors = np.where(values > 0, 1.0 / s.repetition_penalty, s.repetition_penalty)
+            logits_V[seen] = values * factors
         if answered.size and (s.frequency_penalty or s.presence_penalty):
             counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
             logits_V[answered] -= s.frequency_penalty * counts + s.presence_penalty

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.template import ChatTemplate, load_template
-from erniekit.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from erniekit.data.template import ChatTemplate
+from erniekit.data.tokenizer import StreamDecoder, Tokenizer
 from erniekit.errors import CheckpointError
 from erniekit.generate.engine import Event, generate
 from erniekit.generate.sampler import Sampling

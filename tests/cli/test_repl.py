@@ -61,7 +61,10 @@ class Terminal:
 
 
 def chat(
-    lines: Sequence[str | type[BaseException]], answers: Sequence[str], system: str | None = None, **fields: Any
+    lines: Sequence[str | type[BaseException]],
+    answers: Sequence[str],
+    system: str | None = None,
+    **fields: Any,
 ) -> tuple[Repl, ScriptedGenerator, Terminal]:
     generator, terminal = ScriptedGenerator(answers), Terminal(lines)
     sampling = Sampling(**{"max_new_tokens": 50, **fields})

@@ -11,7 +11,7 @@ from erniekit.export.card import RunFacts, build_card, read_run_facts
 def run_folder(path: Path) -> Path:
     checkpoint = path / "checkpoint-20"
     checkpoint.mkdir(parents=True)
-    settings = {"model_name_or_path": "baidu/ERNIE-4.5-0.3B-PT", "stage": "SFT", "train_dataset_path": "a|b.jsonl"}
+    settings = {"model_name_or_path": "baidu/ERNIE-4.5-0.3B-PT", "train_dataset_path": "a|b.jsonl"}
     (path / "erniekit.yaml").write_text(yaml.safe_dump(settings))
     rows = [
         {"step": 0, "eval_loss": 2.5},

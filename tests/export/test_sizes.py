@@ -6,7 +6,14 @@ from erniekit.export.sizes import shard_bytes
 
 @pytest.mark.parametrize(
     ("written", "size"),
-    [(5, 5 * 10**9), (0.5, 5 * 10**8), ("5", 5 * 10**9), ("500MB", 5 * 10**8), ("2 GiB", 2 * 2**30), ("10kb", 10**4)],
+    [
+        (5, 5 * 10**9),
+        (0.5, 5 * 10**8),
+        ("5", 5 * 10**9),
+        ("500MB", 5 * 10**8),
+        ("2 GiB", 2 * 2**30),
+        ("10kb", 10**4),
+    ],
 )
 def test_sizes(written: float | str, size: int) -> None:
     assert shard_bytes(written) == size

@@ -99,7 +99,9 @@ def test_end_token_ends_its_row_only(model: Ernie45) -> None:
     expected = [reference(model, prompt, 8) for prompt in PROMPTS]
     end = expected[1][2]
     assert end not in expected[1][:2]
-    tokens, reasons = collect(list(generate(model, PROMPTS, sampling=GREEDY, end_ids=[end], max_context=64)), 3)
+    tokens, reasons = collect(
+        list(generate(model, PROMPTS, sampling=GREEDY, end_ids=[end], max_context=64)), 3
+    )
     for row, full in enumerate(expected):
         length = full.index(end) + 1 if end in full else 8
         assert tokens[row] == full[:length]
@@ -107,7 +109,9 @@ def test_end_token_ends_its_row_only(model: Ernie45) -> None:
 
 
 def test_full_context_ends_the_answer_and_says_so(model: Ernie45) -> None:
-    tokens, reasons = collect(list(generate(model, PROMPTS[:1], sampling=GREEDY, end_ids=[], max_context=9)), 1)
+    tokens, reasons = collect(
+        list(generate(model, PROMPTS[:1], sampling=GREEDY, end_ids=[], max_context=9)), 1
+    )
     assert tokens == [reference(model, PROMPTS[0], 4)]
     assert reasons == ["context"]
 
@@ -152,9 +156,7 @@ def test_sampled_answers_repeat_with_the_seed_whatever_else_is_asked(model: Erni
     sampling = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0, seed=11)
 
     def answers(prompts: list[list[int]], first_row: int = 0) -> list[list[int]]:
-        events = generate(
-            model, prompts, sampling=sampling, end_ids=[], max_context=64, first_row=first_row
-        )
+        events = generate(model, prompts, sampling=sampling, end_ids=[], max_context=64, first_row=first_row)
         return collect(list(events), len(prompts))[0]
 
     together = answers(PROMPTS)

@@ -17,7 +17,9 @@ def table(logits: np.ndarray, **fields: float) -> dict[int, float]:
     return {int(t): float(p) for t, p in zip(tokens, probabilities, strict=True)}
 
 
-def draw_one(logits: np.ndarray, prompt: list[int], drawn: list[int], end_ids: list[int], **fields: float) -> int:
+def draw_one(
+    logits: np.ndarray, prompt: list[int], drawn: list[int], end_ids: list[int], **fields: float
+) -> int:
     """The greedy token after `drawn` were forced by towering logits."""
     sampler = Sampler(Sampling(temperature=0.0, **fields), prompt, end_ids)
     for token in drawn:
@@ -128,7 +130,8 @@ def test_draws_have_the_frequencies_of_the_distribution() -> None:
     counts = np.bincount([sampler.draw(LOGITS) for _ in range(8000)], minlength=4)
     expected = np.array([0.25, 0.5, 0.125, 0.125]) * 8000
     chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 16.27  # 0.1 % of right samplers with 3 degrees of freedom exceed it; the seed is fixed
+    # 0.1 % of right samplers (3 degrees of freedom) exceed this; the seed is fixed.
+    assert chi_square < 16.27
 
 
 def test_same_seed_same_tokens_and_rows_differ() -> None:
