@@ -1,0 +1,103 @@
+"""Several data sets as one: which row comes when.
+
+With sets of n_i rows and shares p_i (normalised; by size when none are given), an epoch is
+
+    concat             every row of every set once, shuffled over all when shuffling is on
+    random             as many rows as there are in all (or num_samples_each_epoch), each drawn from
+                       set i with probability p_i, without repeating a row before its set is used up
+    interleave_under   sets in turn by their shares until the first one is used up
+    interleave_over    sets in turn by their shares until every one was used up; short ones repeat
+
+With one set all four are: every row once.
+"""
+
+import numpy as np
+
+from erniekit.errors import ConfigError
+
+STRATEGIES = ("concat", "random", "interleave_under", "interleave_over")
+
+
+def epoch_order(
+    sizes: list[int],
+    shares: list[float] | None,
+    *,
+    mix_strategy: str,
+    num_samples: int | None,
+    shuffle: bool,
+    seed: int,
+    epoch: int,
+) -> np.ndarray:
+    """Rows of an epoch as int64 [N, 2]: number of the set, number of the row in it.
+
+    The same arguments give the same order.
+    """
+    assert mix_strategy in STRATEGIES, mix_strategy
+    rng = np.random.default_rng([seed, epoch])
+    total = num_samples or sum(sizes)
+    if mix_strategy == "concat" or len(sizes) == 1:
+        return _concatenated(sizes, num_samples, shuffle, rng)
+    weights = np.array(shares if shares is not None else sizes, dtype=np.float64)
+    weights = weights / weights.sum()
+    if mix_strategy == "random":
+        draws = rng.choice(len(sizes), size=total, p=weights)
+    else:
+        draws = _in_turn(sizes, weights, until_all=mix_strategy == "interleave_over")
+        if num_samples is not None:
+            draws = np.resize(draws, num_samples)
+    rows = np.empty((len(draws), 2), dtype=np.int64)
+    rows[:, 0] = draws
+    for index, size in enumerate(sizes):
+        places = np.flatnonzero(draws == index)
+        rows[places, 1] = _rounds(size, len(places), shuffle, rng)
+    return rows
+
+
+def parse_shares(text: str | None, num_sets: int, key: str) -> list[float] | None:
+    """Shares from a comma list.
+
+    Raises:
+        ConfigError: not numbers, not one for each set, or none above 0.
+    """
+    if text is None:
+        return None
+    try:
+        shares = [float(part) for part in str(text).split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{key}: {text!r} is no comma list of numbers such as 0.8,0.2") from error
+    if len(shares) != num_sets:
+        raise ConfigError(f"{key}: {len(shares)} shares for {num_sets} data sets; write one for each")
+    if min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise ConfigError(f"{key}: {text!r}; shares must be 0 or above, and one of them above")
+    return shares
+
+
+def _concatenated(sizes: list[int], limit: int | None, shuffle: bool, rng: np.random.Generator) -> np.ndarray:
+    sets = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    order = np.stack([sets, rows], axis=1).astype(np.int64)
+    if shuffle:
+        order = order[rng.permutation(len(order))]
+    return order if limit is None else np.resize(order, (limit, 2))
+
+
+def _in_turn(sizes: list[int], weights: np.ndarray, *, until_all: bool) -> np.ndarray:
+    """The set of each draw: always the one that is furthest behind its share."""
+    taken = np.zeros(len(sizes), dtype=np.int64)
+    finished = np.array([weight == 0 for weight in weights])
+    draws: list[int] = []
+    while True:
+        behind = weights * (len(draws) + 1) - taken
+        behind[weights == 0] = -np.inf
+        chosen = int(np.argmax(behind))
+        draws.append(chosen)
+        taken[chosen] += 1
+        finished[chosen] = finished[chosen] or taken[chosen] >= sizes[chosen]
+        if finished.all() if until_all else taken[chosen] >= sizes[chosen]:
+            return np.array(draws)
+
+
+def _rounds(size: int, count: int, shuffle: bool, rng: np.random.Generator) -> np.ndarray:
+    """`count` row numbers of a set of `size`, each round over the set in a fresh order."""
+    rounds = [rng.permutation(size) if shuffle else np.arange(size) for _ in range(-(-count // size))]
+    return np.concatenate(rounds)[:count] if rounds else np.empty(0, dtype=np.int64)

@@ -1,0 +1,80 @@
+"""Packing and collating.
+
+Packing puts several samples into one row of at most max_seq_len tokens by first-fit decreasing:
+longest first, each into the first row that has room. No sample is cut, attention never leaves a
+sample (`attend_from`), positions restart in each, so a packed row computes exactly what its
+samples compute alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from erniekit.data.sample import IGNORED, Sample
+
+Pack = tuple[Sample, ...]
+_ROUND_TO = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of rows.
+
+    Attributes:
+        input_ids: int64 [B, T].
+        labels: int64 [B, T], already shifted; -100 where nothing is predicted.
+        position_ids: int64 [B, T], from 0 in each sample.
+        attend_from: int32 [B, T], first column that each column may see.
+        num_tokens: tokens that are no padding.
+        origins: for each row the `file:line` of its samples.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    attend_from: np.ndarray
+    num_tokens: int
+    origins: list[list[str]]
+
+
+def pack(samples: Sequence[Sample], max_seq_len: int) -> list[Pack]:
+    """First-fit decreasing; equal lengths keep their order, so the result is deterministic."""
+    order = sorted(range(len(samples)), key=lambda index: -len(samples[index]))
+    rows: list[list[Sample]] = []
+    room: list[int] = []
+    for index in order:
+        sample = samples[index]
+        for number, free in enumerate(room):
+            if len(sample) <= free:
+                rows[number].append(sample)
+                room[number] -= len(sample)
+                break
+        else:
+            rows.append([sample])
+            room.append(max_seq_len - len(sample))
+    return [tuple(row) for row in rows]
+
+
+def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) -> Batch:
+    """Rows side by side, padded on the right to the longest one (rounded up to 8) or to `pad_to`."""
+    longest = max(sum(map(len, row)) for row in packs)
+    width = pad_to or -(-longest // _ROUND_TO) * _ROUND_TO
+    shape = (len(packs), width)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    attend_from = np.tile(np.arange(width, dtype=np.int32), (len(packs), 1))
+    num_tokens = 0
+    for number, row in enumerate(packs):
+        start = 0
+        for sample in row:
+            stop = start + len(sample)
+            input_ids[number, start:stop] = sample.input_ids
+            labels[number, start:stop] = sample.labels
+            position_ids[number, start:stop] = np.arange(len(sample))
+            attend_from[number, start:stop] = start
+            start = stop
+        num_tokens += start
+    origins = [[sample.origin for sample in row] for row in packs]
+    return Batch(input_ids, labels, position_ids, attend_from, num_tokens, origins)

@@ -1,0 +1,117 @@
+"""From a row to samples: parse, render, tokenise, fit to max_seq_len."""
+
+from typing import Any
+
+from erniekit.data.formats import Conversation, RowError, parse
+from erniekit.data.render import render_conversation, tokenise
+from erniekit.data.report import DataReport
+from erniekit.data.rows import BadRow
+from erniekit.data.sample import Sample, make_sample
+from erniekit.data.template import ChatTemplate
+from erniekit.data.tokenizer import Tokenizer
+from erniekit.errors import DataError
+
+
+class SampleReader:
+    """Turns rows into samples, the same way every time it sees a row."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        stage: str,
+        max_seq_len: int,
+        overlong: str,
+        skip_bad_rows: bool,
+        use_template: bool,
+    ) -> None:
+        """Args:
+            template: needed by conversations; PT works without.
+            max_seq_len: tokens of a sample at most.
+            overlong: `truncate` (cut the end), `drop`, or `error`.
+            use_template: False trains conversations as plain text, their turns joined by newlines.
+
+        Raises:
+            DataError: conversations are to be read and there is no template.
+        """
+        if stage != "PT" and use_template and template is None:
+            raise DataError(
+                f"{tokenizer.folder} has no chat template, so conversations cannot be rendered: set chat_template "
+                "to ernie45 or to the path of a .jinja file, or use_template: false"
+            )
+        self.tokenizer, self.template = tokenizer, template
+        self.stage, self.max_seq_len, self.skip_bad_rows = stage, max_seq_len, skip_bad_rows
+        self._overlong, self._use_template = overlong, use_template
+
+    def read(self, kind: str, row: Any, origin: str, report: DataReport | None = None) -> list[Sample]:
+        """The samples of a row; none when it is bad and bad rows are skipped.
+
+        Raises:
+            DataError: `file:line: reason`.
+        """
+        try:
+            if isinstance(row, BadRow):
+                raise RowError(row.reason)
+            parsed = parse(kind, row)
+            samples = self._text(parsed, origin) if isinstance(parsed, str) else self._chat(parsed, origin)
+        except (RowError, DataError) as error:
+            message = f"{origin}: {error}"
+            if not self.skip_bad_rows:
+                hint = " (skip_bad_rows: true counts and lists such rows instead)"
+                raise DataError(message + hint) from error
+            if report is not None:
+                report.rows += 1
+                report.note_bad(message)
+            return []
+        kept = [fitted for sample in samples if (fitted := self._fit(sample, report)) is not None]
+        if report is not None:
+            report.rows += 1
+            report.samples += len(kept)
+            report.tokens += sum(map(len, kept))
+            report.trained_tokens += sum(sample.num_trained for sample in kept)
+            report.lengths += [len(sample) for sample in kept]
+        return kept
+
+    def _chat(self, conversation: Conversation, origin: str) -> list[Sample]:
+        if not self._use_template or self.template is None:
+            return self._text("\n".join(str(m["content"]) for m in conversation.messages), origin)
+        rendered = render_conversation(
+            self.template,
+            conversation.messages,
+            tools=conversation.tools,
+            trained=conversation.trained,
+            special_texts=self.tokenizer.special_texts,
+        )
+        return [make_sample(*tokenise(part, self.tokenizer), origin) for part in rendered]
+
+    def _text(self, text: str, origin: str) -> list[Sample]:
+        """A text in pieces of max_seq_len; the last token of a piece is the first of the next one."""
+        ids = self.tokenizer.encode(text)
+        if self.tokenizer.eos_id is not None:
+            ids.append(self.tokenizer.eos_id)
+        step = self.max_seq_len
+        pieces = [ids[start : start + step + 1] for start in range(0, max(1, len(ids) - 1), step)]
+        return [make_sample(piece, piece, origin) for piece in pieces if len(piece) > 1]
+
+    def _fit(self, sample: Sample, report: DataReport | None) -> Sample | None:
+        if len(sample) > self.max_seq_len:
+            if self._overlong == "error":
+                raise DataError(
+                    f"{sample.origin}: {len(sample)} tokens, more than max_seq_len: {self.max_seq_len} "
+                    "(overlong: truncate cuts such samples, overlong: drop leaves them out)"
+                )
+            if self._overlong == "drop":
+                if report is not None:
+                    report.too_long += 1
+                return None
+            sample = Sample(
+                sample.input_ids[: self.max_seq_len], sample.labels[: self.max_seq_len], sample.origin
+            )
+            if report is not None:
+                report.truncated += 1
+        if not sample.num_trained:
+            if report is not None:
+                report.untrained += 1
+            return None
+        return sample
