@@ -3,13 +3,14 @@
 from typing import Any
 
 from erniekit.data.formats import Conversation, RowError, parse
-from erniekit.data.render import render_conversation, tokenise
+from erniekit.data.render import render_conversation, tokenise, written_out
 from erniekit.data.report import DataReport
 from erniekit.data.rows import BadRow
 from erniekit.data.sample import Sample, make_sample
 from erniekit.data.template import ChatTemplate
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.errors import DataError
+from erniekit.log import logger
 
 
 class SampleReader:
@@ -43,6 +44,7 @@ class SampleReader:
         self.tokenizer, self.template = tokenizer, template
         self.stage, self.max_seq_len, self.skip_bad_rows = stage, max_seq_len, skip_bad_rows
         self._overlong, self._use_template = overlong, use_template
+        self._warned: set[str] = set()
 
     def read(self, kind: str, row: Any, origin: str, report: DataReport | None = None) -> list[Sample]:
         """The samples of a row; none when it is bad and bad rows are skipped.
@@ -76,14 +78,31 @@ class SampleReader:
     def _chat(self, conversation: Conversation, origin: str) -> list[Sample]:
         if not self._use_template or self.template is None:
             return self._text("\n".join(str(m["content"]) for m in conversation.messages), origin)
+        messages, changed = written_out(self.template, conversation.messages)
+        if changed:
+            self._warn_once(
+                f"{origin}: the chat template of {self.template.name} does not render tool calls; they are "
+                "written into the answers as <tool_call> JSON </tool_call>"
+            )
+        if conversation.tools and not self.template.renders_tools:
+            self._warn_once(
+                f"{origin}: the chat template of {self.template.name} does not render `tools`: the model will "
+                "not see the definitions of the tools"
+            )
         rendered = render_conversation(
             self.template,
-            conversation.messages,
+            messages,
             tools=conversation.tools,
             trained=conversation.trained,
             special_texts=self.tokenizer.special_texts,
         )
         return [make_sample(*tokenise(part, self.tokenizer), origin) for part in rendered]
+
+    def _warn_once(self, message: str) -> None:
+        key = message.split(": ", 1)[1]
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
 
     def _text(self, text: str, origin: str) -> list[Sample]:
         """A text in pieces of max_seq_len; the last token of a piece is the first of the next one."""

@@ -13,6 +13,7 @@ become one sample per answer, each as it would have been sent at that moment.
 Prompt and answer are tokenised apart, since that is how they meet at inference.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,25 @@ def render_conversation(
     return [
         Rendered(prompt + answer, (Turn(len(prompt), len(prompt) + len(answer)),)) for prompt, answer in parts
     ]
+
+
+def written_out(template: ChatTemplate, messages: Sequence[Message]) -> tuple[list[Message], bool]:
+    """Messages whose tool calls are written into the content, for templates that do not render them.
+
+    Returns:
+        The messages, and whether any was changed.
+    """
+    if template.renders_tool_calls or not any(message.get("tool_calls") for message in messages):
+        return list(messages), False
+    written = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = [call.get("function", call) for call in message["tool_calls"]]
+            texts = [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
+            content = "\n".join([message["content"], *texts] if message["content"] else texts)
+            message = {"role": message["role"], "content": content}
+        written.append(message)
+    return written, True
 
 
 def _answer(

@@ -8,6 +8,7 @@ has its tokens; any other may be named by `chat_template`.
 import datetime
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from erniekit.errors import ConfigError, DataError
 
 FOLDER = Path(__file__).parent / "templates"
 BUILT_IN = ("ernie45", "ernie45-thinking")
+_PROBE = "probe_qzx"
 _ERNIE_TOKENS = ("<|begin_of_sentence|>", "<|end_of_sentence|>")
 
 Message = dict[str, Any]
@@ -83,6 +85,26 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             raise DataError(f"the chat template of {self.name} fails on these messages: {error}") from error
+
+
+    @cached_property
+    def renders_tool_calls(self) -> bool:
+        """Whether the calls of an assistant message show in the text."""
+        call = {"type": "function", "function": {"name": _PROBE, "arguments": {}}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return self._shows([{"role": "user", "content": "a"}, answer], None)
+
+    @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the definitions of tools show in the text."""
+        tool = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": {}}}
+        return self._shows([{"role": "user", "content": "a"}], [tool])
+
+    def _shows(self, messages: list[Message], tools: list[Any] | None) -> bool:
+        try:
+            return _PROBE in self.render(messages, tools=tools)
+        except DataError:
+            return False
 
 
 def load_template(tokenizer: Tokenizer, *, chat_template: str | None) -> ChatTemplate | None:
