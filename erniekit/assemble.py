@@ -132,7 +132,7 @@ def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
     family = load_family(config)
     model = family.build(config, dtype=compute_dtype)
     if load:
-        load_weights(model, family.load_weights(folder, config))
+        load_weights(model, family.weights.load_weights(folder, config))
     else:
         model.initialise_weights()
     return Assembled(model, config, compute_dtype, 0, 0)
