@@ -1,58 +1,34 @@
 """Safetensors folders by raw bits: what is read is what was written, whatever the framework.
 
 numpy has no bfloat16 or float8, so tensors travel as (dtype word, array of the bits): BF16 as
-uint16, F8 as uint8. A folder holds one `model.safetensors`, or shards and an index. Files are
-read through a memory map, one tensor at a time; writing holds one shard.
+uint16, F8 as uint8. A folder holds one `model.safetensors`, or shards and an index. Reading takes
+one tensor, or some of its rows, at a time. Writing holds one tensor at a time when it is told
+beforehand what is to come, else one shard.
 
-A folder may come from anywhere: index entries must stay inside it, and headers are checked
-against the file before anything is allocated.
+A folder may come from anywhere: what an index names must lie inside the folder, headers are
+checked against the files (see header.py), and formats that can run code when read are refused.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from erniekit.checkpoint.header import BITS, Spec, TensorInfo, num_bytes, read_header, write_header
 from erniekit.errors import CheckpointError
+from erniekit.log import logger
 
-# safetensors word -> numpy type of its bits
-BITS: dict[str, str] = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "F8_E4M3": "|u1",
-    "F8_E5M2": "|u1",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U8": "|u1",
-    "BOOL": "|b1",
-}
-_MAX_HEADER = 100_000_000
-_REFUSED = (".bin", ".pt", ".pth", ".pdparams", ".pdopt", ".ckpt", ".pkl")
+_REFUSED = (".bin", ".pt", ".pth", ".pdparams", ".pdopt", ".ckpt", ".pkl", ".npz")
+_LISTED = 5
 
 Item = tuple[str, str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies: dtype word, shape, file, and the bytes [start, stop) of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    stop: int
-
-
 class TensorFolder:
-    """The tensors of a folder (or of one file); nothing is read before it is asked for."""
+    """The tensors of a folder; nothing is read before it is asked for."""
 
     def __init__(self, folder: Path, infos: dict[str, TensorInfo], metadata: dict[str, str]) -> None:
         self.folder = folder
@@ -73,21 +49,45 @@ class TensorFolder:
             raise CheckpointError(f"{self.folder}: there is no tensor {name!r}")
         return self._infos[name]
 
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted({info.file for info in self._infos.values()})
+
     def read(self, name: str) -> np.ndarray:
         """The raw bits of a tensor, a copy."""
         info = self.info(name)
-        count = (info.stop - info.start) // np.dtype(BITS[info.dtype]).itemsize
-        with info.file.open("rb") as file:
-            file.seek(info.start)
-            array = np.fromfile(file, dtype=BITS[info.dtype], count=count)
-        if array.size != count:
-            raise CheckpointError(f"{info.file} is truncated: {name} ends beyond the end of the file")
-        return array.reshape(info.shape)
+        return self._read(name, info.start, info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The raw bits of the rows [start, stop) of a tensor, a copy; no other row is read."""
+        info = self.info(name)
+        assert 0 <= start <= stop <= info.shape[0], (name, start, stop, info.shape)
+        row = num_bytes(info.dtype, info.shape[1:])
+        return self._read(name, info.start + start * row, (stop - start, *info.shape[1:]))
 
     def items(self) -> Iterator[Item]:
         """Every tensor in turn."""
         for name, info in self._infos.items():
             yield name, info.dtype, self.read(name)
+
+    def specs(self) -> list[Spec]:
+        """Name, dtype word and shape of every tensor, in the order of `items`."""
+        return [(name, info.dtype, info.shape) for name, info in self._infos.items()]
+
+    def _read(self, name: str, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        info = self._infos[name]
+        array: np.ndarray = np.empty(shape, dtype=BITS[info.dtype])
+        try:
+            with info.file.open("rb", buffering=0) as file:
+                file.seek(start)
+                _fill(file, array)
+        except EOFError as error:
+            raise CheckpointError(
+                f"{info.file} is truncated: {name} ends beyond the end of the file"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"{info.file} cannot be read: {error.strerror or error}") from error
+        return array
 
 
 def open_tensors(folder: Path, basename: str = "model") -> TensorFolder:
@@ -98,49 +98,23 @@ def open_tensors(folder: Path, basename: str = "model") -> TensorFolder:
     """
     folder = Path(folder)
     single, index = folder / f"{basename}.safetensors", folder / f"{basename}.safetensors.index.json"
-    if index.exists():
-        return _open_sharded(folder, index)
     if single.exists():
+        if index.exists():
+            # transformers chooses alike, so that both load the same model from such a folder.
+            logger.warning(f"{folder} holds {single.name} and {index.name}; the single file is read")
         infos, metadata = read_header(single)
         return TensorFolder(folder, infos, metadata)
+    if index.exists():
+        return _open_sharded(folder, index)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder")
+        raise CheckpointError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _REFUSED)
     if others:
         raise CheckpointError(
-            f"{folder} holds no safetensors but {', '.join(others[:3])}: these formats can run code when read "
-            "and are refused; convert them to safetensors first"
+            f"{folder} holds no safetensors but {', '.join(others[:3])}: these formats can run code when "
+            "read and are refused; convert them to safetensors first"
         )
     raise CheckpointError(f"{folder}: neither {single.name} nor {index.name} is there")
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Tensors and metadata of one safetensors file, checked against its size.
-
-    Raises:
-        CheckpointError: the file is truncated or its header is no safetensors header.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CheckpointError(f"{path} is no safetensors file or is truncated (header of {length} bytes)")
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            infos = {name: _info(path, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: the safetensors header is damaged ({error})") from error
-    infos = dict(sorted(infos.items(), key=lambda item: item[1].start))
-    position = 8 + length
-    for name, info in infos.items():
-        needed = int(np.prod(info.shape, dtype=np.int64)) * np.dtype(BITS[info.dtype]).itemsize
-        if info.start != position or info.stop - info.start != needed:
-            raise CheckpointError(f"{path}: the header is damaged at tensor {name}")
-        position = info.stop
-    if position != size:
-        raise CheckpointError(f"{path} is truncated or damaged: it has {size} bytes, its header wants {position}")
-    return infos, metadata
 
 
 def write_tensors(
@@ -150,72 +124,54 @@ def write_tensors(
     max_shard_bytes: int,
     metadata: dict[str, str],
     basename: str = "model",
+    specs: Sequence[Spec] | None = None,
 ) -> list[Path]:
     """Write tensors as they come; starts a new shard before one would exceed `max_shard_bytes`.
 
-    Holds the tensors of one shard. The bytes depend on nothing but the arguments. Files are
-    durable when this returns.
+    The bytes depend on nothing but the arguments, and are the same with and without `specs`. Files
+    are durable when this returns. A tensor larger than the limit gets a shard of its own.
+
+    Args:
+        max_shard_bytes: of the tensors; the header comes on top.
+        specs: name, dtype and shape of every item in their order, when they are known beforehand:
+            then one tensor is held at a time, otherwise those of one shard and the next tensor.
 
     Returns:
         The files, the index last when there is more than one shard.
     """
-    shards: list[Path] = []
+    groups = (
+        _planned(specs, items, max_shard_bytes) if specs is not None else _gathered(items, max_shard_bytes)
+    )
+    parts: list[Path] = []
     where: dict[str, int] = {}
-    pending: list[Item] = []
-    pending_bytes = total = 0
-
-    def close_shard() -> None:
-        path = folder / f"{basename}-{len(shards) + 1:05d}.part"
-        write_file(path, pending, metadata)
-        where.update({name: len(shards) for name, _, _ in pending})
-        shards.append(path)
-        pending.clear()
-
-    for name, dtype, array in items:
-        if pending and pending_bytes + array.nbytes > max_shard_bytes:
-            close_shard()
-            pending_bytes = 0
-        pending.append((name, dtype, array))
-        pending_bytes += array.nbytes
-        total += array.nbytes
-    close_shard()
-    if len(shards) == 1:
-        final = folder / f"{basename}.safetensors"
-        shards[0].rename(final)
-        return [final]
-    names = [f"{basename}-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
-    paths = [part.rename(folder / name) for part, name in zip(shards, names, strict=True)]
-    index = folder / f"{basename}.safetensors.index.json"
-    content = {
-        "metadata": {"total_size": total},
-        "weight_map": {name: names[shard] for name, shard in sorted(where.items())},
-    }
-    with index.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        sync(file)
-    return [*paths, index]
+    total = 0
+    for shard_specs, shard_items in groups:
+        part = folder / f"{basename}-{len(parts) + 1:05d}.part"
+        write_file(part, shard_items, metadata, specs=shard_specs)
+        for name, dtype, shape in shard_specs:
+            assert name not in where, f"{name} is written twice"
+            where[name] = len(parts)
+            total += num_bytes(dtype, shape)
+        parts.append(part)
+    return _name_shards(folder, basename, parts, where, total)
 
 
-def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> None:
-    """Write one safetensors file, tensors in the given order, and make it durable."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    position = 0
-    for name, dtype, array in items:
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(array.shape),
-            "data_offsets": [position, position + array.nbytes],
-        }
-        position += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+def write_file(
+    path: Path, items: Iterable[Item], metadata: dict[str, str], *, specs: Sequence[Spec] | None = None
+) -> None:
+    """Write one safetensors file and make it durable; `specs` as for `write_tensors`."""
+    if specs is None:
+        items = list(items)
+        specs = [(name, dtype, array.shape) for name, dtype, array in items]
+    first, offsets = write_header(specs, metadata)
+    stream = iter(items)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name, dtype, array in items:
-            expected = np.dtype(BITS[dtype])
-            assert array.dtype.itemsize == expected.itemsize, f"{name}: {array.dtype} is not the bits of {dtype}"
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+        file.write(first)
+        for spec, offset in zip(specs, offsets, strict=True):
+            array = _next_array(stream, spec)
+            file.seek(offset)
+            file.write(array.reshape(-1).view(np.uint8).data)
+            del array  # before the next one is made
         sync(file)
 
 
@@ -225,34 +181,137 @@ def sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _info(path: Path, entry: dict[str, Any], base: int) -> TensorInfo:
-    start, stop = entry["data_offsets"]
-    if entry["dtype"] not in BITS:
-        raise CheckpointError(f"{path}: tensors of type {entry['dtype']} are not supported")
-    shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
-        raise ValueError("sizes and offsets must be whole numbers")
-    return TensorInfo(entry["dtype"], shape, path, base + start, base + stop)
+def _next_array(stream: Iterator[Item], spec: Spec) -> np.ndarray:
+    item = next(stream, None)
+    assert item is not None, f"{spec} was announced, nothing came"
+    name, dtype, array = item
+    assert spec == (name, dtype, array.shape), f"{spec} was announced, {name} {dtype} {array.shape} came"
+    assert array.dtype.itemsize == np.dtype(BITS[dtype]).itemsize, f"{name}: {array.dtype} for {dtype}"
+    return np.ascontiguousarray(array)
+
+
+def _fill(file: IO[bytes], array: np.ndarray) -> None:
+    """Read exactly the bytes of an array; raises EOFError when the file ends before."""
+    view = array.reshape(-1).view(np.uint8).data
+    while len(view):
+        # A single read stops at 2 GiB on Linux.
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        view = view[count:]
+
+
+def _planned(
+    specs: Sequence[Spec], items: Iterable[Item], max_shard_bytes: int
+) -> Iterator[tuple[list[Spec], Iterator[Item]]]:
+    """Shards by their specs; each takes its items from the stream while it is written."""
+    stream = iter(items)
+    shard: list[Spec] = []
+    size = 0
+    for spec in specs:
+        needed = num_bytes(spec[1], spec[2])
+        if shard and size + needed > max_shard_bytes:
+            yield shard, _take(stream, len(shard))
+            shard, size = [], 0
+        shard.append(spec)
+        size += needed
+    yield shard, _take(stream, len(shard))
+    rest = next(stream, None)
+    assert rest is None, f"{rest and rest[0]} was not announced"
+
+
+def _take(stream: Iterator[Item], count: int) -> Iterator[Item]:
+    for _ in range(count):
+        item = next(stream, None)
+        if item is None:
+            return
+        yield item
+        del item
+
+
+def _gathered(items: Iterable[Item], max_shard_bytes: int) -> Iterator[tuple[list[Spec], Iterator[Item]]]:
+    """Shards of a stream of unknown content: its items are held until the shard is full."""
+    shard: list[Item] = []
+    size = 0
+    for item in items:
+        needed = item[2].nbytes
+        if shard and size + needed > max_shard_bytes:
+            yield _specs(shard), _drain(shard)
+            shard, size = [], 0
+        shard.append(item)
+        size += needed
+    yield _specs(shard), _drain(shard)
+
+
+def _specs(items: Iterable[Item]) -> list[Spec]:
+    return [(name, dtype, array.shape) for name, dtype, array in items]
+
+
+def _drain(shard: list[Item]) -> Iterator[Item]:
+    shard.reverse()
+    while shard:
+        yield shard.pop()
+
+
+def _name_shards(
+    folder: Path, basename: str, parts: list[Path], where: dict[str, int], total: int
+) -> list[Path]:
+    """Give the parts their final names, and write the index when there are several."""
+    if len(parts) == 1:
+        return [parts[0].rename(folder / f"{basename}.safetensors")]
+    names = [f"{basename}-{index + 1:05d}-of-{len(parts):05d}.safetensors" for index in range(len(parts))]
+    paths = [part.rename(folder / name) for part, name in zip(parts, names, strict=True)]
+    index = folder / f"{basename}.safetensors.index.json"
+    content = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: names[shard] for name, shard in sorted(where.items())},
+    }
+    with index.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        sync(file)
+    return [*paths, index]
 
 
 def _open_sharded(folder: Path, index: Path) -> TensorFolder:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(name, str) for name in files):
+            raise TypeError("weight_map names something else than files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of safetensors shards ({error!r})") from error
     infos: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
     for name in files:
-        path = folder / name
-        if Path(name).name != name or path.resolve().parent != folder.resolve():
-            raise CheckpointError(f"{index}: {name!r} points outside the folder")
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing, but {index.name} names it")
+        path = _inside(folder, name, index)
         found, metadata = read_header(path)
+        twice = sorted(set(found) & set(infos))
+        if twice:
+            raise CheckpointError(f"{path}: {twice[0]} is also in {infos[twice[0]].file.name}")
         infos.update(found)
-    wrong = sorted(name for name, file in weight_map.items() if name not in infos or infos[name].file.name != file)
+    wrong = sorted(
+        name for name, file in weight_map.items() if name not in infos or infos[name].file.name != file
+    )
     wrong += sorted(set(infos) - set(weight_map))
     if wrong:
-        raise CheckpointError(f"{index} and the shards disagree about {', '.join(wrong[:5])}")
+        more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        raise CheckpointError(f"{index} and the shards disagree about {', '.join(wrong[:_LISTED])}{more}")
     return TensorFolder(folder, infos, metadata)
+
+
+def _inside(folder: Path, name: str, index: Path) -> Path:
+    """The path of a shard; an index may name files of its own folder only, also through links."""
+    path = folder / name
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.endswith(".safetensors"):
+        raise CheckpointError(
+            f"{index}: {name!r} is refused: an index may only name safetensors files beside it"
+        )
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing, but {index.name} names it")
+    allowed = {folder.resolve()}
+    if folder.resolve().parent.name == "snapshots":
+        # The cache of huggingface_hub: snapshots/<commit>/<file> is a link to blobs/<hash>.
+        allowed.add(folder.resolve().parents[1] / "blobs")
+    if path.resolve().parent not in allowed:
+        raise CheckpointError(f"{path} is a link to {path.resolve()}, outside the folder, and is refused")
+    return path
