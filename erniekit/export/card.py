@@ -100,7 +100,7 @@ def build_card(
         f"# {title}\n",
         f"{num_parameters / 1e6:,.1f} million parameters, {dtype}, "
         f"{'Hugging Face' if layout == 'hf' else 'Paddle'} layout; exported by ErnieKit {__version__}.\n",
-        f"Compared with its source after export: {verified}\n",
+        f"Compared with its source after export: {verified}.\n",
     ]
     if facts.step is not None:
         parts.append(_training_section(facts))

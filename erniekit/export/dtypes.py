@@ -18,7 +18,7 @@ _HELD_BY = {"F32": {"F32"}, "BF16": {"BF16", "F32"}, "F16": {"F16", "F32"}}
 
 def is_exact(source: str, target: str) -> bool:
     """Whether every value of `source` has itself as a value in `target`."""
-    return target in _HELD_BY[source]
+    return source == target or target in _HELD_BY.get(source, ())
 
 
 def convert(name: str, array: np.ndarray, source: str, target: str) -> np.ndarray:

@@ -30,6 +30,9 @@ from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
 
+_PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
+
+
 @dataclass(frozen=True)
 class Exported:
     """A finished export: where it is, and what the comparison found."""
@@ -92,10 +95,10 @@ def export_model(
             folder,
             weights.save_layout(converted, export_layout, config),
             max_shard_bytes=max_shard_bytes,
-            metadata={"format": "pt" if export_layout == "hf" else "pd"},
+            metadata={"format": "pt" if export_layout == "hf" else "np"},
         )
         dtype = CONFIG_DTYPES[target or stored_dtype(checkpoint)]
-        write_json(folder / "config.json", config.to_json(dtype=dtype))
+        write_json(folder / "config.json", config_content(config, export_layout, dtype))
         has_template = write_companions(
             checkpoint,
             folder,
@@ -128,6 +131,20 @@ def stored_dtype(folder: Path) -> str:
         info = tensors.info(name)
         sizes[info.dtype] = sizes.get(info.dtype, 0) + int(np.prod(info.shape))
     return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def config_content(config: Any, layout: str, dtype: str) -> dict[str, Any]:
+    """Content of config.json as the readers of a layout want it.
+
+    FastDeploy takes `torch_dtype` for the mark of Hugging Face's layout and `dtype` for that of
+    Paddle's, and refuses a file with both; transformers 4 and 5 read `torch_dtype`. Paddle's
+    readers know the dense model by an older spelling of its class.
+    """
+    content = config.to_json(dtype=dtype)
+    del content["dtype" if layout == "hf" else "torch_dtype"]
+    if layout == "paddle":
+        content["architectures"] = [_PADDLE_CLASSES.get(name, name) for name in content["architectures"]]
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,10 @@
-"""The same question to two model folders: do they give the same logits?"""
+"""The same question to two model folders: do they give the same logits?
+
+    B rows, T columns, V vocabulary
+"""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,20 +48,26 @@ def compare_logits(source: Path, export: Path, *, exact: bool, dtype: str) -> tu
 
 
 def probe_logits(folder: Path) -> np.ndarray:
-    """Logits [rows, columns, vocabulary] of fixed pseudo-random tokens, computed in fp32."""
-    import paddle
-
+    """Logits [B, T, V] of fixed pseudo-random tokens, computed in fp32."""
     from erniekit.assemble import load_for_inference
 
     built = load_for_inference(folder, compute_type="fp32")
-    vocab_size = built.config.vocab_size
-    ids_BT = np.random.default_rng(0).integers(0, vocab_size, size=(_NUM_ROWS, _NUM_COLUMNS), dtype=np.int64)
-    positions_BT = np.tile(np.arange(_NUM_COLUMNS, dtype=np.int64), (_NUM_ROWS, 1))
+    size = (_NUM_ROWS, _NUM_COLUMNS)
+    ids_BT = np.random.default_rng(0).integers(0, built.config.vocab_size, size=size, dtype=np.int64)
+    return logits_of(built.model, ids_BT)
+
+
+def logits_of(model: Any, ids_BT: np.ndarray) -> np.ndarray:
+    """Logits [B, T, V] of rows of tokens, no padding."""
+    import paddle
+
+    num_rows, num_columns = ids_BT.shape
+    positions_BT = np.tile(np.arange(num_columns, dtype=np.int64), (num_rows, 1))
     with paddle.no_grad():
-        hidden_BTD = built.model(
+        hidden_BTD = model(
             paddle.to_tensor(ids_BT),
             paddle.to_tensor(positions_BT),
-            paddle.zeros([_NUM_ROWS, _NUM_COLUMNS], dtype="int32"),
+            paddle.zeros([num_rows, num_columns], dtype="int32"),
         )
-        logits_NV = built.model.logits(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]))
-    return logits_NV.numpy().reshape(_NUM_ROWS, _NUM_COLUMNS, -1)
+        logits_NV = model.logits(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]))
+    return logits_NV.numpy().reshape(num_rows, num_columns, -1)

@@ -9,10 +9,10 @@ disagree often enough that asking only one of them makes models talk without end
 from collections.abc import Mapping
 from typing import Any
 
+from erniekit.data.render import render_conversation
 from erniekit.data.template import ChatTemplate
 from erniekit.data.tokenizer import Tokenizer
-
-_MARK = "Zq7xAnswerMark"
+from erniekit.errors import DataError
 
 
 def end_token_ids(
@@ -33,10 +33,16 @@ def end_token_ids(
 
 
 def end_of_turn_id(tokenizer: Tokenizer, template: ChatTemplate | None) -> int | None:
-    """The special token that the template writes right after an answer, None if it writes none."""
+    """The special token that training teaches after an answer, None if there is none."""
     if template is None:
         return None
-    text = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}])
-    after = text.rpartition(_MARK)[2]
-    ids = tokenizer.encode(after) if after else []
-    return ids[0] if ids and ids[0] in tokenizer.special_ids else None
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        rendered = render_conversation(
+            template, messages, tools=None, trained=[True], special_texts=tokenizer.special_texts
+        )[0]
+    except DataError:
+        # A template whose answers cannot be told apart cannot be trained on, but can be asked.
+        return None
+    last = tokenizer.encode(rendered.text[: rendered.turns[0].stop])[-1]
+    return last if last in tokenizer.special_ids else None

@@ -88,7 +88,7 @@ def build_sampling(
     Raises:
         ConfigError: a value is out of its range; all such values are named together.
     """
-    asked = any(value is not None for value in (temperature, top_p, top_k, min_p))
+    asked = temperature is not None or (top_p or 1.0) < 1.0 or bool(top_k) or bool(min_p)
     settled = _checkpoint_defaults(defaults, asked_to_sample=asked)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given["repetition_penalty"] = repetition_penalty
@@ -122,6 +122,9 @@ def _checkpoint_defaults(defaults: Mapping[str, Any], *, asked_to_sample: bool) 
     settled.update(said)
     if do_sample is False and not asked_to_sample:
         settled["temperature"] = 0.0
+    if asked_to_sample and settled["temperature"] == 0.0:
+        # Greedy checkpoints may say so by a temperature of 0; what the user asked for must act.
+        settled["temperature"] = 1.0
     penalty = defaults.get("repetition_penalty")
     settled["repetition_penalty"] = 1.0 if penalty is None else penalty
     return settled
@@ -133,7 +136,7 @@ def _check(sampling: Sampling) -> None:
     rules = [
         (s.max_new_tokens >= 1, "max_new_tokens", s.max_new_tokens, "at least 1"),
         (0 <= s.min_tokens <= s.max_new_tokens, "min_tokens", s.min_tokens, "between 0 and max_new_tokens"),
-        (0.0 <= s.temperature < float("inf"), "temperature", s.temperature, "0 (greedy) or more"),
+        (_is_temperature(s.temperature), "temperature", s.temperature, "0 (greedy), or 0.0001 or more"),
         (0.0 < s.top_p <= 1.0, "top_p", s.top_p, "above 0, at most 1 (1 turns it off)"),
         (s.top_k >= 0, "top_k", s.top_k, "0 (off) or more"),
         (0.0 <= s.min_p <= 1.0, "min_p", s.min_p, "between 0 (off) and 1"),
@@ -148,6 +151,11 @@ def _check(sampling: Sampling) -> None:
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def _is_temperature(value: float) -> bool:
+    """Below 1e-4, other than 0, quotients of logits would leave the range of numbers."""
+    return value == 0.0 or 1e-4 <= value < float("inf")
 
 
 class Sampler:

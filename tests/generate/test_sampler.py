@@ -168,6 +168,8 @@ def test_do_sample_false_is_greedy_unless_sampling_is_asked_for() -> None:
     assert build_sampling(defaults).greedy
     assert build_sampling(defaults, repetition_penalty=1.1).greedy
     assert build_sampling(defaults, top_p=0.9).temperature == 0.6
+    assert build_sampling({"do_sample": False, "temperature": 0.0}, top_p=0.9).temperature == 1.0
+    assert build_sampling({"do_sample": False, "temperature": 0.0}, top_p=1.0, top_k=0).greedy
     assert build_sampling({"do_sample": True}).temperature == 1.0
     assert build_sampling({"do_sample": True, "temperature": 0.6}, temperature=0).greedy
 
