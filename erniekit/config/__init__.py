@@ -1,0 +1,1 @@
+"""Configuration: YAML and overrides to frozen dataclasses. Needs no Paddle."""

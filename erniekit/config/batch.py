@@ -1,0 +1,23 @@
+"""How much data a step takes, and how many steps there are."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erniekit.config.fields import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How much data a step takes, and how many steps there are."""
+
+    configures: ClassVar[tuple[str, ...]] = (
+        "erniekit.train.run:plan_steps",
+        "erniekit.data.pipeline:batch_settings",
+    )
+    per_device_train_batch_size: int = key(1, "Sequences of a micro-batch.", minimum=1)
+    per_device_eval_batch_size: int = key(1, "Sequences of an evaluation batch.", minimum=1)
+    gradient_accumulation_steps: int = key(1, "Micro-batches of a step.", minimum=1)
+    num_train_epochs: float = key(
+        1.0, "Passes over the training data; counts when max_steps is not given.", above=0.0
+    )
+    max_steps: int = key(-1, "Optimizer steps; -1 lets num_train_epochs decide.", minimum=-1)

@@ -1,0 +1,70 @@
+"""The configuration: one frozen section for each part of ErnieKit."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from erniekit.config.batch import Batch
+from erniekit.config.eval_data import EvalData
+from erniekit.config.evaluation import Evaluation
+from erniekit.config.export import Export
+from erniekit.config.generation import Generation
+from erniekit.config.model import Model
+from erniekit.config.optimizer import Optimizer
+from erniekit.config.reporting import Reporting
+from erniekit.config.run import Run
+from erniekit.config.saving import Saving
+from erniekit.config.schedule import Schedule
+from erniekit.config.sequences import Sequences
+from erniekit.config.train_data import TrainData
+
+SECTIONS: dict[str, type] = {
+    "run": Run,
+    "model": Model,
+    "train_data": TrainData,
+    "eval_data": EvalData,
+    "sequences": Sequences,
+    "batch": Batch,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "evaluation": Evaluation,
+    "saving": Saving,
+    "reporting": Reporting,
+    "generation": Generation,
+    "export": Export,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All sections; each key of a file is a field of exactly one of them."""
+
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    train_data: TrainData = field(default_factory=TrainData)
+    eval_data: EvalData = field(default_factory=EvalData)
+    sequences: Sequences = field(default_factory=Sequences)
+    batch: Batch = field(default_factory=Batch)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    saving: Saving = field(default_factory=Saving)
+    reporting: Reporting = field(default_factory=Reporting)
+    generation: Generation = field(default_factory=Generation)
+    export: Export = field(default_factory=Export)
+
+    def values(self) -> dict[str, Any]:
+        """All keys, flat, in the order of the sections."""
+        return {
+            f.name: getattr(getattr(self, section), f.name)
+            for section, cls in SECTIONS.items()
+            for f in fields(cls)
+        }
+
+
+def build_config(values: dict[str, Any]) -> Config:
+    """A Config from flat, checked values; keys that are absent keep their defaults."""
+    sections = {
+        section: cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        for section, cls in SECTIONS.items()
+    }
+    return Config(**sections)

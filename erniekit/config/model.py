@@ -1,0 +1,73 @@
+"""The model: where it comes from and what is done to it before training."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erniekit.config.fields import key
+
+
+def _regular_expressions(patterns: tuple[str, ...]) -> str | None:
+    """Why one of `patterns` is no regular expression, or None."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"{pattern!r} is not a regular expression: {error}"
+    return None
+
+
+_QUANTISED = "training on quantised weights (compute_type: {})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A checkpoint, its number type, its dropout, its frozen parts, its loss layer."""
+
+    configures: ClassVar[tuple[str, ...]] = (
+        "erniekit.checkpoint.sources:locate_model",
+        "erniekit.assemble:build_model",
+        "erniekit.train.objectives:build_objective",
+    )
+
+    model_name_or_path: str = key(
+        "",
+        "a local folder, `starter`, or a hub id such as baidu/ERNIE-4.5-0.3B-PT",
+        required_by=("train", "eval", "export", "split", "chat", "generate"),
+    )
+    download_hub: str = key(
+        "huggingface",
+        "where a hub id is downloaded from",
+        choices=("huggingface", "aistudio", "modelscope"),
+    )
+    continue_training: bool = key(True, "start from the checkpoint's weights; false initialises them anew")
+    compute_type: str = key(
+        "auto",
+        "number type of weights and activations; auto is bf16 on a GPU and fp32 elsewhere",
+        choices=("auto", "fp32", "bf16"),
+        synonyms={"bfloat16": "bf16", "float32": "fp32"},
+        not_built={
+            "fp16": "training in fp16 (compute_type: fp16)",
+            "fp8": "fp8 training (compute_type: fp8)",
+            "wint8": _QUANTISED.format("wint8"),
+            "wint4": _QUANTISED.format("wint4"),
+            "wint4/8": _QUANTISED.format("wint4/8"),
+            "nf4": _QUANTISED.format("nf4"),
+        },
+    )
+    fine_tuning: str = key(
+        "Full",
+        "which parameters are trained: all (except those of freeze)",
+        choices=("Full",),
+        not_built={"LoRA": "LoRA (fine_tuning: LoRA)"},
+    )
+    hidden_dropout_prob: float = key(0.0, "dropout after attention and MLP", minimum=0, below=1)
+    attention_probs_dropout_prob: float = key(0.0, "dropout on attention weights", minimum=0, below=1)
+    dropout_warmup_steps: int = key(0, "steps before dropout starts", minimum=0)
+    freeze: tuple[str, ...] = key(
+        (), "regular expressions; parameters whose name contains a match are not trained",
+        check=_regular_expressions,
+    )
+    loss_subbatch_seqlen: int = key(1024, "positions whose logits are held at once in the loss", minimum=1)
+    use_sparse_head_and_loss_fn: bool = key(True, "compute logits only where there is a label")
+    tokenizer: str | None = key(None, "folder of another tokenizer; null means the model's")

@@ -1,0 +1,44 @@
+"""What a run is: its stage, its folder, its seed and device."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erniekit.config.fields import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run writes, how it continues, and which work it does."""
+
+    configures: ClassVar[tuple[str, ...]] = (
+        "erniekit.train.run:open_run",
+        "erniekit.train.run:choose_work",
+        "erniekit.assemble:set_device",
+    )
+
+    output_dir: str = key("./output", "folder of the run: checkpoints, logs, report", required_by=("train",))
+    overwrite_output_dir: bool = key(False, "start anew even when output_dir holds a run (which is removed)")
+    resume_from_checkpoint: str = key(
+        "auto", "auto continues a run of the same configuration; none starts anew; or a checkpoint folder"
+    )
+    seed: int = key(42, "seed of order, dropout and initialisation", minimum=0)
+    device: str = key(
+        "auto",
+        "the device; auto takes a GPU when there is one",
+        pattern=r"auto|cpu|gpu(:\d+)?",
+        pattern_help="auto, cpu, gpu or gpu:N",
+    )
+    stage: str = key(
+        "SFT",
+        "training objective: supervised fine-tuning or pre-training",
+        choices=("SFT", "PT"),
+        not_built={
+            "DPO": "preference training (stage: DPO)",
+            "VL-SFT": "training of vision-language models (stage: VL-SFT)",
+            "OCR-VL-SFT": "training of vision-language models (stage: OCR-VL-SFT)",
+            "KTO": "preference training (stage: KTO)",
+            "RM": "reward models (stage: RM)",
+        },
+    )
+    do_train: bool = key(True, "train; false only evaluates")
+    do_eval: bool = key(False, "evaluate at the end, also with evaluation_strategy: no")
