@@ -14,7 +14,6 @@ from erniekit.errors import ConfigError
 
 if TYPE_CHECKING:
     from erniekit.config.config import Config
-
     from erniekit.generate.text import TextGenerator
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -99,10 +98,9 @@ def describe(folder: Path, named: str) -> str:
 
 def open_generator(target: Target) -> "TextGenerator":
     """Load a target's model, tokenizer and template, ready to answer; needs Paddle."""
+    from erniekit import assemble
     from erniekit.data.template import load_template
     from erniekit.data.tokenizer import load_tokenizer
-
-    from erniekit import assemble
     from erniekit.generate.ends import end_token_ids
     from erniekit.generate.text import TextGenerator, read_generation_defaults
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from erniekit.data.template import ChatTemplate, load_template
 from erniekit.data.tokenizer import Tokenizer, load_tokenizer
+from erniekit.errors import CheckpointError
 from erniekit.generate.ends import end_token_ids
 from erniekit.generate.text import read_generation_defaults
 
@@ -24,9 +25,15 @@ def write_companions(
     Args:
         chat_template: the run's own choice of a template, over the checkpoint's.
     """
-    tokenizer = load_tokenizer(checkpoint)
-    template = load_template(tokenizer, chat_template=chat_template)
     defaults = read_generation_defaults(checkpoint)
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+    except CheckpointError as error:
+        if copy_tokenizer:
+            raise CheckpointError(f"{error}; write copy_tokenizer=false to export without one") from error
+        write_generation_config(folder, defaults, config, None, None)
+        return False
+    template = load_template(tokenizer, chat_template=chat_template)
     write_generation_config(folder, defaults, config, tokenizer, template)
     if not copy_tokenizer:
         return False
@@ -38,7 +45,11 @@ def write_companions(
 
 
 def write_generation_config(
-    folder: Path, defaults: dict[str, Any], config: Any, tokenizer: Tokenizer, template: ChatTemplate | None
+    folder: Path,
+    defaults: dict[str, Any],
+    config: Any,
+    tokenizer: Tokenizer | None,
+    template: ChatTemplate | None,
 ) -> None:
     """The checkpoint's generation defaults, with every token that ends an answer."""
     ends = end_token_ids(defaults, config, tokenizer, template)

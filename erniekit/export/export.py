@@ -10,7 +10,7 @@ the answers of its source:
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import Item, open_tensors, write_tensors
-from erniekit.errors import CheckpointError
+from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
@@ -29,7 +29,7 @@ from erniekit.export.sizes import shard_bytes
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
-
+EXPORT_LAYOUTS = ("hf", "paddle")
 _PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
 
 
@@ -80,6 +80,8 @@ def export_model(
             equal its source; the destination is then as it was before.
         ConfigError: a value is not allowed.
     """
+    check_word("export_layout", export_layout, EXPORT_LAYOUTS)
+    check_word("export_dtype", export_dtype, ("auto", *EXPORT_DTYPES))
     max_shard_bytes = shard_bytes(max_shard_size)
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
@@ -121,6 +123,12 @@ def export_model(
         (folder / "README.md").write_text(card, encoding="utf-8")
     logger.info(f"exported to {destination}: {exported.describe()}")
     return exported
+
+
+def check_word(key: str, given: str, allowed: Sequence[str]) -> None:
+    """Raise ConfigError unless `given` is one of the allowed words of a key."""
+    if given not in allowed:
+        raise ConfigError(f"{key}: {given} is not known; write one of {', '.join(allowed)}")
 
 
 def stored_dtype(folder: Path) -> str:

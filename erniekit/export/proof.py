@@ -1,6 +1,6 @@
 """The same question to two model folders: do they give the same logits?
 
-    B rows, T columns, V vocabulary
+B rows, T columns, V vocabulary
 """
 
 from pathlib import Path

@@ -16,19 +16,21 @@ from erniekit.errors import DataError
 
 
 def end_token_ids(
-    defaults: Mapping[str, Any], config: Any, tokenizer: Tokenizer, template: ChatTemplate | None
+    defaults: Mapping[str, Any], config: Any, tokenizer: Tokenizer | None, template: ChatTemplate | None
 ) -> list[int]:
     """All tokens that end an answer, ascending.
 
     Args:
         defaults: content of generation_config.json, may be empty.
         config: the model's configuration.
+        tokenizer: None for a model that is used without one.
     """
     said = defaults.get("eos_token_id")
     found = set(said if isinstance(said, list) else [said])
     eos = config.eos_token_id
     found |= set(eos if isinstance(eos, list | tuple) else [eos])
-    found |= {tokenizer.eos_id, end_of_turn_id(tokenizer, template)}
+    if tokenizer is not None:
+        found |= {tokenizer.eos_id, end_of_turn_id(tokenizer, template)}
     return sorted(token for token in found if token is not None)
 
 

@@ -1,0 +1,1 @@
+"""What tests of ErnieKit, and of code that builds on it, share: tiny models, fake data, contracts."""
