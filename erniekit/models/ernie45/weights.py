@@ -1,202 +1,230 @@
-"""Names and layouts of ERNIE 4.5 dense weights: in memory, in Hugging Face files, in Paddle's files.
+"""The bytes of ERNIE 4.5 dense weights from one layout to another; layouts.py says what lies where.
 
-| | in memory, Paddle's files | Hugging Face's files |
-|---|---|---|
-| linear layers | [in, out] | [out, in] |
-| attention | `qkv_proj` = [q | k | v] along out | `q_proj`, `k_proj`, `v_proj` |
-| MLP | `up_gate_proj` = [gate | up] along out | `gate_proj`, `up_proj` |
-| prefix | `model.` (Paddle's files: `ernie.` or `model.`) | `model.` |
-
-Everything here copies bits, one tensor at a time, so a round trip gives the same bytes. Which
-layout a folder is in follows from names and shapes. No Paddle is needed.
+Everything here copies bits, at most a few megabytes of a source at a time, so a round trip gives
+the same bytes and a tensor costs little more memory than itself. Which layout a folder is in
+follows from names and shapes; config.json's dtype keys say nothing about it. No Paddle is needed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from erniekit.checkpoint.files import TensorFolder, open_tensors
+from erniekit.checkpoint.files import Item, TensorFolder, open_tensors
+from erniekit.checkpoint.header import BITS, Spec, num_bytes
 from erniekit.errors import CheckpointError
 from erniekit.models.ernie45.config import Ernie45Config
-from erniekit.models.ernie45.plan import FUSED
+from erniekit.models.ernie45.fit import check_fit
+from erniekit.models.ernie45.layouts import (
+    LAYOUTS,
+    Stored,
+    memory_shapes,
+    plain_name,
+    stored_pieces,
+    stored_tensors,
+    stored_whole,
+)
+from erniekit.models.ernie45.plan import FUSED, HEAD
 
-Item = tuple[str, str, np.ndarray]
-LAYOUTS = ("hf", "paddle")
-_LISTED = 8
+__all__ = [
+    "LAYOUTS",
+    "Weights",
+    "detect_layout",
+    "layout_specs",
+    "load_weights",
+    "open_weights",
+    "save_layout",
+]
 
+_BLOCK_BYTES = 1 << 22
 
-def memory_shapes(config: Ernie45Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter in memory, in the order of the model."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query = config.num_attention_heads * config.head_dim
-    qkv = query + 2 * config.num_key_value_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for index in range(config.num_hidden_layers):
-        block = f"model.layers.{index}"
-        shapes[f"{block}.input_layernorm.weight"] = (hidden,)
-        linears = {
-            "self_attn.qkv_proj": (hidden, qkv),
-            "self_attn.o_proj": (query, hidden),
-            "mlp.up_gate_proj": (hidden, 2 * inner),
-            "mlp.down_proj": (inner, hidden),
-        }
-        for name, shape in linears.items():
-            if name == "mlp.up_gate_proj":
-                shapes[f"{block}.post_attention_layernorm.weight"] = (hidden,)
-            shapes[f"{block}.{name}.weight"] = shape
-            if config.use_bias:
-                shapes[f"{block}.{name}.bias"] = (shape[1],)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (hidden, config.vocab_size)
-    return shapes
+# (name, array, dtype word it has, dtype word it shall have) -> array
+Cast = Callable[[str, np.ndarray, str, str], np.ndarray]
 
 
-def piece_sizes(config: Ernie45Config, fused: str) -> tuple[int, ...]:
-    """Output sizes of the pieces of a fused projection."""
-    if fused == "qkv_proj":
-        key = config.num_key_value_heads * config.head_dim
-        return (config.num_attention_heads * config.head_dim, key, key)
-    return (config.intermediate_size, config.intermediate_size)
+@dataclass(frozen=True)
+class Weights:
+    """The checked weights of a folder: its layout, and the stored tensors behind each parameter."""
+
+    tensors: TensorFolder
+    config: Ernie45Config
+    layout: str
+    sources: Mapping[str, tuple[Stored, ...]]
+
+    def memory_items(self) -> Iterator[Item]:
+        """Every parameter (name, dtype word, raw bits) as it is in memory, in the order of the model."""
+        for parameter, shape in memory_shapes(self.config).items():
+            target = stored_whole(parameter, shape, name=parameter, turned=False)
+            yield parameter, self.dtype(parameter), self._build(target, self.dtype(parameter), None)
+
+    def layout_items(
+        self, layout: str, *, dtype: str | None = None, cast: Cast | None = None
+    ) -> Iterator[Item]:
+        """Every tensor as the files of `layout` hold it, straight from the source.
+
+        Args:
+            dtype: the format to write; None keeps each tensor's.
+            cast: converts blocks of tensors; needed with `dtype`.
+        """
+        for target in stored_tensors(self.config, layout):
+            wanted = dtype or self.dtype(target.parameter)
+            yield target.name, wanted, self._build(target, wanted, cast)
+
+    def layout_specs(self, layout: str, *, dtype: str | None = None) -> list[Spec]:
+        """Name, dtype word and shape of every item of `layout_items`."""
+        return [
+            (target.name, dtype or self.dtype(target.parameter), target.shape)
+            for target in stored_tensors(self.config, layout)
+        ]
+
+    def dtype(self, parameter: str) -> str:
+        """The dtype word that a parameter is stored in."""
+        return self.tensors.info(self.sources[parameter][0].name).dtype
+
+    def _build(self, target: Stored, dtype: str, cast: Cast | None) -> np.ndarray:
+        array: np.ndarray = np.empty(target.shape, dtype=BITS[dtype])
+        columns = array.T if target.turned else array
+        for source in self.sources[target.parameter]:
+            first, last = max(source.start, target.start), min(source.stop, target.stop)
+            if first >= last:
+                continue
+            region = columns[..., first - target.start : last - target.start]
+            for part, block in self._blocks(source, first, last):
+                found = self.dtype(target.parameter)
+                if cast is not None and found != dtype:
+                    block = cast(source.name, block, found, dtype)
+                region[part] = block
+        return array
+
+    def _blocks(
+        self, source: Stored, first: int, last: int
+    ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """The columns [first, last) of a parameter in blocks, each with its place among them."""
+        info = self.tensors.info(source.name)
+        first, last = first - source.start, last - source.start
+        begin, end = (0, info.shape[0])
+        if source.turned or len(info.shape) == 1:
+            begin, end = first, last  # rows of the file are columns of the parameter
+        rows = max(1, _BLOCK_BYTES // max(1, num_bytes(info.dtype, info.shape[1:])))
+        for start in range(begin, end, rows):
+            stop = min(start + rows, end)
+            block = self.tensors.read_rows(source.name, start, stop)
+            if source.turned:
+                yield (slice(None), slice(start - begin, stop - begin)), block.T
+            elif block.ndim == 1:
+                yield (slice(start - begin, stop - begin),), block
+            else:
+                yield (slice(start, stop), slice(None)), block[:, first:last]
 
 
-def detect_layout(tensors: TensorFolder, config: Ernie45Config) -> str:
-    """`hf` or `paddle`, from names and shapes alone.
-
-    Fused names exist in Paddle's layout only. With split names the shapes decide: the first linear
-    that is not square is [in, out] in Paddle's and [out, in] in Hugging Face's.
+def open_weights(folder: Path, config: Ernie45Config) -> Weights:
+    """Open and check the weights of a folder; only headers are read (and a tied model's spare head).
 
     Raises:
-        CheckpointError: no tensor tells.
+        CheckpointError: tensors are missing, unexpected, of another shape, or of a type that is no
+            plain floating-point one; lists them.
     """
-    names = tensors.names()
-    if any(f".{fused}." in name for name in names for fused in FUSED):
-        return "paddle"
-    sizes = dict(zip(FUSED["up_gate_proj"], piece_sizes(config, "up_gate_proj"), strict=True))
-    sizes |= dict(zip(FUSED["qkv_proj"], piece_sizes(config, "qkv_proj"), strict=True))
-    hidden = config.hidden_size
-    for name in names:
-        piece = name.rsplit(".", 2)[-2] if name.count(".") > 1 else ""
-        if not name.endswith(".weight") or piece not in sizes or sizes[piece] == hidden:
-            continue
-        shape = tensors.info(name).shape
-        if shape == (sizes[piece], hidden):
-            return "hf"
-        if shape == (hidden, sizes[piece]):
-            return "paddle"
-    if any(name.startswith("ernie.") for name in names):
-        return "paddle"
-    if any(name.startswith("model.layers.") for name in names):
-        return "hf"
-    raise CheckpointError(
-        f"{tensors.folder}: these are no weights of an ERNIE 4.5 dense model; tensors look like "
-        f"{', '.join(names[:3])}"
-    )
+    tensors = open_tensors(folder)
+    layout = detect_layout(tensors, config)
+    actual: dict[str, str] = {}
+    for name in tensors.names():
+        if plain_name(name) in actual:
+            raise CheckpointError(
+                f"{folder}: {actual[plain_name(name)]} and {name} are the same tensor twice"
+            )
+        actual[plain_name(name)] = name
+    expected: dict[str, tuple[Stored, ...]] = {}
+    for parameter, shape in memory_shapes(config).items():
+        turned = layout == "hf"
+        pieces = () if parameter in actual else stored_pieces(parameter, shape, config, turned=turned)
+        expected[parameter] = tuple(pieces) or (
+            stored_whole(parameter, shape, name=parameter, turned=turned),
+        )
+    check_fit(tensors, config, layout, expected, actual)
+    sources = {
+        parameter: tuple(
+            Stored(actual[piece.name], parameter, piece.start, piece.stop, piece.shape, piece.turned)
+            for piece in pieces
+        )
+        for parameter, pieces in expected.items()
+    }
+    return Weights(tensors, config, layout, sources)
 
 
 def load_weights(folder: Path, config: Ernie45Config) -> Iterator[Item]:
     """Every parameter (name, dtype word, raw bits) in memory layout, in the order of the model.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected, or of another shape; lists them. Nothing
-            has been yielded then.
+        CheckpointError: as `open_weights`, and before anything is yielded.
     """
-    tensors = open_tensors(folder)
-    layout = detect_layout(tensors, config)
-    actual = {_plain_name(name): name for name in tensors.names()}
-    sources = {name: _sources(name, actual) for name in memory_shapes(config)}
-    _check(tensors, config, layout, sources, actual)
-
-    def generate() -> Iterator[Item]:
-        for name, pieces in sources.items():
-            arrays = [tensors.read(actual[piece]) for piece in pieces]
-            if layout == "hf" and arrays[0].ndim == 2 and "embed_tokens" not in name:
-                arrays = [array.T for array in arrays]
-            joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-            yield name, tensors.info(actual[pieces[0]]).dtype, np.ascontiguousarray(joined)
-
-    return generate()
+    return open_weights(folder, config).memory_items()
 
 
 def save_layout(items: Iterable[Item], layout: str, config: Ernie45Config) -> Iterator[Item]:
     """Tensors in memory layout as they are stored in files of a layout, one by one."""
-    assert layout in LAYOUTS, layout
+    targets: dict[str, list[Stored]] = {}
+    for target in stored_tensors(config, layout):
+        targets.setdefault(target.parameter, []).append(target)
     for name, dtype, array in items:
-        if layout == "paddle":
-            yield name.replace("model.", "ernie.", 1) if name.startswith("model.") else name, dtype, array
+        for target in targets[name]:
+            part = array[..., target.start : target.stop]
+            yield target.name, dtype, np.ascontiguousarray(part.T if target.turned else part)
+        del array
+
+
+def layout_specs(config: Ernie45Config, layout: str, dtypes: Mapping[str, str]) -> list[Spec]:
+    """Name, dtype word and shape of every item of `save_layout`; `dtypes` maps parameter to dtype word."""
+    return [
+        (target.name, dtypes[target.parameter], target.shape) for target in stored_tensors(config, layout)
+    ]
+
+
+def detect_layout(tensors: TensorFolder, config: Ernie45Config) -> str:
+    """`hf` or `paddle`, from names and shapes alone.
+
+    Fused names exist in Paddle's layout only. With split names every linear weight that is not
+    square tells: [in, out] is Paddle's, [out, in] Hugging Face's. When all are square, the prefix
+    `ernie.` is Paddle's.
+
+    Raises:
+        CheckpointError: no tensor tells, or they contradict each other.
+    """
+    names = tensors.names()
+    if any(f".{fused}." in name for name in names for fused in FUSED):
+        return "paddle"
+    sizes = _linear_sizes(config)
+    tellers: dict[str, str] = {}
+    for name in names:
+        linear = name.removesuffix(".weight").rpartition(".")[2]
+        if not name.endswith(".weight") or linear not in sizes:
             continue
-        for piece, part in _split(name, array, config):
-            turned = part.T if part.ndim == 2 and "embed_tokens" not in name else part
-            yield piece, dtype, np.ascontiguousarray(turned)
-
-
-def _plain_name(name: str) -> str:
-    return f"model.{name.removeprefix('ernie.')}" if name.startswith("ernie.") else name
-
-
-def _split(name: str, array: np.ndarray, config: Ernie45Config) -> Iterator[tuple[str, np.ndarray]]:
-    for fused, pieces in FUSED.items():
-        if f".{fused}." in name:
-            start = 0
-            for piece, size in zip(pieces, piece_sizes(config, fused), strict=True):
-                yield name.replace(fused, piece), array[..., start : start + size]
-                start += size
-            return
-    yield name, array
-
-
-def _sources(name: str, actual: Mapping[str, str]) -> tuple[str, ...]:
-    """The stored tensors that a parameter is made of: itself, or the pieces of a fused one."""
-    for fused, pieces in FUSED.items():
-        if f".{fused}." in name and name not in actual:
-            return tuple(name.replace(fused, piece) for piece in pieces)
-    return (name,)
-
-
-def _check(
-    tensors: TensorFolder,
-    config: Ernie45Config,
-    layout: str,
-    sources: Mapping[str, tuple[str, ...]],
-    actual: Mapping[str, str],
-) -> None:
-    problems: list[str] = []
-    shapes = memory_shapes(config)
-    used: set[str] = set()
-    for name, pieces in sources.items():
-        sizes: tuple[int, ...] = (shapes[name][-1],)
-        if len(pieces) > 1:
-            sizes = piece_sizes(config, "qkv_proj" if "qkv_proj" in name else "up_gate_proj")
-        for piece, size in zip(pieces, sizes, strict=True):
-            used.add(piece)
-            if piece not in actual:
-                problems.append(f"missing: {piece}")
-                continue
-            expected = (*shapes[name][:-1], size)
-            if layout == "hf" and len(expected) == 2 and "embed_tokens" not in name:
-                expected = expected[::-1]
-            found = tensors.info(actual[piece]).shape
-            if found != expected:
-                problems.append(f"shape: {piece} is {list(found)}, config.json asks for {list(expected)}")
-    extra = sorted(set(actual) - used)
-    if config.tie_word_embeddings and "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")
-        _check_tied_head(tensors, actual, layout)
-    problems += [f"unexpected: {name}" for name in extra if not name.startswith("model.mtp_")]
-    if problems:
-        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        hint = ""
-        if any(".experts." in name for name in extra):
-            hint = "\nThese are tensors of a mixture-of-experts model, but config.json describes a dense one."
-        listing = "\n  ".join(problems[:_LISTED])
-        raise CheckpointError(f"{tensors.folder}: the weights do not fit config.json:\n  {listing}{more}{hint}")
-
-
-def _check_tied_head(tensors: TensorFolder, actual: Mapping[str, str], layout: str) -> None:
-    head, table = tensors.read(actual["lm_head.weight"]), tensors.read(actual["model.embed_tokens.weight"])
-    if not np.array_equal(head if layout == "hf" else head.T, table):
+        inputs, outputs = sizes[linear]
+        shape = tensors.info(name).shape
+        if inputs != outputs and shape in ((inputs, outputs), (outputs, inputs)):
+            tellers.setdefault("paddle" if shape == (inputs, outputs) else "hf", name)
+    if len(tellers) == 2:
         raise CheckpointError(
-            f"{tensors.folder}: lm_head.weight differs from the embedding, but config.json says "
-            "tie_word_embeddings: true; write false there if the head is to be its own"
+            f"{tensors.folder}: {tellers['hf']} is stored [out, in] and {tellers['paddle']} [in, out]; "
+            "the folder mixes two layouts, or its tensors are of another model than its config.json"
         )
+    if tellers:
+        return next(iter(tellers))
+    if any(name.startswith("ernie.") for name in names):
+        return "paddle"
+    if any(name.startswith("model.layers.") for name in names):
+        return "hf"
+    listed = ", ".join(names[:3]) or "there are none"
+    raise CheckpointError(
+        f"{tensors.folder}: these are no weights of an ERNIE 4.5 dense model; its tensors: {listed}"
+    )
+
+
+def _linear_sizes(config: Ernie45Config) -> dict[str, tuple[int, int]]:
+    """Last word of a linear's name -> (inputs, outputs)."""
+    hidden, query = config.hidden_size, config.num_attention_heads * config.head_dim
+    sizes = {"o_proj": (query, hidden), "down_proj": (config.intermediate_size, hidden)}
+    for fused, pieces in FUSED.items():
+        stored = stored_pieces(f".{fused}.weight", (hidden, 0), config, turned=False)
+        sizes |= {piece: (hidden, part.stop - part.start) for piece, part in zip(pieces, stored, strict=True)}
+    return sizes | {HEAD: (hidden, config.vocab_size)}
