@@ -13,6 +13,15 @@ import numpy as np
 
 from erniekit.data.sample import IGNORED, Sample
 
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """How many rows the batches have."""
+
+    per_device_train_batch_size: int
+    per_device_eval_batch_size: int
+    gradient_accumulation_steps: int
+
+
 Pack = tuple[Sample, ...]
 _ROUND_TO = 8
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from erniekit.data.formats import choose_format
 from erniekit.data.mix import epoch_order, parse_shares
-from erniekit.data.pack import Batch, Pack, collate, pack
+from erniekit.data.pack import Batch, BatchShape, Pack, collate, pack
 from erniekit.data.reader import SampleReader
 from erniekit.data.report import DataReport
 from erniekit.data.rows import Rows, open_rows
@@ -108,6 +108,14 @@ class TrainSamples(SampleSet):
             seed=self._seed,
             epoch=epoch,
         )
+
+    def first_sample(self) -> Sample:
+        """The first sample of the first epoch."""
+        for number, index in self.order(0):
+            found = self.samples(int(number), int(index))
+            if found:
+                return found[0]
+        raise DataError("the training data gives no sample")
 
     @cached_property
     def report(self) -> DataReport:
@@ -223,19 +231,18 @@ class Loader:
     def __init__(
         self,
         samples: TrainSamples,
+        shape: BatchShape,
+        seed: int,
         *,
-        per_device_train_batch_size: int,
-        gradient_accumulation_steps: int,
         max_seq_len: int,
         packing: bool,
         buffer_size: int,
         pad_to_max_seqlen: bool,
         dataloader_num_workers: int,
-        seed: int,
     ) -> None:
         self._samples, self._seed = samples, seed
-        self._batch_size = per_device_train_batch_size
-        self._rows_per_step = per_device_train_batch_size * gradient_accumulation_steps
+        self._batch_size = shape.per_device_train_batch_size
+        self._rows_per_step = self._batch_size * shape.gradient_accumulation_steps
         self._max_seq_len, self._packing, self._window_rows = max_seq_len, packing, buffer_size
         self._pad_to = max_seq_len if pad_to_max_seqlen else None
         self._pool = ThreadPoolExecutor(1, "loader") if dataloader_num_workers > 0 else None
@@ -335,10 +342,9 @@ class Loader:
 
 def build_loader(
     samples: TrainSamples,
+    shape: BatchShape,
     seed: int,
     *,
-    per_device_train_batch_size: int,
-    gradient_accumulation_steps: int,
     max_seq_len: int,
     packing: bool,
     buffer_size: int,
@@ -348,18 +354,17 @@ def build_loader(
     """The loader of a configuration."""
     return Loader(
         samples,
-        per_device_train_batch_size=per_device_train_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
+        shape,
+        seed,
         max_seq_len=max_seq_len,
         packing=packing,
         buffer_size=buffer_size,
         pad_to_max_seqlen=pad_to_max_seqlen,
         dataloader_num_workers=dataloader_num_workers,
-        seed=seed,
     )
 
 
-def iterate_eval(samples: EvalSamples, batch_size: int, *, max_seq_len: int, packing: bool) -> Iterator[Batch]:
+def iterate_eval(samples: EvalSamples, shape: BatchShape, *, max_seq_len: int, packing: bool) -> Iterator[Batch]:
     """Batches over a held-out set, every sample once, long rows first."""
     found = list(samples.all())
     if not found:
@@ -367,5 +372,6 @@ def iterate_eval(samples: EvalSamples, batch_size: int, *, max_seq_len: int, pac
     packs: Sequence[Pack]
     packs = pack(found, max_seq_len) if packing else [(sample,) for sample in sorted(found, key=len, reverse=True)]
     pad_id = samples.reader.tokenizer.pad_id or 0
-    for start in range(0, len(packs), batch_size):
-        yield collate(packs[start : start + batch_size], pad_id=pad_id)
+    size = shape.per_device_eval_batch_size
+    for start in range(0, len(packs), size):
+        yield collate(packs[start : start + size], pad_id=pad_id)

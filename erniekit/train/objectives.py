@@ -21,7 +21,7 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Any) -> tuple[Any, dict[str, float]]: ...
 
 
-def build_objective(*, stage: str, loss_subbatch_seqlen: int, use_sparse_head_and_loss_fn: bool) -> Objective:
+def build_objective(stage: str, *, loss_subbatch_seqlen: int, use_sparse_head_and_loss_fn: bool) -> Objective:
     """The objective of `stage`, bound to how the head is computed.
 
     `loss_subbatch_seqlen` is the number of positions per chunk of logits;

@@ -4,26 +4,27 @@
 what can be refused: configuration and folder first, then the data, the model last.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import paddle
-
 from erniekit import assemble
 from erniekit.checkpoint.sources import locate_model
-from erniekit.checkpoint.store import Checkpoint
 from erniekit.config.config import Config
 from erniekit.config.load import LoadedConfig
-from erniekit.data.pipeline import SampleReader, build_loader, iterate_eval, open_eval_samples, open_train_samples
+from erniekit.data.pack import BatchShape
+from erniekit.data.pipeline import EvalSamples, build_loader, iterate_eval, open_eval_samples, open_train_samples
+from erniekit.data.reader import SampleReader
 from erniekit.data.template import load_template
 from erniekit.data.tokenizer import Tokenizer, load_tokenizer
 from erniekit.log import logger
 from erniekit.models.registry import load_family
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
+from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
@@ -34,21 +35,13 @@ from erniekit.train.saving import SavingPlan
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.trainer import Trainer, memory_items
 
-# Sections that decide what a run computes: a run continues only when none of these changed.
-DECIDING = ("model", "train_data", "eval_data", "sequences", "batch", "optimizer", "schedule", "evaluation")
-DECIDING_RUN_KEYS = ("stage", "seed")
 # A backward pass costs twice the forward pass: gradients to the input and to the weight.
 FORWARD_AND_BACKWARD = 3
-# Keys of those sections that change when things happen or how fast, but no result.
-NOT_DECIDING = ("dataloader_num_workers", "download_hub", "max_evaluate_steps")
-
-
-def deciding_settings(config: Config) -> dict[str, Any]:
-    """The keys and values that a run's result follows from."""
-    settings = {key: getattr(config.run, key) for key in DECIDING_RUN_KEYS}
-    for section in DECIDING:
-        settings |= asdict(getattr(config, section))
-    return {key: _plain(value) for key, value in settings.items() if key not in NOT_DECIDING}
+# Sections that decide what a run computes: a run continues only when none of their keys changed,
+# but for those that change when or how fast something happens.
+DECIDING = ("model", "train_data", "eval_data", "sequences", "batch", "optimizer", "schedule", "evaluation")
+NOT_DECIDING = ("download_hub", "dataloader_num_workers", "do_train", "do_eval", "max_estimate_samples")
+MODEL_FILES = ("generation_config.json", "LICENSE")
 
 
 def train_session(loaded: LoadedConfig) -> int:
@@ -57,11 +50,13 @@ def train_session(loaded: LoadedConfig) -> int:
     run = config.run
     work = choose_work(stage=run.stage, do_train=run.do_train, do_eval=run.do_eval)
     if not work.train:
-        return eval_session(loaded)
+        eval_session(config, find_model(config))
+        return 0
     device = assemble.set_device(device=run.device, seed=run.seed)
-    folder = locate_model(
-        model_name_or_path=config.model.model_name_or_path, download_hub=config.model.download_hub
-    )
+    folder = find_model(config)
+    reader = open_reader(config, folder)
+    samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
+    held_out = open_held_out(config, reader)
     run_folder = open_run(
         loaded.to_yaml(),
         deciding_settings(config),
@@ -70,47 +65,53 @@ def train_session(loaded: LoadedConfig) -> int:
         overwrite_output_dir=run.overwrite_output_dir,
         resume_from_checkpoint=run.resume_from_checkpoint,
     )
-    reader = open_reader(config, folder)
-    samples = open_train_samples(reader, seed=run.seed, **asdict(config.train_data))
-    eval_batches = open_eval_batches(config, reader)
-    loader = build_loader(samples, seed=run.seed, **_loader_fields(config))
+    for line in samples.report.lines():
+        logger.info(line)
+    loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
     start = run_folder.start_from
     built = _build_model(config, start.path if start else folder, resumed=start is not None)
-    trainer = _build_trainer(config, run_folder, built, loader, eval_batches, reader.tokenizer)
+    trainer = _build_trainer(config, run_folder, built, loader, held_out, reader.tokenizer, folder)
     if start is not None:
         trainer.resume(start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer")))
-    show_start_screen(config, built, trainer, samples, reader.tokenizer, device=device)
-    before = _evaluate_before(trainer)
-    code = trainer.run()
+    first_sample = samples.first_sample()
+    show_start_screen(config, built, trainer, samples.report, sample=first_sample, tokenizer=reader.tokenizer, device=device)
+    try:
+        code = trainer.run()
+    finally:
+        loader.close()
     if code == 0:
-        write_outcome(run_folder, trainer, config, before=before)
+        write_outcome(run_folder, trainer, config, built)
     return code
 
 
-def eval_session(loaded: LoadedConfig) -> int:
-    """Evaluate the model of a configuration on its held-out set, and print the figures."""
-    config = loaded.config
+def eval_session(config: Config, folder: Path) -> EvaluationResult:
+    """Evaluate a model folder on the held-out set of a configuration, and tell the figures."""
     assemble.set_device(device=config.run.device, seed=config.run.seed)
-    folder = locate_model(
-        model_name_or_path=config.model.model_name_or_path, download_hub=config.model.download_hub
-    )
     reader = open_reader(config, folder)
-    batches = open_eval_batches(config, reader)
+    samples = open_eval_samples(reader, **asdict(config.eval_data))
     built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
-    result = evaluate(built.model, batches(), _objective(config))
-    logger.info(f"{folder}: {result}")
-    return 0
+    return evaluate(built.model, _batches(config, samples), _objective(config))
+
+
+def find_model(config: Config) -> Path:
+    """The folder of the configuration's model."""
+    model = config.model
+    return locate_model(model_name_or_path=model.model_name_or_path, download_hub=model.download_hub)
+
+
+def open_tokenizer(folder: Path, *, tokenizer: str | None) -> Tokenizer:
+    """The tokenizer of a model folder, or the one of the folder that `tokenizer` names."""
+    return load_tokenizer(Path(tokenizer) if tokenizer else folder)
 
 
 def open_reader(config: Config, folder: Path) -> SampleReader:
     """The reader that turns rows into samples with the model's tokenizer and template."""
-    tokenizer = load_tokenizer(Path(config.model.tokenizer) if config.model.tokenizer else folder)
+    tokenizer = open_tokenizer(folder, tokenizer=config.model.tokenizer)
     sequences = config.sequences
-    template = load_template(tokenizer, chat_template=sequences.chat_template)
     return SampleReader(
         tokenizer,
-        template,
-        stage=config.run.stage,
+        load_template(tokenizer, chat_template=sequences.chat_template),
+        config.run.stage,
         max_seq_len=sequences.max_seq_len,
         overlong=sequences.overlong,
         skip_bad_rows=sequences.skip_bad_rows,
@@ -118,23 +119,57 @@ def open_reader(config: Config, folder: Path) -> SampleReader:
     )
 
 
-def open_eval_batches(config: Config, reader: SampleReader) -> Callable[[], Iterator[Any]] | None:
-    """A function that walks over the held-out batches anew each time; None without eval_dataset_path."""
-    if not config.eval_data.eval_dataset_path:
+def open_held_out(config: Config, reader: SampleReader) -> EvalSamples | None:
+    """The held-out set, when the run evaluates."""
+    if config.evaluation.evaluation_strategy == "no" or not config.eval_data.eval_dataset_path:
         return None
-    samples = open_eval_samples(reader, **asdict(config.eval_data))
-    limit = config.evaluation.max_evaluate_steps
+    return open_eval_samples(reader, **asdict(config.eval_data))
 
-    def batches() -> Iterator[Any]:
-        every = iterate_eval(samples, config.batch.per_device_eval_batch_size)
-        return islice(every, limit) if limit > 0 else every
 
-    return batches
+def deciding_settings(config: Config) -> dict[str, Any]:
+    """The keys and values that a run's result follows from, as YAML gives them back."""
+    settings = {"stage": config.run.stage, "seed": config.run.seed}
+    for section in DECIDING:
+        settings |= asdict(getattr(config, section))
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return {key: value for key, value in plain.items() if key not in NOT_DECIDING}
+
+
+def write_model_files(folder: Path, built: assemble.Assembled, tokenizer: Tokenizer, source: Path) -> None:
+    """Write what makes a folder of tensors a model folder: configuration, tokenizer, generation settings."""
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[built.compute_dtype]
+    text = json.dumps(built.config.to_json(dtype=dtype), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    for path in [*tokenizer.files(), *(source / name for name in MODEL_FILES)]:
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+
+
+def _batches(config: Config, samples: EvalSamples) -> Iterator[Any]:
+    sequences, limit = config.sequences, config.evaluation.max_evaluate_steps
+    every = iterate_eval(
+        samples, BatchShape(**_shape(config)), max_seq_len=sequences.max_seq_len, packing=sequences.packing
+    )
+    return islice(every, limit) if limit > 0 else every
+
+
+def _shape(config: Config) -> dict[str, int]:
+    batch = config.batch
+    return {
+        "per_device_train_batch_size": batch.per_device_train_batch_size,
+        "per_device_eval_batch_size": batch.per_device_eval_batch_size,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+    }
+
+
+def _packing(config: Config) -> dict[str, Any]:
+    keys = ("max_seq_len", "packing", "buffer_size", "pad_to_max_seqlen", "dataloader_num_workers")
+    return {key: getattr(config.sequences, key) for key in keys}
 
 
 def _objective(config: Config) -> Objective:
     return build_objective(
-        stage=config.run.stage,
+        config.run.stage,
         loss_subbatch_seqlen=config.model.loss_subbatch_seqlen,
         use_sparse_head_and_loss_fn=config.model.use_sparse_head_and_loss_fn,
     )
@@ -158,17 +193,21 @@ def _build_trainer(
     run_folder: RunFolder,
     built: assemble.Assembled,
     loader: Any,
-    eval_batches: Callable[[], Iterator[Any]] | None,
+    held_out: EvalSamples | None,
     tokenizer: Tokenizer,
+    source: Path,
 ) -> Trainer:
+    batch, model = config.batch, config.model
     total_steps = plan_steps(
-        loader.steps_per_epoch, num_train_epochs=config.batch.num_train_epochs, max_steps=config.batch.max_steps
+        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
     )
     objective = _objective(config)
-    family = load_family(built.config)
     reporting = asdict(config.reporting)
     policy = NonFinitePolicy(**{key: reporting.pop(key) for key in ("on_nonfinite", "max_skipped_steps")})
     flops = built.config.flops_per_token(config.sequences.max_seq_len) * FORWARD_AND_BACKWARD
+    evaluate_now: Callable[[], EvaluationResult] | None = None
+    if held_out is not None:
+        evaluate_now = lambda: evaluate(built.model, _batches(config, held_out), objective)  # noqa: E731
     return Trainer(
         model=built.model,
         objective=objective,
@@ -180,17 +219,15 @@ def _build_trainer(
         evaluation=EvaluationPlan(**asdict(config.evaluation)),
         saving=SavingPlan(**asdict(config.saving)),
         nonfinite=policy,
-        evaluate=(lambda: evaluate(built.model, eval_batches(), objective)) if eval_batches else None,
-        write_model_files=lambda folder: write_model_files(folder, built.config, tokenizer, run_folder.path),
-        model_items=lambda: family.save_layout(memory_items(built.model), built.config, "hf"),
+        evaluate=evaluate_now,
+        write_model_files=lambda folder: write_model_files(folder, built, tokenizer, source),
+        model_items=lambda: load_family(built.config).save_layout(memory_items(built.model), built.config, "hf"),
+        dropout=DropoutWarmup(
+            built.model,
+            model.hidden_dropout_prob,
+            model.attention_probs_dropout_prob,
+            dropout_warmup_steps=model.dropout_warmup_steps,
+        ),
         total_steps=total_steps,
         seed=config.run.seed,
-        hidden_dropout_prob=config.model.hidden_dropout_prob,
-        attention_probs_dropout_prob=config.model.attention_probs_dropout_prob,
-        dropout_warmup_steps=config.model.dropout_warmup_steps,
     )
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML gives it back."""
-    return list(value) if isinstance(value, tuple) else value

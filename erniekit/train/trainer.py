@@ -17,6 +17,7 @@ import paddle
 from erniekit.assemble import to_raw
 from erniekit.checkpoint.store import Checkpoint, CheckpointStore
 from erniekit.log import logger
+from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective
@@ -56,11 +57,9 @@ class Trainer:
     evaluate: Callable[[], EvaluationResult] | None
     write_model_files: Callable[[Path], None]
     model_items: Callable[[], Any]
+    dropout: DropoutWarmup
     total_steps: int
     seed: int
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
-    dropout_warmup_steps: int = 0
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> int:
@@ -68,7 +67,7 @@ class Trainer:
         self.reporter.start(self.progress.step, self._log_bytes_at_start)
         try:
             with StopOnSignal() as stop:
-                while self.progress.step < self.total_steps:
+                while self.progress.step < self.total_steps and not self.evaluation.should_stop():
                     stopped_early = self._one_step()
                     if stop.received is not None:
                         self._save_if_new()
@@ -102,7 +101,7 @@ class Trainer:
             progress.num_tokens += num_tokens
         self.optimizer.zero_grad()
         progress.step = step
-        self.reporter.count(sum(int((batch.labels.size)) for batch in batches) if accepted else 0)
+        self.reporter.count(sum(batch.num_tokens for batch in batches))
         if self.reporter.is_due(step) and progress.window_tokens:
             self._log(learning_rate, grad_norm)
         stop = self._evaluate_if_due(step)
@@ -114,9 +113,7 @@ class Trainer:
     def _forward_backward(self, batches: list[Any], step: int) -> tuple[float, int, float]:
         """Accumulate the gradient of a global batch; returns its mean loss, trained tokens, gradient norm."""
         num_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
-        if self.dropout_warmup_steps:
-            scale = min(1.0, step / self.dropout_warmup_steps)
-            self.model.set_dropout(self.hidden_dropout_prob * scale, self.attention_probs_dropout_prob * scale)
+        self.dropout.begin_step(step)
         total = 0.0
         for index, batch in enumerate(batches):
             paddle.seed(_seed_of(self.seed, step, index))
@@ -191,8 +188,15 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.loader.load_state_dict(state["loader"])
         self.evaluation.load_state_dict(state["evaluation"])
+        self._point_at_best()
         self.nonfinite.num_skipped = state["skipped_steps"]
         self._log_bytes_at_start = state["log_bytes"]
+
+    def _point_at_best(self) -> None:
+        """A run that was killed between a checkpoint and its pointer gets the pointer now."""
+        best = self.evaluation.best_step
+        if self.evaluation.keeps_best and any(checkpoint.step == best for checkpoint in self.store.list()):
+            self.store.mark_best(int(best or 0))
 
     def _save_if_new(self) -> None:
         if self.progress.step:
