@@ -1,4 +1,4 @@
-"""How much data a step takes, and how many steps there are."""
+"""How much data a step takes, and how many steps there are; `batch_size: n` sets both per-device sizes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,16 +8,17 @@ from erniekit.config.fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How much data a step takes, and how many steps there are."""
+    """How much data a step takes, and how many steps there are; `batch_size: n` sets both per-device sizes."""
 
     configures: ClassVar[tuple[str, ...]] = (
         "erniekit.train.run:plan_steps",
-        "erniekit.data.pipeline:batch_settings",
+        "erniekit.data.pipeline:build_loader",
     )
-    per_device_train_batch_size: int = key(1, "Sequences of a micro-batch.", minimum=1)
-    per_device_eval_batch_size: int = key(1, "Sequences of an evaluation batch.", minimum=1)
-    gradient_accumulation_steps: int = key(1, "Micro-batches of a step.", minimum=1)
+
+    per_device_train_batch_size: int = key(1, "sequences of a micro-batch", minimum=1)
+    per_device_eval_batch_size: int = key(1, "sequences of an evaluation batch", minimum=1)
+    gradient_accumulation_steps: int = key(1, "micro-batches of a step", minimum=1)
     num_train_epochs: float = key(
-        1.0, "Passes over the training data; counts when max_steps is not given.", above=0.0
+        1.0, "passes over the training data; counts when max_steps is not given", above=0.0
     )
-    max_steps: int = key(-1, "Optimizer steps; -1 lets num_train_epochs decide.", minimum=-1)
+    max_steps: int = key(-1, "optimizer steps; -1 lets num_train_epochs decide", minimum=-1)

@@ -11,19 +11,21 @@ class Evaluation:
     """When held-out figures are taken while training, and what they decide."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.train.evaluation:EvaluationPlan",)
-    evaluation_strategy: str = key("no", "When to evaluate.", choices=("no", "steps", "epoch"))
-    eval_steps: int | None = key(None, "Steps between evaluations; save_steps when not given.", minimum=1)
-    max_evaluate_steps: int = key(-1, "Batches of an evaluation at most; -1 takes all.", minimum=-1)
-    load_best_model_at_end: bool = key(False, "Keep the best checkpoint and use it for export and chat.")
+
+    evaluation_strategy: str = key("no", "when to evaluate", choices=("no", "steps", "epoch"))
+    eval_steps: int | None = key(None, "steps between evaluations; save_steps when not given", minimum=1)
+    max_evaluate_steps: int = key(-1, "batches of an evaluation at most; -1 takes all", minimum=-1)
+    load_best_model_at_end: bool = key(False, "keep the best checkpoint and use it for export and chat")
     metric_for_best_model: str = key(
         "eval_loss",
-        "What is best.",
-        choices=("eval_loss", "eval_perplexity", "eval_accuracy", "loss", "perplexity", "accuracy"),
+        "the figure that says which checkpoint is best",
+        choices=("eval_loss", "eval_perplexity", "eval_accuracy"),
+        synonyms={"loss": "eval_loss", "perplexity": "eval_perplexity", "accuracy": "eval_accuracy"},
     )
-    greater_is_better: bool | None = key(None, "Direction of the metric; follows from it when not given.")
+    greater_is_better: bool | None = key(None, "direction of the metric; follows from it when not given")
     early_stopping_patience: int | None = key(
-        None, "Stop after so many evaluations without a gain.", minimum=1
+        None, "stop after so many evaluations without a gain", minimum=1
     )
     early_stopping_threshold: float = key(
-        0.0, "Gains up to this do not count for early stopping.", minimum=0.0
+        0.0, "gains up to this do not count for early stopping", minimum=0.0
     )

@@ -1,4 +1,4 @@
-"""The optimiser."""
+"""AdamW, clipping, and a learning rate that may grow with depth."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,20 +8,25 @@ from erniekit.config.fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """The optimiser."""
+    """AdamW, clipping, and a learning rate that may grow with depth."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.optim.build:build_optimizer",)
+
     optim: str = key(
-        "adamw", "The optimiser; adamw_custom is the same AdamW.", choices=("adamw", "adamw_custom")
+        "adamw",
+        "the optimizer; upstream's adamw_custom is the same AdamW",
+        choices=("adamw",),
+        synonyms={"adamw_custom": "adamw", "adamw_torch": "adamw", "adamw_hf": "adamw"},
+        not_built={"muon": "the Muon optimizer (optim: muon)"},
     )
-    learning_rate: float = key(5e-5, "Peak learning rate.", above=0.0)
-    weight_decay: float = key(0.0, "Decoupled weight decay of matrices and embeddings.", minimum=0.0)
-    adam_beta1: float = key(0.9, "Decay of the first moment.", minimum=0.0, maximum=0.9999)
-    adam_beta2: float = key(0.999, "Decay of the second moment.", minimum=0.0, maximum=0.999999)
-    adam_epsilon: float = key(1e-8, "Added to the root of the second moment.", above=0.0)
+    learning_rate: float = key(5e-5, "peak learning rate", minimum=0.0)
+    weight_decay: float = key(0.0, "decoupled weight decay of matrices and embeddings", minimum=0.0)
+    adam_beta1: float = key(0.9, "decay of the first moment", minimum=0.0, below=1.0)
+    adam_beta2: float = key(0.999, "decay of the second moment", minimum=0.0, below=1.0)
+    adam_epsilon: float = key(1e-8, "added to the root of the second moment", above=0.0)
     max_grad_norm: float = key(
-        1.0, "Global gradient norm is clipped to it; 0 turns clipping off.", minimum=0.0
+        1.0, "global gradient norm is clipped to it; 0 turns clipping off", minimum=0.0
     )
     layerwise_lr_decay_bound: float = key(
-        1.0, "Share of the learning rate in the first layer, rising to 1 in the last.", above=0.0, maximum=1.0
+        1.0, "share of the learning rate in the first layer, rising to 1 in the last", above=0.0, maximum=1.0
     )

@@ -1,4 +1,4 @@
-"""What a run tells, and when it gives up."""
+"""What a run tells while it works, and what it does about non-finite numbers."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,25 +8,22 @@ from erniekit.config.fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What a run tells, and when it gives up."""
+    """Logs, trackers, the progress line, and the answer to a non-finite loss or gradient."""
 
     configures: ClassVar[tuple[str, ...]] = (
         "erniekit.train.reporting:Reporter",
         "erniekit.train.nonfinite:NonFinitePolicy",
     )
-    logging_steps: int = key(1, "Steps between rows of the log.", minimum=1)
-    logging_first_step: bool = key(False, "Log the first step too.")
-    logging_dir: str | None = key(
-        None, "Folder of the trackers; output_dir/tracker when not given.", path=True
-    )
+
+    logging_steps: int = key(1, "steps between lines of the log", minimum=1)
+    logging_first_step: bool = key(False, "also log the first step")
+    logging_dir: str | None = key(None, "folder of the trackers' logs; null means output_dir/logs")
     report_to: tuple[str, ...] = key(
-        (),
-        "Trackers: visualdl, tensorboard, wandb; none.",
-        choices=("none", "visualdl", "tensorboard", "wandb"),
+        (), "trackers to write to, as a list", choices=("visualdl", "tensorboard", "wandb", "none")
     )
-    run_name: str | None = key(None, "Name of the run in trackers.")
-    disable_tqdm: bool = key(False, "Print plain lines instead of the live line.")
+    run_name: str | None = key(None, "name of the run in trackers and in report.md")
+    disable_tqdm: bool = key(False, "plain lines instead of the live progress line")
     on_nonfinite: str = key(
-        "stop", "What to do when a loss or gradient is not finite.", choices=("stop", "skip")
+        "stop", "what a non-finite loss or gradient does: end the run, or skip the step", choices=("stop", "skip")
     )
-    max_skipped_steps: int = key(10, "Steps that `on_nonfinite: skip` may skip.", minimum=0)
+    max_skipped_steps: int = key(10, "steps that on_nonfinite: skip may skip", minimum=1)

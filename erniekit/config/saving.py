@@ -11,13 +11,14 @@ class Saving:
     """When checkpoints are written, and how many stay."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.train.saving:SavingPlan",)
+
     save_strategy: str = key(
-        "steps", "When to save; the last step is always saved.", choices=("no", "steps", "epoch")
+        "steps", "when to save; the last step is always saved", choices=("no", "steps", "epoch")
     )
-    save_steps: int = key(500, "Steps between checkpoints.", minimum=1)
+    save_steps: int = key(500, "steps between checkpoints", minimum=1)
     save_total_limit: int | None = key(
-        None, "Checkpoints that stay; the best and the latest always do.", minimum=1
+        None, "checkpoints that stay; the best and the latest always do", minimum=1
     )
     use_async_save: bool = key(
-        False, "Write checkpoints in a thread while training goes on; costs a copy of the state."
+        False, "write checkpoints in a thread while training goes on; costs a copy of the state"
     )

@@ -11,23 +11,24 @@ class Schedule:
     """The learning rate over the steps."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.optim.schedules:build_schedule",)
+
     lr_scheduler_type: str = key(
         "linear",
-        "Shape after the warm-up.",
+        "shape after the warm-up",
         choices=("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "wsd"),
     )
-    warmup_steps: int = key(0, "Steps of the warm-up.", minimum=0)
+    warmup_steps: int = key(0, "steps of the warm-up", minimum=0)
     warmup_ratio: float = key(
-        0.0, "Share of the steps that is warm-up, when warmup_steps is 0.", minimum=0.0, maximum=1.0
+        0.0, "share of the steps that is warm-up, when warmup_steps is 0", minimum=0.0, maximum=1.0
     )
     decay_steps: int | None = key(
-        None, "Steps at which the decay ends; the whole run when not given.", minimum=1
+        None, "steps at which the decay ends; the whole run when not given", minimum=1
     )
-    min_lr: float = key(0.0, "Floor of the decay.", minimum=0.0)
-    lr_end: float = key(1e-7, "End of the polynomial decay.", minimum=0.0)
-    power: float = key(1.0, "Power of the polynomial decay.", above=0.0)
-    num_cycles: float = key(0.5, "Waves of the cosine; 0.5 falls once.", above=0.0)
-    decay_function: str = key("half_life", "Decay of wsd.", choices=("half_life", "1-sqrt"))
+    min_lr: float = key(0.0, "floor of the decay", minimum=0.0)
+    lr_end: float = key(1e-7, "end of the polynomial decay", minimum=0.0)
+    power: float = key(1.0, "power of the polynomial decay", above=0.0)
+    num_cycles: float = key(0.5, "waves of the cosine; 0.5 falls once", above=0.0)
+    decay_function: str = key("half_life", "decay of wsd", choices=("half_life", "1-sqrt"))
     wsd_steady_steps: int | None = key(
-        None, "Step at which the decay of wsd begins; 0.9 of all when not given.", minimum=0
+        None, "step at which the decay of wsd begins; 0.9 of all when not given", minimum=0
     )
