@@ -21,13 +21,13 @@ its model_name_or_path (model_name_or_path=... on the command line always wins).
   --system TEXT   a system message before it
   --input FILE    .jsonl with prompt, messages, instruction or src in each row; else a prompt a line
   --output FILE   the rows with answer, finish_reason and token counts added
-  --rows N        rows of --input that are answered together (default 8)
+  --rows N        rows of --input that are answered together (default 16)
   --raw           continue the prompt as plain text, without the chat template
 
   erniekit generate starter --prompt "What is the capital of France?" temperature=0
   erniekit generate ./output --input questions.jsonl --output answers.jsonl generation_seed=1"""
 
-DEFAULT_ROWS = 8
+DEFAULT_ROWS = 16
 
 
 def run(argv: list[str]) -> int:

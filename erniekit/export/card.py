@@ -59,7 +59,7 @@ def read_run_facts(checkpoint: Path) -> RunFacts:
     state = _read_json(checkpoint / "trainer_state.json")
     if not state:
         return RunFacts()
-    settings = {}
+    settings: dict[str, Any] = {}
     for folder in (checkpoint, checkpoint.parent):
         if (folder / "erniekit.yaml").exists():
             settings = yaml.safe_load((folder / "erniekit.yaml").read_text(encoding="utf-8")) or {}

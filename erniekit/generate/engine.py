@@ -8,7 +8,7 @@ position only itself; padding therefore changes no answer.
     B rows, T columns of this pass, V vocabulary
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def generate(
     max_context: int,
     streams: Sequence[TextStream] | None = None,
     first_row: int = 0,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Answer prompts; yields an event for every token of every row, in the order they come.
 
     The token that ends an answer is an event too (with no text). Closing the iterator ends the
@@ -83,9 +83,10 @@ def generate(
     check_prompts(prompts, max_context=max_context)
     if not prompts:
         return
+    sides: Sequence[TextStream | None] = streams or [None] * len(prompts)
     rows = [
         _Row(index, Sampler(sampling, prompt, end_ids, row=first_row + index), stream)
-        for index, (prompt, stream) in enumerate(zip(prompts, streams or [None] * len(prompts), strict=True))
+        for index, (prompt, stream) in enumerate(zip(prompts, sides, strict=True))
     ]
     longest = max(map(len, prompts))
     budget = [min(sampling.max_new_tokens, max_context - len(prompt)) for prompt in prompts]

@@ -18,7 +18,7 @@ gives the same answer, whatever else the process does and whatever else is in th
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Sequence[int], *, row: int = 0
+        self, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Collection[int], *, row: int = 0
     ) -> None:
         self._sampling = sampling
         self._seen = np.unique(np.asarray(prompt_ids, dtype=np.int64))

@@ -5,12 +5,12 @@ same template that rendered the training data, so a model is asked as it was tau
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.template import ChatTemplate
+from erniekit.data.template import ChatTemplate, Message
 from erniekit.data.tokenizer import StreamDecoder, Tokenizer
 from erniekit.errors import CheckpointError
 from erniekit.generate.engine import Event, generate
@@ -52,7 +52,7 @@ class TextGenerator:
         self.end_ids = frozenset(end_ids)
         self.max_context = max_context
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, enable_thinking: bool = False) -> list[int]:
+    def render(self, messages: Sequence[Message], *, enable_thinking: bool = False) -> list[int]:
         """Tokens of the prompt that asks the model to answer these messages.
 
         Raises:
@@ -63,14 +63,12 @@ class TextGenerator:
                 "the checkpoint has no chat template, so it cannot be asked questions; "
                 "name one with chat_template=..., or let it continue plain text with --raw"
             )
-        text = self.template.render(
-            list(messages), add_generation_prompt=True, enable_thinking=enable_thinking
-        )
+        text = self.template.render(messages, add_generation_prompt=True, enable_thinking=enable_thinking)
         return self.tokenizer.encode(text)
 
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, first_row: int = 0
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Events of all answers, as they come; closing the iterator ends the work."""
         streams = [TextStream(StreamDecoder(self.tokenizer), sampling.stop) for _ in prompts]
         return generate(

@@ -79,8 +79,9 @@ def check(folder: Path, golden: Path, tolerance: float) -> int:
         found = model.generate(ids[:1], **options, eos_token_id=None, pad_token_id=0)
     difference = float(np.abs(logits - expected["logits"]).max())
     answer = found[0, ids.shape[1] :].tolist()
+    largest = np.abs(logits).max()
     results = {
-        f"logits differ by {difference:.2e} at most (largest {np.abs(logits).max():.2f})": difference <= tolerance,
+        f"logits differ by {difference:.2e} at most (largest {largest:.2f})": difference <= tolerance,
         "no tensor missing, unexpected or mis-shaped": not any(report.values()),
         f"greedy answer {answer}": answer == expected["answer"].tolist(),
     }
@@ -101,7 +102,8 @@ def check(folder: Path, golden: Path, tolerance: float) -> int:
 
 def main() -> int:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    keep_lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
     parser.add_argument("half", choices=("probe", "check"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("golden", type=Path)
