@@ -17,7 +17,7 @@ class Reporting:
 
     logging_steps: int = key(1, "steps between lines of the log", minimum=1)
     logging_first_step: bool = key(False, "also log the first step")
-    logging_dir: str | None = key(None, "folder of the trackers' logs; null means output_dir/logs")
+    logging_dir: str | None = key(None, "folder of the trackers' logs; null means output_dir/tracker")
     report_to: tuple[str, ...] = key(
         (), "trackers to write to, as a list", choices=("visualdl", "tensorboard", "wandb", "none")
     )

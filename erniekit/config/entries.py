@@ -1,0 +1,47 @@
+"""One `key: value` as it was written, with the place where it stands."""
+
+from dataclasses import dataclass
+from typing import Any
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value comes from; its text is `run.yaml:3:1`, `command line`, or `default`."""
+
+    place: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.line}:{self.column}" if self.line else self.place
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key with its value, the value's own spelling where it is a plain scalar, and its source."""
+
+    key: str
+    value: Any
+    spelling: str | None
+    source: Source
+
+    def shown(self) -> str:
+        """The value as the user wrote it, for messages."""
+        if self.spelling is not None:
+            return self.spelling
+        text = repr(self.value)
+        return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong at a place; all problems of a file are told together."""
+
+    source: Source
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
