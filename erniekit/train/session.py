@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erniekit import assemble
 from erniekit.checkpoint.sources import locate_model
 from erniekit.config.config import Config
-from erniekit.config.load import LoadedConfig
 from erniekit.data.pack import BatchShape
 from erniekit.data.pipeline import EvalSamples, build_loader, iterate_eval, open_eval_samples, open_train_samples
 from erniekit.data.reader import SampleReader
@@ -35,6 +34,9 @@ from erniekit.train.saving import SavingPlan
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.trainer import Trainer, memory_items
 
+if TYPE_CHECKING:
+    from erniekit.config.load import LoadedConfig
+
 # A backward pass costs twice the forward pass: gradients to the input and to the weight.
 FORWARD_AND_BACKWARD = 3
 # Sections that decide what a run computes: a run continues only when none of their keys changed,
@@ -44,7 +46,7 @@ NOT_DECIDING = ("download_hub", "dataloader_num_workers", "do_train", "do_eval",
 MODEL_FILES = ("generation_config.json", "LICENSE")
 
 
-def train_session(loaded: LoadedConfig) -> int:
+def train_session(loaded: "LoadedConfig") -> int:
     """Run what a `train` configuration asks for; returns the exit code."""
     config = loaded.config
     run = config.run

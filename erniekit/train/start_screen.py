@@ -7,50 +7,117 @@ memory than the machine has, ten times the steps that were meant.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import paddle
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from erniekit.assemble import Assembled
+from erniekit.config.config import Config
+from erniekit.data.report import DataReport
+from erniekit.data.sample import IGNORED, Sample
+from erniekit.data.tokenizer import Tokenizer
+from erniekit.estimate.hardware import available_memory, measure_flops
+from erniekit.estimate.memory import training_memory
 from erniekit.log import error_console, logger
+from erniekit.train.trainer import Trainer
 
-IGNORED = -100
 _SAMPLE_TOKENS = 160
 
 
 def show_start_screen(
-    essentials: Mapping[str, str],
-    memory: Mapping[str, int],
+    config: Config,
+    built: Assembled,
+    trainer: Trainer,
+    report: DataReport,
     *,
-    available_bytes: int,
-    sample: Any,
-    tokenizer: Any,
+    sample: Sample,
+    tokenizer: Tokenizer,
+    device: str,
 ) -> None:
-    """Print the screen to standard error.
+    """Print the screen to standard error, and measure the peak that MFU is told against.
 
     Args:
-        essentials: what was resolved, label -> text.
-        memory: estimated bytes at the peak by cause.
-        available_bytes: memory this process may take.
-        sample: a training sample (input_ids [T], labels [T] already shifted).
+        sample: a training sample to show with its mask.
+        device: Paddle's name of the device.
     """
+    trainer.reporter.peak_flops = _peak_flops(built.compute_dtype)
+    memory = _memory(config, built, report, on_cpu=device == "cpu")
+    available = available_memory() if device == "cpu" else _device_memory()
     table = Table.grid(padding=(0, 2))
-    for label, text in essentials.items():
+    for label, text in _essentials(config, built, trainer, report, device).items():
         table.add_row(Text(label, style="bold"), Text(text))
     error_console.print(
         Panel(
-            Group(table, Text(), _memory_line(memory, available_bytes), Text(), sample_text(sample, tokenizer)),
+            Group(table, Text(), _memory_line(memory, available), Text(), sample_text(sample, tokenizer)),
             title="ErnieKit",
             title_align="left",
             border_style="cyan",
-        )
+        ),
+        soft_wrap=False,
     )
     total = sum(memory.values())
-    if total > available_bytes:
+    if total > available:
         logger.warning(
-            f"the run is estimated to need {gibibytes(total)} and {gibibytes(available_bytes)} are free: "
-            "lower per_device_train_batch_size or max_seq_len, or compute_type: bf16"
+            f"the run is estimated to need {gibibytes(total)} and {gibibytes(available)} are free: lower "
+            "per_device_train_batch_size (and raise gradient_accumulation_steps) or max_seq_len"
         )
+
+
+def _essentials(
+    config: Config, built: Assembled, trainer: Trainer, report: DataReport, device: str
+) -> dict[str, str]:
+    batch, optimizer = config.batch, config.optimizer
+    rows = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    where = f"{config.run.output_dir}, from step {trainer.progress.step}"
+    packed = "packed" if config.sequences.packing else "padded"
+    peak = f"{trainer.reporter.peak_flops / 1e9:.0f} GFLOP/s measured in {built.compute_dtype}"
+    trained = f"{built.num_trained:,} trained" if built.num_trained != built.num_parameters else "all trained"
+    return {
+        "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
+        "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, {built.compute_dtype} on {device} ({peak})",
+        "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, {report.tokens:,} tokens",
+        "step": f"{rows} sequences of {config.sequences.max_seq_len} tokens ({packed}), in "
+        f"{batch.gradient_accumulation_steps} micro-batches",
+        "steps": f"{trainer.total_steps} ({trainer.loader.steps_per_epoch} an epoch)",
+        "optimizer": f"{optimizer.optim}, learning rate {optimizer.learning_rate:g} "
+        f"({config.schedule.lr_scheduler_type}), weight decay {optimizer.weight_decay:g}",
+        "output": where,
+    }
+
+
+def _memory(config: Config, built: Assembled, report: DataReport, *, on_cpu: bool) -> dict[str, int]:
+    sequences = config.sequences
+    typical = sum(length * length for length in report.lengths) / max(1, sum(report.lengths))
+    return training_memory(
+        built.config,
+        num_trained=built.num_trained,
+        compute_type=built.compute_dtype,
+        rows=config.batch.per_device_train_batch_size,
+        seq_len=sequences.max_seq_len if sequences.packing else max(report.lengths, default=1),
+        attended=min(typical, sequences.max_seq_len),
+        logits_rows=config.model.loss_subbatch_seqlen,
+        on_cpu=on_cpu,
+    )
+
+
+def _peak_flops(compute_dtype: str) -> float:
+    """FLOP/s of a large matrix product here, in the type that this device computes in."""
+    size = 1024 if paddle.device.get_device() == "cpu" else 8192
+    wide = compute_dtype == "fp32" or paddle.device.get_device() == "cpu"
+    matrix = paddle.ones([size, size], dtype="float32" if wide else "bfloat16")
+
+    def multiply() -> float:
+        return float(paddle.matmul(matrix, matrix)[0, 0])
+
+    return measure_flops(multiply, 2.0 * size**3)
+
+
+def _device_memory() -> int:
+    """Free memory of the GPU (not executed in this project's CI)."""
+    free, _ = paddle.device.cuda.mem_get_info()
+    return int(free)
 
 
 def _memory_line(memory: Mapping[str, int], available_bytes: int) -> Text:

@@ -67,6 +67,7 @@ class Trainer:
         self.reporter.start(self.progress.step, self._log_bytes_at_start)
         try:
             with StopOnSignal() as stop:
+                self._evaluate_before()
                 while self.progress.step < self.total_steps and not self.evaluation.should_stop():
                     stopped_early = self._one_step()
                     if stop.received is not None:
@@ -138,6 +139,16 @@ class Trainer:
         )
         progress.window_loss, progress.window_tokens = 0.0, 0
 
+    def _evaluate_before(self) -> None:
+        """Held-out figures before the first step, to compare with; they never count as the best."""
+        if self.progress.step == 0 and self.evaluate is not None:
+            self._log_evaluation(0, self.evaluate())
+
+    def _log_evaluation(self, step: int, result: EvaluationResult) -> None:
+        row = {"step": step, **result.metrics()}
+        self.progress.evaluations.append(row)
+        self.reporter.log_evaluation(row)
+
     def _evaluate_if_due(self, step: int) -> bool:
         interval = self.saving.save_steps
         due = self.evaluation.is_due(step, steps_per_epoch=self.loader.steps_per_epoch, default_interval=interval)
@@ -145,9 +156,7 @@ class Trainer:
         if self.evaluate is None or not (due or last):
             return False
         result = self.evaluate()
-        row = {"step": step, **result.metrics()}
-        self.progress.evaluations.append(row)
-        self.reporter.log_evaluation(row)
+        self._log_evaluation(step, result)
         if self.evaluation.observe(step, result) and self.evaluation.keeps_best:
             self.save()
             self.store.wait()

@@ -1,0 +1,78 @@
+"""The end of a run: `report.md` with its figures, and the picture of its loss."""
+
+import platform
+from pathlib import Path
+
+from erniekit.assemble import Assembled
+from erniekit.checkpoint.atomic import write_file_atomic
+from erniekit.config.config import Config
+from erniekit.log import logger
+from erniekit.train.figure import loss_figure
+from erniekit.train.reporting import TIMING_LOG, TRAIN_LOG, read_log
+from erniekit.train.run import RunFolder
+from erniekit.train.trainer import Trainer
+
+
+def write_outcome(run_folder: RunFolder, trainer: Trainer, config: Config, built: Assembled) -> None:
+    """Write the report, and say where the model is."""
+    rows = read_log(run_folder.path / TRAIN_LOG)
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row]
+    name = config.reporting.run_name or config.model.model_name_or_path
+    if steps:
+        svg = loss_figure(
+            [(row["step"], row["loss"]) for row in steps],
+            [(row["step"], row["eval_loss"]) for row in evaluations],
+            title=f"{config.run.stage} of {name}",
+        )
+        write_file_atomic(run_folder.path / "loss.svg", svg.encode())
+    chosen = run_folder.store.best() or run_folder.store.latest()
+    lines = _report(run_folder.path, trainer, config, built, steps, evaluations)
+    lines.append(f"\nThe model: `{chosen.path.name if chosen else 'none'}`, a Hugging Face model folder.\n")
+    write_file_atomic(run_folder.path / "report.md", "\n".join(lines).encode())
+    _announce(run_folder.path, evaluations, chosen.path if chosen else None)
+
+
+def _report(
+    path: Path, trainer: Trainer, config: Config, built: Assembled, steps: list[dict], evaluations: list[dict]
+) -> list[str]:
+    timing = read_log(path / TIMING_LOG)
+    seconds = sum(row["seconds"] for row in timing)
+    speeds = sorted(row["tokens_per_second"] for row in timing)
+    peak = max((row["peak_memory_bytes"] for row in timing), default=0)
+    lines = [
+        f"# {config.run.stage} of {config.model.model_name_or_path}\n",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {built.num_parameters:,}, trained {built.num_trained:,} |",
+        f"| data | {config.train_data.train_dataset_path} |",
+        f"| steps | {trainer.progress.step} |",
+        f"| trained tokens | {trainer.progress.num_tokens:,} |",
+        f"| learning rate | {config.optimizer.learning_rate:g}, {config.schedule.lr_scheduler_type} |",
+        f"| skipped steps | {trainer.nonfinite.num_skipped} |",
+    ]
+    if steps:
+        lines.append(f"| training loss | first {steps[0]['loss']:.4f}, last {steps[-1]['loss']:.4f} |")
+    if speeds:
+        lines.append(f"| speed | median {speeds[len(speeds) // 2]:.0f} tokens/s, {seconds:.0f} s of training |")
+        lines.append(f"| peak memory | {peak / 2**30:.2f} GiB |")
+    lines.append(f"| machine | {platform.processor() or platform.machine()}, {platform.system()} |")
+    if evaluations:
+        lines += ["\n| step | held-out loss | perplexity | token accuracy |", "|---|---|---|---|"]
+        lines += [
+            f"| {row['step']} | {row['eval_loss']:.4f} | {row['eval_perplexity']:.3f} | {row['eval_accuracy']:.1%} |"
+            for row in evaluations
+        ]
+    if steps:
+        lines.append("\n![loss](loss.svg)")
+    return lines
+
+
+def _announce(path: Path, evaluations: list[dict], model: Path | None) -> None:
+    if len(evaluations) > 1:
+        first, last = evaluations[0], evaluations[-1]
+        logger.info(
+            f"held-out loss {first['eval_loss']:.4f} at step {first['step']} -> {last['eval_loss']:.4f} at "
+            f"step {last['step']}"
+        )
+    logger.info(f"done: {path / 'report.md'}; model in {model}")
