@@ -108,7 +108,7 @@ def attention_reference(
     q_BTND, k_BSKD, v_BSKD = to_arithmetic(q_BTND, k_BSKD, v_BSKD)
     if visible.blocks is None:
         return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, visible.mask, dropout), dtype)
-    if len(visible.blocks) == 1:
+    if len(visible.blocks) == 1 and not visible.blocks[0].alone:
         mask = _triangle(q_BTND.shape[1])
         return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, mask, dropout), dtype)
     rows: list[list[paddle.Tensor]] = [[] for _ in range(q_BTND.shape[0])]

@@ -1,0 +1,129 @@
+"""Chunked cross-entropy against the whole logits and autograd, and against numbers worked by hand."""
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erniekit.losses.cross_entropy import Head, chunked_cross_entropy
+
+
+def tensor(array, *, grad=True, dtype="float32"):
+    made = paddle.to_tensor(np.asarray(array, dtype="float32")).astype(dtype)
+    made.stop_gradient = not grad
+    return made
+
+
+def plain(hidden, weight, labels, *, transposed, bias=None):
+    """Reference: all logits at once, in float64."""
+    logits = hidden @ (weight.T if transposed else weight)
+    if bias is not None:
+        logits = logits + bias
+    logits = logits - logits.max(-1, keepdims=True)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    counted = labels >= 0
+    rows = np.flatnonzero(counted)
+    loss = -logp[rows, labels[rows]].sum()
+    gradient = np.exp(logp)
+    gradient[rows, labels[rows]] -= 1
+    gradient[~counted] = 0
+    to_hidden = gradient @ (weight if transposed else weight.T)
+    to_weight = gradient.T @ hidden if transposed else hidden.T @ gradient
+    correct = (logits.argmax(-1) == labels)[counted].sum()
+    return loss, to_hidden, to_weight, gradient.sum(0), correct
+
+
+def test_two_classes_by_hand():
+    hidden, weight = tensor([[1.0]]), tensor([[0.0], [math.log(3.0)]])
+    loss, metrics = chunked_cross_entropy(
+        hidden, Head(weight, transposed=True), paddle.to_tensor([1]), chunk_tokens=4
+    )
+    # logits 0 and log 3: the probability of class 1 is 3/4.
+    assert float(loss) == pytest.approx(-math.log(0.75), rel=1e-6)
+    assert metrics == {"num_tokens": 1.0, "num_correct": 1.0}
+    (loss * 2).backward()
+    assert weight.grad.numpy().ravel() == pytest.approx([2 * 0.25, -2 * 0.25], rel=1e-6)
+    assert hidden.grad.numpy().ravel() == pytest.approx([-2 * 0.25 * math.log(3.0)], rel=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 13),
+    d=st.integers(1, 9),
+    v=st.integers(2, 23),
+    chunk=st.integers(1, 20),
+    transposed=st.booleans(),
+    with_bias=st.booleans(),
+    sparse=st.booleans(),
+    ignored=st.sampled_from([0.0, 0.4, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_equals_the_whole_logits(n, d, v, chunk, transposed, with_bias, sparse, ignored, seed):
+    rng = np.random.default_rng(seed)
+    hidden64, labels = rng.normal(size=(n, d)), rng.integers(0, v, n)
+    weight64 = rng.normal(size=(v, d) if transposed else (d, v))
+    bias64 = rng.normal(size=v) if with_bias else None
+    labels[rng.random(n) < ignored] = -100
+    hidden, weight = tensor(hidden64), tensor(weight64)
+    bias = tensor(bias64) if with_bias else None
+    loss, metrics = chunked_cross_entropy(
+        hidden,
+        Head(weight, transposed=transposed, bias=bias),
+        paddle.to_tensor(labels),
+        chunk_tokens=chunk,
+        only_labelled=sparse,
+    )
+    expected, to_hidden, to_weight, to_bias, correct = plain(
+        hidden64, weight64, labels, transposed=transposed, bias=bias64
+    )
+    assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert metrics["num_tokens"] == (labels >= 0).sum()
+    assert metrics["num_correct"] == correct
+    (loss * 0.5).backward()
+    np.testing.assert_allclose(hidden.grad.numpy(), 0.5 * to_hidden, rtol=1e-4, atol=1e-5)
+    if metrics["num_tokens"]:
+        np.testing.assert_allclose(weight.grad.numpy(), 0.5 * to_weight, rtol=1e-4, atol=1e-5)
+        if with_bias:
+            np.testing.assert_allclose(bias.grad.numpy(), 0.5 * to_bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_head_takes_no_gradient_but_passes_one_on():
+    hidden, weight = tensor([[1.0, 2.0]]), tensor([[0.5, 1.0], [1.0, -1.0], [0.0, 2.0]], grad=False)
+    loss, _ = chunked_cross_entropy(hidden, Head(weight, transposed=True), paddle.to_tensor([2]), chunk_tokens=1)
+    loss.backward()
+    assert weight.grad is None
+    assert np.abs(hidden.grad.numpy()).sum() > 0
+
+
+def test_without_gradients_none_are_computed():
+    hidden, weight = tensor([[1.0]]), tensor([[1.0], [2.0]])
+    with paddle.no_grad():
+        loss, _ = chunked_cross_entropy(
+            hidden, Head(weight, transposed=True), paddle.to_tensor([0]), chunk_tokens=1
+        )
+    assert loss.stop_gradient
+
+
+def test_large_logits_do_not_overflow():
+    loss, _ = chunked_cross_entropy(
+        tensor([[1000.0]]), Head(tensor([[1.0], [-1.0]]), transposed=True), paddle.to_tensor([1]), chunk_tokens=1
+    )
+    assert float(loss) == pytest.approx(2000.0)
+
+
+def test_bf16_storage_gives_bf16_gradients_near_the_exact_ones():
+    rng = np.random.default_rng(0)
+    hidden64, weight64, labels = rng.normal(size=(6, 8)), rng.normal(size=(11, 8)), rng.integers(0, 11, 6)
+    hidden, weight = tensor(hidden64, dtype="bfloat16"), tensor(weight64, dtype="bfloat16")
+    loss, _ = chunked_cross_entropy(
+        hidden, Head(weight, transposed=True), paddle.to_tensor(labels), chunk_tokens=4
+    )
+    loss.backward()
+    expected, to_hidden, to_weight, _, _ = plain(hidden64, weight64, labels, transposed=True)
+    assert float(loss) == pytest.approx(expected, rel=0.01)
+    assert hidden.grad.dtype == paddle.bfloat16 and weight.grad.dtype == paddle.bfloat16
+    np.testing.assert_allclose(weight.grad.astype("float32").numpy(), to_weight, atol=0.05)
+    np.testing.assert_allclose(hidden.grad.astype("float32").numpy(), to_hidden, atol=0.05)

@@ -1,0 +1,85 @@
+"""Attention against a loop over single queries in float64."""
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erniekit.ops.attention import Block, attention_reference, cut, visibility
+
+
+def one_by_one(q, k, v, attend_from, past):
+    """Softmax attention of each query over the keys it may see."""
+    batch, queries, heads, dim = q.shape
+    group = heads // k.shape[2]
+    out = np.zeros_like(q)
+    for b in range(batch):
+        for t in range(queries):
+            low, high = attend_from[b, t], past + t + 1
+            for n in range(heads):
+                scores = k[b, low:high, n // group] @ q[b, t, n] / np.sqrt(dim)
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = (weights / weights.sum()) @ v[b, low:high, n // group]
+    return out
+
+
+def starts_of(lengths):
+    return np.concatenate([np.full(n, sum(lengths[:i])) for i, n in enumerate(lengths)]).astype(np.int32)
+
+
+def draw(rng, *shape):
+    return rng.normal(size=shape)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=3),
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 3), (6, 1)]),
+    seed=st.integers(0, 10**6),
+)
+def test_packed_rows(rows, heads, seed):
+    rng = np.random.default_rng(seed)
+    width = max(map(sum, rows))
+    starts = np.tile(np.arange(width, dtype=np.int32), (len(rows), 1))
+    for number, lengths in enumerate(rows):
+        starts[number, : sum(lengths)] = starts_of(lengths)
+    q, k, v = (draw(rng, len(rows), width, n, 4) for n in (heads[0], heads[1], heads[1]))
+    visible = visibility(paddle.to_tensor(starts), num_past=0, backend="reference")
+    assert visible.blocks is not None
+    tensors = [paddle.to_tensor(x.astype("float32"), stop_gradient=False) for x in (q, k, v)]
+    out = attention_reference(*tensors, visible)
+    np.testing.assert_allclose(out.numpy(), one_by_one(q, k, v, starts, 0), rtol=1e-4, atol=1e-5)
+    # The same through one mask: values and gradients.
+    weight = paddle.to_tensor(draw(rng, *q.shape).astype("float32"))
+    (out * weight).sum().backward()
+    by_blocks = [x.grad.numpy().copy() for x in tensors]
+    for x in tensors:
+        x.clear_gradient()
+    columns = np.arange(width)
+    seen = (columns[None, None] <= columns[None, :, None]) & (columns[None, None] >= starts[:, :, None])
+    mask = paddle.to_tensor(np.where(seen, 0.0, -1e30).astype("float32")).unsqueeze(1)
+    masked = attention_reference(*tensors, type(visible)(visible.attend_from_BT, 0, None, mask))
+    np.testing.assert_allclose(out.numpy(), masked.numpy(), rtol=1e-4, atol=1e-5)
+    (masked * weight).sum().backward()
+    for x, expected in zip(tensors, by_blocks, strict=True):
+        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "past"), [(1, 5), (3, 4), (4, 0)])
+def test_over_a_cache_and_with_left_padding(queries, past):
+    rng = np.random.default_rng(1)
+    q, k, v = draw(rng, 2, queries, 4, 8), draw(rng, 2, past + queries, 2, 8), draw(rng, 2, past + queries, 2, 8)
+    starts = np.array([[0] * queries, [2] * queries], dtype=np.int32)
+    starts = np.minimum(starts, past + np.arange(queries, dtype=np.int32))
+    visible = visibility(paddle.to_tensor(starts), num_past=past, backend="reference")
+    tensors = [paddle.to_tensor(x.astype("float32")) for x in (q, k, v)]
+    out = attention_reference(*tensors, visible)
+    np.testing.assert_allclose(out.numpy(), one_by_one(q, k, v, starts, past), rtol=1e-4, atol=1e-5)
+
+
+def test_how_rows_are_cut():
+    assert cut(np.zeros((3, 5), np.int32)) == (Block(0, 3, 0, 5, False),)
+    packed = np.array([[0, 0, 0, 3, 3, 5, 6]], np.int32)
+    assert cut(packed) == (Block(0, 1, 0, 3, False), Block(0, 1, 3, 5, False), Block(0, 1, 5, 7, True))
+    assert cut(np.array([[0, 0, 1, 1]], np.int32)) is None  # a window that slides is no sequence of blocks
