@@ -1,1 +1,1 @@
-"""Configuration: YAML or JSON and overrides in, strict frozen dataclasses out; imports no Paddle."""
+"""Configuration: YAML and overrides to frozen dataclasses. Needs no Paddle."""

@@ -1,35 +1,24 @@
-"""Section `batch`: how much a step sees, and how long a run is."""
+"""How much data a step takes, and how many steps there are; `batch_size: n` sets both per-device sizes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-
-_TRAIN = ("train",)
+from erniekit.config.fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How much a step sees, and how long a run is."""
+    """How much data a step takes, and how many steps there are; `batch_size: n` sets both per-device sizes."""
 
     configures: ClassVar[tuple[str, ...]] = (
-        "erniekit.data.pipeline:build_loader(per_device_train_batch_size, gradient_accumulation_steps)",
-        "erniekit.data.pipeline:iterate_eval(per_device_eval_batch_size)",
         "erniekit.train.run:plan_steps",
+        "erniekit.data.pipeline:build_loader",
     )
 
-    per_device_train_batch_size: int = setting(
-        1, "sequences of a micro-batch; batch_size sets this and the next key", verbs=("train", "data"), at_least=1
+    per_device_train_batch_size: int = key(1, "sequences of a micro-batch", minimum=1)
+    per_device_eval_batch_size: int = key(1, "sequences of an evaluation batch", minimum=1)
+    gradient_accumulation_steps: int = key(1, "micro-batches of a step", minimum=1)
+    num_train_epochs: float = key(
+        1.0, "passes over the training data; counts when max_steps is not given", above=0.0
     )
-    per_device_eval_batch_size: int = setting(
-        1, "sequences evaluated together", verbs=("train", "eval"), at_least=1
-    )
-    gradient_accumulation_steps: int = setting(
-        1, "micro-batches of a step; the gradient is that of one large batch", verbs=("train", "data"), at_least=1
-    )
-    num_train_epochs: float = setting(
-        1.0, "passes over the training data, unless max_steps says more exactly", verbs=("train", "data"), above=0
-    )
-    max_steps: int = setting(
-        -1, "optimizer steps of the run; -1 leaves it to num_train_epochs", verbs=("train", "data"), at_least=-1
-    )
+    max_steps: int = key(-1, "optimizer steps; -1 lets num_train_epochs decide", minimum=-1)

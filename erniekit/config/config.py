@@ -1,9 +1,7 @@
-"""The whole configuration: one attribute for each section, and the table of what is a key."""
+"""The configuration: one frozen section for each part of ErnieKit."""
 
-import dataclasses
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from erniekit.config.batch import Batch
 from erniekit.config.eval_data import EvalData
@@ -17,67 +15,56 @@ from erniekit.config.run import Run
 from erniekit.config.saving import Saving
 from erniekit.config.schedule import Schedule
 from erniekit.config.sequences import Sequences
-from erniekit.config.setting import REQUIRED, About, about
 from erniekit.config.train_data import TrainData
+
+SECTIONS: dict[str, type] = {
+    "run": Run,
+    "model": Model,
+    "train_data": TrainData,
+    "eval_data": EvalData,
+    "sequences": Sequences,
+    "batch": Batch,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "evaluation": Evaluation,
+    "saving": Saving,
+    "reporting": Reporting,
+    "generation": Generation,
+    "export": Export,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Every setting of a run, frozen; nothing writes to it after loading."""
+    """All sections; each key of a file is a field of exactly one of them."""
 
-    model: Model
-    run: Run
-    train_data: TrainData
-    eval_data: EvalData
-    sequences: Sequences
-    batch: Batch
-    optimizer: Optimizer
-    schedule: Schedule
-    evaluation: Evaluation
-    saving: Saving
-    reporting: Reporting
-    generation: Generation
-    export: Export
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    train_data: TrainData = field(default_factory=TrainData)
+    eval_data: EvalData = field(default_factory=EvalData)
+    sequences: Sequences = field(default_factory=Sequences)
+    batch: Batch = field(default_factory=Batch)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    saving: Saving = field(default_factory=Saving)
+    reporting: Reporting = field(default_factory=Reporting)
+    generation: Generation = field(default_factory=Generation)
+    export: Export = field(default_factory=Export)
 
-
-@dataclass(frozen=True)
-class Key:
-    """One key: the section it belongs to, its type, its default, and what is known of it."""
-
-    name: str
-    section: str
-    type: Any
-    default: Any
-    about: About
-
-    @property
-    def required(self) -> bool:
-        """Whether there is no default."""
-        return self.default is REQUIRED
-
-
-@cache
-def sections() -> dict[str, type[Any]]:
-    """Section classes by their attribute of `Config`."""
-    return dict(get_type_hints(Config))
-
-
-@cache
-def known_keys() -> dict[str, Key]:
-    """Every implemented key, in the order of the sections."""
-    keys: dict[str, Key] = {}
-    for section, cls in sections().items():
-        types = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            assert field.name not in keys, f"{field.name} is in two sections"
-            keys[field.name] = Key(field.name, section, types[field.name], field.default, about(field))
-    return keys
+    def values(self) -> dict[str, Any]:
+        """All keys, flat, in the order of the sections."""
+        return {
+            f.name: getattr(getattr(self, section), f.name)
+            for section, cls in SECTIONS.items()
+            for f in fields(cls)
+        }
 
 
 def build_config(values: dict[str, Any]) -> Config:
-    """A Config from checked values; a key left out gets its default."""
-    keys = known_keys()
-    grouped: dict[str, dict[str, Any]] = {section: {} for section in sections()}
-    for name, value in values.items():
-        grouped[keys[name].section][name] = value
-    return Config(**{section: cls(**grouped[section]) for section, cls in sections().items()})
+    """A Config from flat, checked values; keys that are absent keep their defaults."""
+    sections = {
+        section: cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        for section, cls in SECTIONS.items()
+    }
+    return Config(**sections)

@@ -1,26 +1,20 @@
-"""Section `eval_data`: what is held out."""
+"""The held-out data."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-from erniekit.config.train_data import FORMATS
-
-_VERBS = ("train", "eval", "data")
+from erniekit.config.fields import key
+from erniekit.config.train_data import DATASET_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalData:
-    """What is held out."""
+    """Files for evaluation and their formats."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.data.pipeline:open_eval_samples",)
 
-    eval_dataset_path: str | None = setting(
-        None, "file, folder, glob, hub id, or a comma list of them", verbs=_VERBS
+    eval_dataset_path: str | None = key(
+        None, "files, folders, globs or hub ids, separated by commas", required_by=("eval",)
     )
-    eval_dataset_type: str | None = setting(
-        None, f"format, or one for each path: {FORMATS}; guessed from the rows when left out", verbs=_VERBS
-    )
-    eval_dataset_prob: str | None = setting(
-        None, "accepted for symmetry: every held-out row is used once", verbs=_VERBS, form="shares"
-    )
+    eval_dataset_type: str | None = key(None, "format of each: " + DATASET_TYPES)
+    eval_dataset_prob: str | None = key(None, "share of each, separated by commas; null means by size")

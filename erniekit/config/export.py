@@ -1,27 +1,28 @@
-"""Section `export`: the finished model folder."""
+"""What an exported model looks like."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-
-_VERBS = ("export",)
+from erniekit.config.fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The finished model folder."""
+    """Layout, number type, sharding and place of an export."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.export.export:export_model",)
 
-    export_layout: str = setting(
-        "hf", "hf for transformers and vLLM, paddle for FastDeploy", choices=("hf", "paddle"), verbs=_VERBS
+    export_layout: str = key(
+        "hf", "tensor names and shapes of transformers, or of Paddle", choices=("hf", "paddle")
     )
-    export_dtype: str = setting(
-        "auto", "number format; auto keeps the source's", choices=("auto", "fp32", "bf16", "fp16"), verbs=_VERBS
+    export_dtype: str = key(
+        "auto", "number type; auto is that of the base model", choices=("auto", "fp32", "bf16", "fp16")
     )
-    max_shard_size: float | str = setting(
-        5, "largest file, in GB, or with a unit (500MB)", verbs=("export", "split"), form="size"
+    max_shard_size: int | float | str = key(
+        5,
+        "largest file: a number of GB, or a text such as 500MB",
+        pattern=r"(?i)\d+(\.\d+)?\s*([kmgt]i?b)?",
+        pattern_help="a number of GB, or a text such as 500MB or 2GB",
     )
-    copy_tokenizer: bool = setting(True, "write tokenizer and chat template too", verbs=_VERBS)
-    export_dir: str | None = setting(None, "where to; output_dir/export when left out", verbs=_VERBS)
+    copy_tokenizer: bool = key(True, "put tokenizer and chat template into the export")
+    export_dir: str | None = key(None, "folder of the export; null means output_dir/export")

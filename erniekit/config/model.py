@@ -1,73 +1,73 @@
-"""Section `model`: which model, in which precision, and which part of it is trained."""
+"""The model: where it comes from and what is done to it before training."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import REQUIRED, setting
+from erniekit.config.fields import key
 
-_TRAIN = ("train",)
-_WEIGHT_QUANTISATION = "training over quantised weights"
+
+def _regular_expressions(patterns: tuple[str, ...]) -> str | None:
+    """Why one of `patterns` is no regular expression, or None."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"{pattern!r} is not a regular expression: {error}"
+    return None
+
+
+_QUANTISED = "quantised weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model, in which precision, and which part of it is trained."""
+    """A checkpoint, its number type, its dropout, its frozen parts, its loss layer."""
 
     configures: ClassVar[tuple[str, ...]] = (
-        "erniekit.checkpoint.sources:locate_model(model_name_or_path, download_hub)",
-        "erniekit.assemble:build_model(continue_training, compute_type, fine_tuning, hidden_dropout_prob, "
-        "attention_probs_dropout_prob, freeze)",
-        "erniekit.train.objectives:build_objective(loss_subbatch_seqlen, use_sparse_head_and_loss_fn)",
-        "erniekit.train.trainer:Trainer(dropout_warmup_steps)",
-        "erniekit.data.tokenizer:choose_tokenizer(tokenizer)",
+        "erniekit.checkpoint.sources:locate_model",
+        "erniekit.assemble:build_model",
+        "erniekit.train.objectives:build_objective",
     )
 
-    model_name_or_path: str = setting(
-        REQUIRED,
-        "a model folder, the output folder of a run, `starter`, or a hub id such as baidu/ERNIE-4.5-0.3B-Paddle",
+    model_name_or_path: str = key(
+        "",
+        "a local folder, `starter`, or a hub id such as baidu/ERNIE-4.5-0.3B-PT",
+        required_by=("train", "eval", "export", "split", "chat", "generate"),
     )
-    download_hub: str = setting(
-        "huggingface", "where a hub id is fetched from", choices=("huggingface", "aistudio", "modelscope")
+    download_hub: str = key(
+        "huggingface",
+        "where a hub id is downloaded from",
+        choices=("huggingface", "aistudio", "modelscope"),
     )
-    tokenizer: str | None = setting(None, "folder of another tokenizer than the model's own")
-    continue_training: bool = setting(
-        True, "false starts from random weights instead of the model's", verbs=_TRAIN
-    )
-    compute_type: str = setting(
+    continue_training: bool = key(True, "start from the checkpoint's weights; false initialises them anew")
+    compute_type: str = key(
         "auto",
-        "precision of the arithmetic; auto is bf16 on a GPU and fp32 on a CPU",
+        "number type of weights and activations; auto is bf16 on a GPU and fp32 elsewhere",
         choices=("auto", "fp32", "bf16"),
+        synonyms={"bfloat16": "bf16", "float32": "fp32"},
         not_built={
-            "fp16": "fp16 training",
-            "wint8": _WEIGHT_QUANTISATION + " (wint8)",
-            "wint4": _WEIGHT_QUANTISATION + " (wint4)",
-            "wint4/8": _WEIGHT_QUANTISATION + " (wint4/8)",
-            "nf4": _WEIGHT_QUANTISATION + " (nf4)",
-            "fp8": "FP8 training",
+            "fp16": "training in fp16",
+            "fp8": "fp8 training",
+            "wint8": _QUANTISED,
+            "wint4": _QUANTISED,
+            "wint4/8": _QUANTISED,
+            "nf4": _QUANTISED,
         },
     )
-    fine_tuning: str = setting(
+    fine_tuning: str = key(
         "Full",
-        "Full trains every parameter that `freeze` leaves",
+        "which parameters are trained: all (except those of freeze)",
         choices=("Full",),
         not_built={"LoRA": "LoRA"},
-        verbs=("train", "eval", "chat", "generate", "export", "split"),
     )
-    freeze: tuple[str, ...] = setting(
-        (), "regular expressions; parameters whose name one of them finds are not trained", verbs=_TRAIN, form="regex"
+    hidden_dropout_prob: float = key(0.0, "dropout after attention and MLP", minimum=0, below=1)
+    attention_probs_dropout_prob: float = key(0.0, "dropout on attention weights", minimum=0, below=1)
+    dropout_warmup_steps: int = key(0, "steps before dropout starts", minimum=0)
+    freeze: tuple[str, ...] = key(
+        (), "regular expressions; parameters whose name contains a match are not trained",
+        check=_regular_expressions,
     )
-    hidden_dropout_prob: float = setting(
-        0.0, "dropout of the residual branches", verbs=_TRAIN, at_least=0, below=1
-    )
-    attention_probs_dropout_prob: float = setting(
-        0.0, "dropout of attention probabilities", verbs=_TRAIN, at_least=0, below=1
-    )
-    dropout_warmup_steps: int = setting(
-        0, "steps over which both dropouts grow from 0 to their value", verbs=_TRAIN, at_least=0
-    )
-    loss_subbatch_seqlen: int = setting(
-        32768, "positions whose logits are held at a time", verbs=("train", "eval"), at_least=1
-    )
-    use_sparse_head_and_loss_fn: bool = setting(
-        True, "compute logits only where there is a token to learn", verbs=("train", "eval")
-    )
+    loss_subbatch_seqlen: int = key(1024, "positions whose logits are held at once in the loss", minimum=1)
+    use_sparse_head_and_loss_fn: bool = key(True, "compute logits only where there is a label")
+    tokenizer: str | None = key(None, "folder of another tokenizer; null means the model's")

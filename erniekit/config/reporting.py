@@ -1,35 +1,29 @@
-"""Section `reporting`: what is told of a run, and what happens when its numbers are not finite."""
+"""What a run tells while it works, and what it does about non-finite numbers."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-
-_TRAIN = ("train",)
+from erniekit.config.fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What is told of a run, and what happens when its numbers are not finite."""
+    """Logs, trackers, the progress line, and the answer to a non-finite loss or gradient."""
 
     configures: ClassVar[tuple[str, ...]] = (
         "erniekit.train.reporting:Reporter",
         "erniekit.train.nonfinite:NonFinitePolicy",
     )
 
-    logging_steps: int = setting(1, "steps between log rows", verbs=_TRAIN, at_least=1)
-    logging_first_step: bool = setting(False, "log the first step in any case", verbs=_TRAIN)
-    logging_dir: str | None = setting(
-        None, "folder of the trackers; output_dir/tracker when left out", verbs=_TRAIN
+    logging_steps: int = key(1, "steps between lines of the log", minimum=1)
+    logging_first_step: bool = key(False, "also log the first step")
+    logging_dir: str | None = key(None, "folder of the trackers' logs; null means output_dir/tracker")
+    report_to: tuple[str, ...] = key(
+        (), "trackers to write to, as a list", choices=("visualdl", "tensorboard", "wandb", "none")
     )
-    report_to: tuple[str, ...] = setting(
-        (), "trackers beside train_log.jsonl", choices=("visualdl", "tensorboard", "wandb"), verbs=_TRAIN, form="trackers"
+    run_name: str | None = key(None, "name of the run in trackers and in report.md")
+    disable_tqdm: bool = key(False, "plain lines instead of the live progress line")
+    on_nonfinite: str = key(
+        "stop", "what a non-finite loss or gradient does: end the run, or skip the step", choices=("stop", "skip")
     )
-    run_name: str | None = setting(None, "name of the run in trackers and report", verbs=_TRAIN)
-    disable_tqdm: bool = setting(False, "plain lines instead of the live progress line", verbs=_TRAIN)
-    on_nonfinite: str = setting(
-        "stop", "what a loss or gradient that is not finite does", choices=("stop", "skip"), verbs=_TRAIN
-    )
-    max_skipped_steps: int = setting(
-        10, "with on_nonfinite: skip, stop after so many skipped steps", verbs=_TRAIN, at_least=0
-    )
+    max_skipped_steps: int = key(10, "steps that on_nonfinite: skip may skip", minimum=1)

@@ -1,63 +1,44 @@
-"""Section `run`: what a run does, where it writes, and on which device."""
+"""What a run is: its stage, its folder, its seed and device."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-
-_TRAIN = ("train",)
-_STAGES_TO_COME = {
-    "DPO": "preference optimisation (DPO)",
-    "VL-SFT": "vision-language fine-tuning (VL-SFT)",
-    "OCR-VL-SFT": "vision-language fine-tuning (OCR-VL-SFT)",
-}
-_DEVICES_TO_COME = {
-    name: f"training on {name} devices" for name in ("xpu", "npu", "iluvatar_gpu", "metax_gpu", "gcu", "mlu")
-}
+from erniekit.config.fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run does, where it writes, and on which device."""
+    """Where a run writes, how it continues, and which work it does."""
 
     configures: ClassVar[tuple[str, ...]] = (
-        "erniekit.train.run:open_run(output_dir, overwrite_output_dir, resume_from_checkpoint)",
-        "erniekit.train.run:choose_work(stage, do_train, do_eval)",
-        "erniekit.assemble:set_device(device, seed)",
+        "erniekit.train.run:open_run",
+        "erniekit.train.run:choose_work",
+        "erniekit.assemble:set_device",
     )
 
-    stage: str = setting(
+    output_dir: str = key("./output", "folder of the run: checkpoints, logs, report", required_by=("train",))
+    overwrite_output_dir: bool = key(False, "start anew even when output_dir holds a run (which is removed)")
+    resume_from_checkpoint: str = key(
+        "auto", "auto continues a run of the same configuration; none starts anew; or a checkpoint folder"
+    )
+    seed: int = key(42, "seed of order, dropout and initialisation", minimum=0)
+    device: str = key(
+        "auto",
+        "the device; auto takes a GPU when there is one",
+        pattern=r"auto|cpu|gpu(:\d+)?",
+        pattern_help="auto, cpu, gpu or gpu:N",
+    )
+    stage: str = key(
         "SFT",
-        "what is learnt: SFT (answers of conversations) or PT (all of a text)",
+        "training objective: supervised fine-tuning or pre-training",
         choices=("SFT", "PT"),
-        not_built=_STAGES_TO_COME,
-        verbs=("train", "eval", "data"),
+        not_built={
+            "DPO": "preference training",
+            "VL-SFT": "vision-language models",
+            "OCR-VL-SFT": "vision-language models",
+            "KTO": "preference training",
+            "RM": "reward models",
+        },
     )
-    output_dir: str = setting(
-        "./output", "folder of the run: checkpoints, logs, report, erniekit.yaml", required_for=_TRAIN
-    )
-    overwrite_output_dir: bool = setting(
-        False, "delete the run that output_dir holds, and begin anew", verbs=("train", "export", "split")
-    )
-    resume_from_checkpoint: str = setting(
-        "auto",
-        "auto continues an interrupted run of the same configuration; none never does; or the path of a checkpoint",
-        verbs=_TRAIN,
-        form="resume",
-    )
-    do_train: bool = setting(True, "whether `train` trains; false leaves only the evaluation", verbs=_TRAIN)
-    do_eval: bool = setting(
-        False, "with do_train: false, what `train` does; evaluation_strategy says when a run evaluates", verbs=_TRAIN
-    )
-    seed: int = setting(
-        42,
-        "of the order of data, dropout and random initialisation",
-        at_least=0,
-        at_most=2**32 - 1,
-    )
-    device: str = setting(
-        "auto",
-        "auto (a GPU if there is one), cpu, gpu, or gpu:N",
-        form="device",
-        not_built=_DEVICES_TO_COME,
-    )
+    do_train: bool = key(True, "train; false only evaluates")
+    do_eval: bool = key(False, "evaluate at the end, also with evaluation_strategy: no")

@@ -1,24 +1,24 @@
-"""Section `saving`: when checkpoints are written, and how many are kept."""
+"""When checkpoints are written, and how many stay."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-
-_TRAIN = ("train",)
+from erniekit.config.fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """When checkpoints are written, and how many are kept."""
+    """When checkpoints are written, and how many stay."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.train.saving:SavingPlan",)
 
-    save_strategy: str = setting(
-        "steps", "when to save; the last step always is", choices=("no", "steps", "epoch"), verbs=_TRAIN
+    save_strategy: str = key(
+        "steps", "when to save; the last step is always saved", choices=("no", "steps", "epoch")
     )
-    save_steps: int = setting(500, "steps between checkpoints", verbs=_TRAIN, at_least=1)
-    save_total_limit: int | None = setting(
-        None, "keep so many of the newest, and the best; all when left out", verbs=_TRAIN, at_least=1
+    save_steps: int = key(500, "steps between checkpoints", minimum=1)
+    save_total_limit: int | None = key(
+        None, "checkpoints that stay; the best and the latest always do", minimum=1
     )
-    use_async_save: bool = setting(False, "write checkpoints while training goes on", verbs=_TRAIN)
+    use_async_save: bool = key(
+        False, "write checkpoints in a thread while training goes on; costs a copy of the state"
+    )

@@ -1,11 +1,9 @@
-"""Section `schedule`: the learning rate over the steps."""
+"""The learning rate over the steps."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
-
-_TRAIN = ("train",)
+from erniekit.config.fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,24 +12,23 @@ class Schedule:
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.optim.schedules:build_schedule",)
 
-    lr_scheduler_type: str = setting(
+    lr_scheduler_type: str = key(
         "linear",
-        "shape of the schedule",
+        "shape after the warm-up",
         choices=("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "wsd"),
-        verbs=_TRAIN,
     )
-    warmup_steps: int = setting(0, "steps of linear warm-up; above 0 it replaces warmup_ratio", verbs=_TRAIN, at_least=0)
-    warmup_ratio: float = setting(0.0, "warm-up as a share of all steps", verbs=_TRAIN, at_least=0, below=1)
-    decay_steps: int | None = setting(
-        None, "step at which the decay ends; the last one when left out", verbs=_TRAIN, at_least=1
+    warmup_steps: int = key(0, "steps of the warm-up", minimum=0)
+    warmup_ratio: float = key(
+        0.0, "share of the steps that is warm-up, when warmup_steps is 0", minimum=0.0, maximum=1.0
     )
-    min_lr: float = setting(0.0, "the rate never decays below it", verbs=_TRAIN, at_least=0)
-    lr_end: float = setting(1e-7, "last rate of the polynomial schedule", verbs=_TRAIN, at_least=0)
-    power: float = setting(1.0, "exponent of the polynomial schedule", verbs=_TRAIN, above=0)
-    num_cycles: float = setting(0.5, "waves of the cosine schedule", verbs=_TRAIN, above=0)
-    decay_function: str = setting(
-        "half_life", "decay of the wsd schedule", choices=("half_life", "1-sqrt"), verbs=_TRAIN
+    decay_steps: int | None = key(
+        None, "steps at which the decay ends; the whole run when not given", minimum=1
     )
-    wsd_steady_steps: int | None = setting(
-        None, "step at which the wsd schedule begins to decay; 0.9 of all when left out", verbs=_TRAIN, at_least=0
+    min_lr: float = key(0.0, "floor of the decay", minimum=0.0)
+    lr_end: float = key(1e-7, "end of the polynomial decay", minimum=0.0)
+    power: float = key(1.0, "power of the polynomial decay", above=0.0)
+    num_cycles: float = key(0.5, "waves of the cosine; 0.5 falls once", above=0.0)
+    decay_function: str = key("half_life", "decay of wsd", choices=("half_life", "1-sqrt"))
+    wsd_steady_steps: int | None = key(
+        None, "step at which the decay of wsd begins; 0.9 of all when not given", minimum=0
     )

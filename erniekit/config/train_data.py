@@ -1,39 +1,31 @@
-"""Section `train_data`: what is trained on."""
+"""The training data."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.setting import setting
+from erniekit.config.fields import key
 
-_VERBS = ("train", "data")
-FORMATS = "erniekit, alpaca, chatml, messages, sharegpt, and text for stage PT"
+DATASET_TYPES = "erniekit, alpaca, chatml, messages, sharegpt, text; null guesses from the rows"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """What is trained on."""
+    """Files, their formats, and how several sets are mixed."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.data.pipeline:open_train_samples",)
 
-    train_dataset_path: str | None = setting(
-        None, "file, folder, glob, hub id, or a comma list of them", verbs=_VERBS
+    train_dataset_path: str | None = key(
+        None, "files, folders, globs or hub ids, separated by commas", required_by=("train",)
     )
-    train_dataset_type: str | None = setting(
-        None, f"format, or one for each path: {FORMATS}; guessed from the rows when left out", verbs=_VERBS
-    )
-    train_dataset_prob: str | None = setting(
-        None, "share of each path as a comma list; by size when left out", verbs=_VERBS, form="shares"
-    )
-    mix_strategy: str = setting(
+    train_dataset_type: str | None = key(None, "format of each: " + DATASET_TYPES)
+    train_dataset_prob: str | None = key(None, "share of each, separated by commas; null means by size")
+    mix_strategy: str = key(
         "random",
-        "how several paths are mixed",
+        "how several sets are put together",
         choices=("concat", "random", "interleave_under", "interleave_over"),
-        verbs=_VERBS,
     )
-    num_samples_each_epoch: int | None = setting(
-        None, "at most so many rows make an epoch; all rows when left out", verbs=_VERBS, at_least=1
+    num_samples_each_epoch: int | None = key(
+        None, "samples drawn for an epoch; null means all of the data once", minimum=1
     )
-    random_shuffle: bool = setting(True, "shuffle the rows of every epoch", verbs=_VERBS)
-    max_estimate_samples: int = setting(
-        100000, "rows read to know the number of steps; more are extrapolated", verbs=_VERBS, at_least=1
-    )
+    random_shuffle: bool = key(True, "shuffle the samples in each epoch")
+    max_estimate_samples: int = key(100000, "samples read to estimate the steps of an epoch", minimum=1)

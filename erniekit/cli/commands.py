@@ -1,0 +1,26 @@
+"""The table of commands; each is one file with `run(argv) -> int`, HELP and USAGE.
+
+The line of each command stands here too, so that `erniekit help` opens no command's file.
+"""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("erniekit.cli.train", "train a model from a configuration (SFT, PT)"),
+    "eval": ("erniekit.cli.eval", "held-out loss, perplexity and token accuracy of a model or a run"),
+    "export": ("erniekit.cli.export", "write a model for transformers or Paddle, and prove it"),
+    "split": ("erniekit.cli.split", "write a model again in smaller files"),
+    "chat": ("erniekit.cli.chat", "talk with a model"),
+    "generate": ("erniekit.cli.generate", "answer a prompt, or a file of prompts"),
+    "config": ("erniekit.cli.config", "check a configuration, show it resolved, or print the reference"),
+    "data": ("erniekit.cli.data", "look at the samples that a configuration trains on"),
+    "models": ("erniekit.cli.models", "list, show or fetch models"),
+    "recipes": ("erniekit.cli.recipes", "list complete examples, or copy one"),
+    "convert": ("erniekit.cli.convert", "convert weights between the layouts of transformers and Paddle"),
+    "doctor": ("erniekit.cli.doctor", "what this machine has, for a bug report"),
+    "version": ("erniekit.cli.version", "versions of ErnieKit and of what it stands on"),
+    "completion": ("erniekit.cli.completion", "print shell completion for bash, zsh or fish"),
+    "help": ("erniekit.cli.help", "this list, or the usage of a command"),
+    "server": ("erniekit.cli.not_built", "(not built yet) serve a model over HTTP"),
+    "webui": ("erniekit.cli.not_built", "(not built yet) a page to start and watch runs"),
+    "quantize": ("erniekit.cli.not_built", "(not built yet) quantise a model after training"),
+}
+NOT_BUILT = tuple(name for name, (module, _) in COMMANDS.items() if module.endswith(".not_built"))

@@ -1,0 +1,217 @@
+"""From a file and a command line to a frozen Config; every problem is told at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from erniekit.config.aliases import expand_aliases
+from erniekit.config.coerce import NotBuiltYet, WrongValue, coerce, is_null
+from erniekit.config.config import Config, build_config
+from erniekit.config.entries import DEFAULT, Entry, Problem, Source
+from erniekit.config.fields import rule_of
+from erniekit.config.files import read_file
+from erniekit.config.keys import NO_EFFECT, NOT_BUILT, NOTE_PREFIX, declared_keys, upstream_keys
+from erniekit.config.overrides import read_overrides
+from erniekit.config.resolved import dump
+from erniekit.config.rules import NOT_TRAINING, broken_rules, features_not_built
+from erniekit.config.suggest import nearest_word, suggest
+from erniekit.errors import ConfigError, UnsupportedError
+
+# Keys whose values only matter to training; other verbs take what this build cannot train.
+_TRAINING_KEYS = ("stage", "optim")
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration, and how it came to be.
+
+    Args:
+        config: the checked values.
+        sources: where the value of each key comes from.
+        notices: keys that were accepted without effect, each with its reason.
+        notes: the user's own `x-` keys.
+    """
+
+    config: Config
+    sources: dict[str, Source]
+    notices: list[str]
+    notes: dict[str, Any]
+
+    def to_yaml(self) -> str:
+        """A flat file with every key, which alone repeats the run."""
+        return dump(self.config, self.notes)
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = (), *, verb: str) -> LoadedConfig:
+    """Read a YAML or JSON file, apply the words of a command line, check everything.
+
+    Raises:
+        ConfigError: with all problems, each with its place, what was given and what is allowed.
+        UnsupportedError: nothing is wrong, but a feature that is asked for is not built yet.
+    """
+    entries, problems = read_file(Path(path))
+    return _resolve(entries, overrides, problems, verb, str(path))
+
+
+def load_overrides(overrides: Sequence[str], *, verb: str) -> LoadedConfig:
+    """A configuration from the words of a command line alone; errors as `load_config`."""
+    return _resolve([], overrides, [], verb, "command line")
+
+
+def config_from_dict(values: Mapping[str, Any], verb: str = "train") -> LoadedConfig:
+    """A configuration from values in memory; errors as `load_config`."""
+    source = Source("values")
+    entries = [
+        Entry(key, value, None if isinstance(value, list | tuple | dict) else str(value), source)
+        for key, value in values.items()
+    ]
+    return _resolve(entries, (), [], verb, "values")
+
+
+def _resolve(
+    file_entries: list[Entry], overrides: Sequence[str], problems: list[Problem], verb: str, name: str
+) -> LoadedConfig:
+    command_entries, more = read_overrides(overrides)
+    file_layer, file_problems = expand_aliases(file_entries)
+    command_layer, command_problems = expand_aliases(command_entries)
+    collected = _Collected([*problems, *more, *file_problems, *command_problems])
+    entries = _interpolate(file_layer | command_layer, collected)
+    for entry in entries.values():
+        collected.take(entry, verb)
+    config = build_config(collected.values)
+    collected.check_together(config, entries, verb, name)
+    collected.raise_problems(name)
+    sources = {
+        key: entries[key].source if key in collected.values else Source(DEFAULT) for key in declared_keys()
+    }
+    return LoadedConfig(config, sources, collected.notices(), collected.notes)
+
+
+class _Collected:
+    """Values, notes, problems and missing features, gathered entry by entry."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.values: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        self.problems = problems
+        self.failed: set[str] = set()
+        self.features: dict[str, list[Entry]] = {}
+        self.without_effect: dict[str, list[str]] = {}
+
+    def take(self, entry: Entry, verb: str) -> None:
+        """Sort one entry into what it is: a note, a key, upstream's key, or a mistake."""
+        key = entry.key
+        if key.startswith(NOTE_PREFIX):
+            self.notes[key] = entry.value
+        elif key in declared_keys():
+            self._take_declared(entry, verb)
+        elif key in upstream_keys():
+            self._take_upstream(entry)
+        else:
+            self._problem(entry, _unknown(entry))
+
+    def _take_declared(self, entry: Entry, verb: str) -> None:
+        if is_null(entry):
+            return
+        declared = declared_keys()[entry.key]
+        try:
+            self.values[entry.key] = coerce(declared, entry)
+        except NotBuiltYet as feature:
+            if entry.key in _TRAINING_KEYS and verb in NOT_TRAINING:
+                self._notice(f"{feature}: not built yet, and not needed by {verb}", entry.key)
+            else:
+                self.features.setdefault(str(feature), []).append(entry)
+        except WrongValue as reason:
+            near = nearest_word(entry.shown(), rule_of(declared).choices)
+            hint = f" (did you mean {near}?)" if near and len(rule_of(declared).choices) > 1 else ""
+            self._problem(entry, f"{entry.key}: {entry.shown()} is not allowed: {reason}{hint}")
+
+    def _take_upstream(self, entry: Entry) -> None:
+        fate = upstream_keys()[entry.key]
+        if fate.fate == NO_EFFECT:
+            self._notice(fate.detail, entry.key)
+        elif fate.fate == NOT_BUILT and not fate.is_harmless(entry.value):
+            self.features.setdefault(fate.detail, []).append(entry)
+
+    def check_together(self, config: Config, entries: Mapping[str, Entry], verb: str, name: str) -> None:
+        """Rules between keys (where each key alone is fine), features, and keys that are missing."""
+        for key, feature in features_not_built(config):
+            self.features.setdefault(feature, []).append(entries[key])
+        if self.failed or self.features:
+            return  # a rule would speak about a default where the given value could not be read
+        for key, declared in declared_keys().items():
+            if verb in rule_of(declared).required_by and not self.values.get(key, declared.default):
+                self.problems.append(Problem(Source(name), f"{key}: is missing: {rule_of(declared).help}"))
+        for key, message in broken_rules(config, verb):
+            self.problems.append(Problem(entries[key].source if key in entries else Source(name), message))
+
+    def raise_problems(self, name: str) -> None:
+        """Tell everything that is wrong, in the order of the file."""
+        wanted = sorted(self.features.items(), key=lambda item: min(entry.source.line for entry in item[1]))
+        missing = [_not_built_line(feature, entries) for feature, entries in wanted]
+        if self.problems:
+            told = sorted(self.problems, key=lambda problem: (problem.source.line, problem.source.column))
+            count = len(told)
+            head = f"{name}: {count} problem{'s' if count > 1 else ''}"
+            raise ConfigError("\n  ".join([head, *map(str, told), *missing]))
+        if missing:
+            raise UnsupportedError("\n  ".join([f"{name} asks for what is not built yet", *missing]))
+
+    def notices(self) -> list[str]:
+        """One line for each reason."""
+        return [f"{', '.join(keys)}: {reason}" for reason, keys in self.without_effect.items()]
+
+    def _notice(self, reason: str, key: str) -> None:
+        self.without_effect.setdefault(reason, []).append(key)
+
+    def _problem(self, entry: Entry, message: str) -> None:
+        self.failed.add(entry.key)
+        self.problems.append(Problem(entry.source, message))
+
+
+def _not_built_line(feature: str, entries: Sequence[Entry]) -> str:
+    entries = sorted(entries, key=lambda entry: entry.source.line)
+    asked = ", ".join(f"{entry.key}: {entry.shown()}" for entry in entries)
+    return f"{entries[0].source}: not built yet: {feature} ({asked})"
+
+
+def _unknown(entry: Entry) -> str:
+    if isinstance(entry.value, dict):
+        inner = [key for key in map(str, entry.value) if key in declared_keys() or key in upstream_keys()]
+        if inner:
+            return f"{entry.key}: sections are not written; put {', '.join(inner[:3])} at the left margin"
+    near = suggest(entry.key)
+    hint = f"did you mean {near}?" if near else "a key of your own may be called x-" + entry.key
+    return f"{entry.key}: {entry.shown()}: there is no such key; {hint}"
+
+
+def _interpolate(entries: dict[str, Entry], collected: _Collected) -> dict[str, Entry]:
+    """Replace `${key}` and `${oc.env:NAME}` in values, as OmegaConf does."""
+    if not any("${" in str(entry.value) for entry in entries.values()):
+        return entries
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    defaults = {key: _plain(declared.default) for key, declared in declared_keys().items()}
+    given = {key: _plain(entry.value) for key, entry in entries.items() if not is_null(entry)}
+    merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(given))
+    resolved = {}
+    for key, entry in entries.items():
+        if "${" not in str(entry.value):
+            resolved[key] = entry
+            continue
+        try:
+            value = OmegaConf.to_container(OmegaConf.create({"value": merged[key]}))["value"]  # type: ignore[call-overload,index]
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            collected.problems.append(Problem(entry.source, f"{key}: {entry.shown()}: {reason}"))
+            collected.failed.add(key)
+            continue
+        spelling = None if isinstance(value, list | dict) else str(value)
+        resolved[key] = replace(entry, value=value, spelling=spelling)
+    return resolved
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,155 @@
+"""Rules between keys; each names the keys it is about and says what to write instead."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from erniekit.config.config import Config
+
+# Verbs for which the keys of training are only there because one file serves all verbs.
+NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
+_EXPERTS = re.compile(r"-A\d+B(?![a-zA-Z0-9])")
+_VISION = re.compile(r"(?i)ERNIE-4\.5-VL|PaddleOCR-VL")
+
+RuleResult = Iterator[tuple[str, str]]
+
+
+def broken_rules(config: Config, verb: str) -> list[tuple[str, str]]:
+    """The (key, message) of each rule that does not hold; the message starts with the keys."""
+    return [found for rule in _RULES if verb not in NOT_TRAINING for found in rule(config)]
+
+
+def features_not_built(config: Config) -> list[tuple[str, str]]:
+    """The (key, feature) of what the values together ask for and ErnieKit cannot do yet."""
+    name = config.model.model_name_or_path
+    if Path(name).is_dir():
+        return []  # its config.json says what it is, whatever it is called
+    found = []
+    if _VISION.search(name):
+        found.append(("model_name_or_path", "vision-language models"))
+    if _EXPERTS.search(name):
+        found.append(("model_name_or_path", "mixture-of-experts models"))
+    return found
+
+
+def _best_model(config: Config) -> RuleResult:
+    evaluation = config.evaluation
+    if evaluation.evaluation_strategy != "no":
+        return
+    if evaluation.load_best_model_at_end:
+        yield (
+            "load_best_model_at_end",
+            "load_best_model_at_end: true needs evaluations, and evaluation_strategy is no; "
+            "write evaluation_strategy: steps",
+        )
+    if evaluation.early_stopping_patience is not None:
+        yield (
+            "early_stopping_patience",
+            "early_stopping_patience needs evaluations, and evaluation_strategy is no; "
+            "write evaluation_strategy: steps",
+        )
+
+
+def _held_out(config: Config) -> RuleResult:
+    if config.evaluation.evaluation_strategy != "no" and not config.eval_data.eval_dataset_path:
+        yield (
+            "evaluation_strategy",
+            f"evaluation_strategy: {config.evaluation.evaluation_strategy} needs held-out data, and "
+            "eval_dataset_path is not given; give it, or write evaluation_strategy: no",
+        )
+    elif config.run.do_eval and not config.eval_data.eval_dataset_path:
+        yield ("do_eval", "do_eval: true needs held-out data, and eval_dataset_path is not given")
+
+
+def _saves_when_it_evaluates(config: Config) -> RuleResult:
+    saving, evaluation = config.saving, config.evaluation
+    if evaluation.load_best_model_at_end and saving.save_strategy == "no":
+        yield (
+            "load_best_model_at_end",
+            "load_best_model_at_end: true needs checkpoints, and save_strategy is no; "
+            f"write save_strategy: {evaluation.evaluation_strategy}",
+        )
+
+
+def _learning_rates(config: Config) -> RuleResult:
+    schedule, peak = config.schedule, config.optimizer.learning_rate
+    if schedule.min_lr > peak:
+        yield (
+            "min_lr",
+            f"min_lr: {schedule.min_lr:g} is above learning_rate: {peak:g}; the floor must be at most the peak",
+        )
+    if schedule.lr_scheduler_type == "polynomial" and schedule.lr_end > peak:
+        yield ("lr_end", f"lr_end: {schedule.lr_end:g} is above learning_rate: {peak:g}")
+
+
+def _wsd(config: Config) -> RuleResult:
+    schedule = config.schedule
+    if schedule.wsd_steady_steps is not None and schedule.lr_scheduler_type != "wsd":
+        yield (
+            "wsd_steady_steps",
+            f"wsd_steady_steps belongs to lr_scheduler_type: wsd, and that is {schedule.lr_scheduler_type}",
+        )
+
+
+def _steps(config: Config) -> RuleResult:
+    steps, warmup = config.batch.max_steps, config.schedule.warmup_steps
+    if steps == 0:
+        yield ("max_steps", "max_steps: 0 trains nothing; write -1 to let num_train_epochs decide")
+    elif 0 < steps <= warmup:
+        yield (
+            "warmup_steps",
+            f"warmup_steps: {warmup} is not below max_steps: {steps}; the learning rate would never reach its peak",
+        )
+
+
+def _shares(config: Config) -> RuleResult:
+    for paths_key, paths, shares_key, shares, types_key, types in (
+        (
+            "train_dataset_path",
+            config.train_data.train_dataset_path,
+            "train_dataset_prob",
+            config.train_data.train_dataset_prob,
+            "train_dataset_type",
+            config.train_data.train_dataset_type,
+        ),
+        (
+            "eval_dataset_path",
+            config.eval_data.eval_dataset_path,
+            "eval_dataset_prob",
+            config.eval_data.eval_dataset_prob,
+            "eval_dataset_type",
+            config.eval_data.eval_dataset_type,
+        ),
+    ):
+        count = _count(paths)
+        if paths and shares and _count(shares) != count:
+            yield (shares_key, f"{shares_key} has {_count(shares)} entries and {paths_key} {count}; give one each")
+        if paths and types and _count(types) not in (1, count):
+            yield (types_key, f"{types_key} has {_count(types)} entries and {paths_key} {count}; give one, or one each")
+
+
+def _count(text: str | None) -> int:
+    return len([part for part in (text or "").split(",") if part.strip()])
+
+
+def _chat_in_pre_training(config: Config) -> RuleResult:
+    if config.run.stage == "PT" and config.sequences.chat_template:
+        yield ("chat_template", "chat_template has no use with stage: PT, which trains on plain text; remove it")
+
+
+def _nothing_to_do(config: Config) -> RuleResult:
+    if not config.run.do_train and not config.run.do_eval:
+        yield ("do_train", "do_train: false and do_eval: false leave nothing to do; make one of them true")
+
+
+_RULES: tuple[Callable[[Config], RuleResult], ...] = (
+    _best_model,
+    _held_out,
+    _saves_when_it_evaluates,
+    _learning_rates,
+    _wsd,
+    _steps,
+    _shares,
+    _chat_in_pre_training,
+    _nothing_to_do,
+)
