@@ -5,37 +5,56 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from erniekit.checkpoint.download import download
+from erniekit.checkpoint.presets import STARTER, find_preset, known_names, preset_hub_id
 from erniekit.checkpoint.starter import build_starter
 from erniekit.checkpoint.store import CheckpointStore
-from erniekit.errors import CheckpointError
+from erniekit.errors import CheckpointError, UnsupportedError
 
-STARTER = "starter"
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+_CHECKPOINT = re.compile(r"checkpoint-\d+$")
 
 
 def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
-    """A model folder: a local one first, then `starter`, then a hub id.
+    """A model folder: a local one, else `starter`, else a preset's name or a hub id (`org/name@revision`).
 
     A training output folder stands for its best checkpoint, else its latest.
 
     Raises:
-        CheckpointError: nothing of that name is to be had; says what was tried.
+        CheckpointError: nothing of that name is to be had; says what was tried, and what is spelt alike.
+        UnsupportedError: the package of the hub or of the starter is not installed, or the model is
+            of a kind that is not built yet.
     """
     path = Path(model_name_or_path).expanduser()
     if path.is_dir():
         return resolve_checkpoint(path)
     if path.is_file():
-        raise CheckpointError(f"model_name_or_path: {path} is a file; name the folder that holds config.json")
+        raise CheckpointError(
+            f"model_name_or_path: {model_name_or_path} is a file; name the folder that holds config.json"
+        )
     if model_name_or_path == STARTER:
         return build_starter()
-    if _HUB_ID.match(model_name_or_path) and not (path.parent.is_dir() and path.parent != Path(".")):
-        return download(model_name_or_path, download_hub=download_hub)
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = get_close_matches(path.name, [*beside, STARTER], n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    name, at, revision = model_name_or_path.partition("@")
+    preset = find_preset(name)
+    if preset is not None and not preset.built:
+        raise UnsupportedError(
+            f"model_name_or_path: {model_name_or_path} is a model of type {preset.model_type}, which is "
+            "not built yet; nothing was downloaded"
+        )
+    hub_id = preset_hub_id(name)
+    if hub_id:
+        return download(f"{hub_id}{at}{revision}", download_hub=download_hub)
+    beside = _spelt_alike(path)
+    if _HUB_ID.match(model_name_or_path) and not (beside or _CHECKPOINT.search(model_name_or_path)):
+        try:
+            return download(model_name_or_path, download_hub=download_hub)
+        except CheckpointError as error:
+            known = get_close_matches(name, [n for n in known_names() if n != name], n=2, cutoff=0.8)
+            raise CheckpointError(f"{error}{_local_hint(path)}{_did_you_mean(known)}") from error
+    close = beside or get_close_matches(model_name_or_path, known_names(), n=3, cutoff=0.6)
     raise CheckpointError(
-        f"model_name_or_path: {model_name_or_path} is neither a folder here, nor {STARTER}, nor a hub id "
-        f"(organisation/name){hint}"
+        f"model_name_or_path: there is no folder {model_name_or_path} ({_where(path)}), and it is neither "
+        f"{STARTER}, nor a name of `erniekit models list`, nor a hub id (organisation/name)"
+        f"{_did_you_mean(close)}"
     )
 
 
@@ -52,3 +71,29 @@ def resolve_checkpoint(folder: Path) -> Path:
     if chosen is None:
         raise CheckpointError(f"{folder} is no model folder (no config.json) and holds no checkpoint-<step>")
     return chosen.path
+
+
+def _spelt_alike(path: Path) -> list[str]:
+    """Folders beside a missing one whose names are nearly its own, as paths."""
+    if not path.parent.is_dir():
+        return []
+    folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    return [str(path.parent / name) for name in get_close_matches(path.name, folders, n=2, cutoff=0.8)]
+
+
+def _local_hint(path: Path) -> str:
+    """For `a/b` where a folder `a` exists here: it may have been meant."""
+    if path.parent == Path(".") or not path.parent.is_dir():
+        return ""
+    folders = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir())
+    held = f"holds {', '.join(folders[:5])}" if folders else "holds no folders"
+    return f"\nThe folder {path.parent} is here, but {held}, and no {path.name}."
+
+
+def _where(path: Path) -> str:
+    parent = path.absolute().parent
+    return f"in {parent}" if parent.is_dir() else f"{parent} does not exist either"
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
