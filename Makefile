@@ -7,7 +7,7 @@ SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?=
 BIN := $(VENV)/bin
-PIP := "$(BIN)/python" -m pip --disable-pip-version-check --quiet
+PIP := "$(BIN)/python" -m pip --disable-pip-version-check -qq
 PACKAGED := setup.py pyproject.toml .ci/venv
 SOURCES := erniekit tests benchmarks setup.py
 PATH_WITH_VENV := PATH="$$PWD/$(BIN):$$PATH"

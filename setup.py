@@ -52,6 +52,7 @@ setup(
         "rich>=13.7,<16",
         "datasets>=3.0,<6",
         "huggingface_hub>=0.27,<3",
+        "packaging>=23,<27",  # `doctor` compares installed versions with the ranges above
     ],
     extras_require={
         "cpu": ["paddlepaddle>=3.3,<3.4"],
