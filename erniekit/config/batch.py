@@ -1,4 +1,4 @@
-"""How much data a step takes, and how many steps there are; `batch_size: n` sets both per-device sizes."""
+"""Data of a step, and number of steps; `batch_size: n` sets both per-device sizes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from erniekit.config.fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How much data a step takes, and how many steps there are; `batch_size: n` sets both per-device sizes."""
+    """Data of a step, and number of steps; `batch_size: n` sets both per-device sizes."""
 
     configures: ClassVar[tuple[str, ...]] = (
         "erniekit.train.run:plan_steps",

@@ -26,7 +26,9 @@ def read_file(path: Path) -> tuple[list[Entry], list[Problem]]:
     """
     text = _read_text(path)
     if not text.strip():
-        raise ConfigError(f"{path}: the file is empty; write keys and values, as in model_name_or_path: starter")
+        raise ConfigError(
+            f"{path}: the file is empty; write keys and values, as in model_name_or_path: starter"
+        )
     pairs = _json_entries(path, text) if path.suffix == ".json" else _yaml_entries(path, text)
     return _without_duplicates(pairs)
 
@@ -73,7 +75,9 @@ def _yaml_entries(path: Path, text: str) -> list[Entry]:
         raise ConfigError(f"{path}: the file holds only comments; write keys and values")
     if not isinstance(node, yaml.MappingNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: is {kind}, not a mapping of `key: value` lines")
+        raise ConfigError(
+            f"{path}:{node.start_mark.line + 1}: is {kind}, not a mapping of `key: value` lines"
+        )
     entries = []
     for key_node, value_node in node.value:
         mark = key_node.start_mark
@@ -108,7 +112,7 @@ def _json_entries(path: Path, text: str) -> list[Entry]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
     if not isinstance(whole, dict):
-        raise ConfigError(f"{path}:1: is not a mapping: write {{\"key\": value, ...}}")
+        raise ConfigError(f'{path}:1: is not a mapping: write {{"key": value, ...}}')
     decoder = json.JSONDecoder()
     entries: list[Entry] = []
     at = text.index("{") + 1
@@ -118,7 +122,9 @@ def _json_entries(path: Path, text: str) -> list[Entry]:
         key, at = scanstring(text, at + 1)
         at = _skip(text, at, _JSON_SPACE + ":")
         value, end = decoder.raw_decode(text, at)
-        spelling = value if isinstance(value, str) else None if isinstance(value, dict | list) else text[at:end]
+        spelling = (
+            value if isinstance(value, str) else None if isinstance(value, dict | list) else text[at:end]
+        )
         entries.append(Entry(key, value, spelling, source))
         at = end
     return entries

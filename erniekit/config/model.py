@@ -65,7 +65,8 @@ class Model:
     attention_probs_dropout_prob: float = key(0.0, "dropout on attention weights", minimum=0, below=1)
     dropout_warmup_steps: int = key(0, "steps before dropout starts", minimum=0)
     freeze: tuple[str, ...] = key(
-        (), "regular expressions; parameters whose name contains a match are not trained",
+        (),
+        "regular expressions; parameters whose name contains a match are not trained",
         check=_regular_expressions,
     )
     loss_subbatch_seqlen: int = key(1024, "positions whose logits are held at once in the loss", minimum=1)

@@ -52,7 +52,7 @@ def read_overrides(words: Sequence[str]) -> tuple[list[Entry], list[Problem]]:
 def _entry(key: str, text: str, source: Source) -> Entry:
     value, spelling = parse_value(text)
     if isinstance(value, dict) or (text == "" and value is None):
-        # A text with a colon in it, or nothing at all, is a text here: nobody writes mappings on a command line.
+        # Nobody writes mappings on a command line: a text with a colon in it is a text.
         return Entry(key, text, text, source)
     return Entry(key, value, spelling, source)
 

@@ -24,6 +24,8 @@ class Reporting:
     run_name: str | None = key(None, "name of the run in trackers and in report.md")
     disable_tqdm: bool = key(False, "plain lines instead of the live progress line")
     on_nonfinite: str = key(
-        "stop", "what a non-finite loss or gradient does: end the run, or skip the step", choices=("stop", "skip")
+        "stop",
+        "what a non-finite loss or gradient does: end the run, or skip the step",
+        choices=("stop", "skip"),
     )
     max_skipped_steps: int = key(10, "steps that on_nonfinite: skip may skip", minimum=1)

@@ -76,7 +76,7 @@ def _learning_rates(config: Config) -> RuleResult:
     if schedule.min_lr > peak:
         yield (
             "min_lr",
-            f"min_lr: {schedule.min_lr:g} is above learning_rate: {peak:g}; the floor must be at most the peak",
+            f"min_lr: {schedule.min_lr:g} is above learning_rate: {peak:g}; a floor is at most the peak",
         )
     if schedule.lr_scheduler_type == "polynomial" and schedule.lr_end > peak:
         yield ("lr_end", f"lr_end: {schedule.lr_end:g} is above learning_rate: {peak:g}")
@@ -98,7 +98,8 @@ def _steps(config: Config) -> RuleResult:
     elif 0 < steps <= warmup:
         yield (
             "warmup_steps",
-            f"warmup_steps: {warmup} is not below max_steps: {steps}; the learning rate would never reach its peak",
+            f"warmup_steps: {warmup} is not below max_steps: {steps}; "
+            "the learning rate would never reach its peak",
         )
 
 
@@ -123,18 +124,19 @@ def _shares(config: Config) -> RuleResult:
     ):
         count = _count(paths)
         if paths and shares and _count(shares) != count:
-            yield (shares_key, f"{shares_key} has {_count(shares)} entries and {paths_key} {count}; give one each")
+            yield (
+                shares_key,
+                f"{shares_key} has {_count(shares)} entries and {paths_key} {count}; give one each",
+            )
         if paths and types and _count(types) not in (1, count):
-            yield (types_key, f"{types_key} has {_count(types)} entries and {paths_key} {count}; give one, or one each")
+            yield (
+                types_key,
+                f"{types_key} has {_count(types)} entries and {paths_key} {count}; give one, or one each",
+            )
 
 
 def _count(text: str | None) -> int:
     return len([part for part in (text or "").split(",") if part.strip()])
-
-
-def _chat_in_pre_training(config: Config) -> RuleResult:
-    if config.run.stage == "PT" and config.sequences.chat_template:
-        yield ("chat_template", "chat_template has no use with stage: PT, which trains on plain text; remove it")
 
 
 def _nothing_to_do(config: Config) -> RuleResult:
@@ -150,6 +152,5 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _wsd,
     _steps,
     _shares,
-    _chat_in_pre_training,
     _nothing_to_do,
 )

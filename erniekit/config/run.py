@@ -16,7 +16,7 @@ class Run:
         "erniekit.assemble:set_device",
     )
 
-    output_dir: str = key("./output", "folder of the run: checkpoints, logs, report", required_by=("train",))
+    output_dir: str = key("./output", "folder of the run: checkpoints, logs, report")
     overwrite_output_dir: bool = key(False, "start anew even when output_dir holds a run (which is removed)")
     resume_from_checkpoint: str = key(
         "auto", "auto continues a run of the same configuration; none starts anew; or a checkpoint folder"
