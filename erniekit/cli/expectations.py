@@ -15,6 +15,7 @@ row. `equals` compares a value that is no number, `contains` looks into a text.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from erniekit.errors import ConfigError, DataError
 
 NAME = "expected.json"
-_ROWS = {
+_ROWS: dict[str, Callable[[list[Any]], Any]] = {
     "first": lambda values: values[0],
     "last": lambda values: values[-1],
     "least": min,

@@ -1,0 +1,121 @@
+"""Names, sizes and habits of the source files."""
+
+import ast
+import re
+
+from tests.house.sources import ROOT, Source, package_sources
+
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base", "manager"}
+MOST_LINES = 500
+MOST_FUNCTION_LINES = 80
+MOST_LEFT_TO_DO = 0
+LEFT_TO_DO = ("TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK")
+
+# Files whose test stands under another name, with the place where they are tested.
+TESTED_ELSEWHERE = {
+    "erniekit/__init__.py": "tests/house/test_light_imports.py",
+    "erniekit/__main__.py": "tests/cli",
+}
+
+
+def everything() -> list[Source]:
+    """The package, its tests and everything else that is Python here."""
+    others = [*sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+    return [*package_sources(), *[Source(path) for path in [*others, ROOT / "setup.py"]]]
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    sources = everything()
+    assert len(sources) > 100
+    wrong = [source.name for source in sources if source.path.stem in FORBIDDEN_NAMES]
+    wrong += [source.name for source in sources if set(source.path.parts) & FORBIDDEN_NAMES]
+    assert wrong == []
+
+
+def test_every_file_says_why_it_exists() -> None:
+    silent = [s.name for s in package_sources() if s.text.strip() and not ast.get_docstring(s.tree)]
+    assert silent == []
+
+
+def test_files_and_functions_stay_readable() -> None:
+    long_files = [s.name for s in package_sources() if len(s.text.splitlines()) > MOST_LINES]
+    long_functions = [
+        f"{source.name}:{node.lineno} {node.name}"
+        for source in package_sources()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES
+    ]
+    assert long_files == []
+    assert long_functions == []
+
+
+def test_sources_are_ascii() -> None:
+    """Tests may hold other scripts, as data; the package writes them as escapes."""
+    wrong = [source.name for source in package_sources() if not source.text.isascii()]
+    assert wrong == []
+
+
+def test_nothing_prints() -> None:
+    """`erniekit.log` is the one way to people (logger) and to results (console)."""
+    wrong = [
+        f"{source.name}:{node.lineno}"
+        for source in package_sources()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert wrong == []
+
+
+def _swallows(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler catches everything and does not raise again."""
+    caught = handler.type
+    names = [caught] if not isinstance(caught, ast.Tuple) else caught.elts
+    broad = caught is None or any(
+        isinstance(name, ast.Name) and name.id in ("Exception", "BaseException") for name in names
+    )
+    return broad and not any(isinstance(node, ast.Raise) for node in ast.walk(handler))
+
+
+def test_no_exception_is_swallowed() -> None:
+    wrong = [
+        f"{source.name}:{node.lineno}"
+        for source in everything()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ExceptHandler) and _swallows(node)
+    ]
+    assert wrong == []
+
+
+def test_the_rule_on_exceptions_notices() -> None:
+    broad = "try:\n    f()\nexcept Exception:\n    pass\n"
+    handler = next(node for node in ast.walk(ast.parse(broad)) if isinstance(node, ast.ExceptHandler))
+    assert _swallows(handler)
+    again = ast.parse(broad.replace("pass", "raise"))
+    assert not _swallows(next(node for node in ast.walk(again) if isinstance(node, ast.ExceptHandler)))
+
+
+def test_what_is_left_to_do_is_counted() -> None:
+    found = [
+        f"{source.name}:{number}"
+        for source in everything()
+        for number, line in enumerate(source.text.splitlines(), 1)
+        if re.search(rf"#.*\b({'|'.join(LEFT_TO_DO)})\b", line)
+    ]
+    assert len(found) <= MOST_LEFT_TO_DO, found
+
+
+def test_tests_mirror_the_package() -> None:
+    """`erniekit/room/file.py` is tested by `tests/room/test_file.py`, or a file whose name starts so."""
+    lacking = []
+    for source in package_sources():
+        if source.path.name == "__init__.py" or source.name in TESTED_ELSEWHERE:
+            continue
+        below = source.path.relative_to(ROOT / "erniekit")
+        folder = ROOT / "tests" / below.parent
+        # A family's files may share the family's folder: models/ernie45/x.py in tests/models/test_ernie45_x.py.
+        stems = [folder / f"test_{below.stem}*.py"]
+        if len(below.parts) > 2:
+            stems.append(ROOT / "tests" / below.parts[0] / f"test_{below.parts[1]}*.py")
+        if not any(list(stem.parent.glob(stem.name)) for stem in stems):
+            lacking.append(source.name)
+    assert lacking == []
