@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     exported = export_model(
         target.folder,
         target.output_dir,
-        target.config.run.overwrite_output_dir,
+        target.overwrite,
         **asdict(target.config.export),
     )
     console.print(f"{exported.folder}: {exported.describe()}", markup=False)

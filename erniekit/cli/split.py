@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     folder = split_model(
         target.folder,
         target.output_dir,
-        target.config.run.overwrite_output_dir,
+        target.overwrite,
         max_shard_size=target.config.export.max_shard_size,
     )
     console.print(str(folder), markup=False)

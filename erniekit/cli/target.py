@@ -6,6 +6,7 @@ checkpoint, else its latest; so does a configuration whose output_dir holds one,
 command line names another model. The choice is always told.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +15,28 @@ from erniekit.errors import ConfigError
 
 if TYPE_CHECKING:
     from erniekit.config.config import Config
+    from erniekit.config.load import LoadedConfig
     from erniekit.generate.text import TextGenerator
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 RUN_CONFIG = "erniekit.yaml"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model folder, why it is this one, and the configuration to use it with."""
+    """A model folder, why it is this one, and the configuration to use it with.
+
+    Attributes:
+        output_dir: the run's folder, or what the configuration names.
+        overwrite: whether what lies in the way may be replaced.
+    """
 
     folder: Path
     description: str
     config: "Config"
     output_dir: Path
+    overwrite: bool = False
 
 
 def choose_target(argv: list[str], verb: str) -> Target:
@@ -37,44 +46,67 @@ def choose_target(argv: list[str], verb: str) -> Target:
         ConfigError: no model is named, or the configuration is wrong.
         CheckpointError: there is no such model.
     """
-    from erniekit.cli.arguments import read_config
+    from erniekit.config.overrides import is_override
 
     if not argv:
-        raise ConfigError(
-            f"erniekit {verb} needs a configuration, a model folder, or starter: erniekit {verb} --help"
-        )
-    first, rest = argv[0], argv[1:]
-    if first.endswith(CONFIG_SUFFIXES) or "=" in first or first.startswith("--"):
+        needs = "a configuration, a model folder, or starter"
+        raise ConfigError(f"erniekit {verb} needs {needs}: erniekit {verb} --help")
+    folder = Path(argv[0]).expanduser()
+    if folder.is_file() or argv[0].endswith(CONFIG_SUFFIXES) or is_override(argv[0]):
         return _of_config(argv, verb)
-    folder = Path(first)
-    run_config = _run_config(folder)
-    named = f"model_name_or_path={first}"
-    # A setting of the run is worth keeping (its chat template, say), but the model is the one named here.
-    words = [str(run_config), named, *rest] if run_config else [named, *rest]
-    loaded = read_config(words, verb)
-    chosen, description = _locate(first, loaded.config)
-    run_folder = folder if folder.is_dir() and chosen.resolve() != folder.resolve() else None
-    output_dir = run_folder or Path(loaded.config.run.output_dir)
-    return Target(chosen, description, loaded.config, output_dir)
+    return _of_model(folder, argv, verb)
 
 
 def _of_config(argv: list[str], verb: str) -> Target:
-    from erniekit.cli.arguments import read_config
-
+    """The checkpoint in output_dir if there is one, unless the command line names a model."""
     from erniekit.checkpoint.store import CheckpointStore
+    from erniekit.cli.arguments import read_config
 
     loaded = read_config(argv, verb)
     config = loaded.config
     output_dir = Path(config.run.output_dir)
-    source = loaded.sources.get("model_name_or_path")
-    named_here = source is not None and "command line" in str(source)
-    if not named_here and output_dir.is_dir():
+    named = config.model.model_name_or_path
+    if not _is_of_command_line(loaded, "model_name_or_path"):
         store = CheckpointStore(output_dir, save_total_limit=None)
         if store.latest() is not None:
-            folder, description = _locate(str(output_dir), config)
-            return Target(folder, description, config, output_dir)
-    folder, description = _locate(config.model.model_name_or_path, config)
-    return Target(folder, description, config, output_dir)
+            named = str(output_dir)
+    folder, description = _locate(named, config)
+    return Target(folder, description, config, output_dir, config.run.overwrite_output_dir)
+
+
+def _of_model(folder: Path, argv: list[str], verb: str) -> Target:
+    """The model itself, used with the settings of the run that made it (its chat template, say)."""
+    from erniekit.cli.arguments import read_config
+
+    run_folder = _run_folder(folder)
+    named = f"model_name_or_path={argv[0]}"
+    words = [named, *argv[1:]]
+    if run_folder is not None and (run_folder / RUN_CONFIG).is_file():
+        words = [str(run_folder / RUN_CONFIG), *words]
+    loaded = read_config(words, verb)
+    chosen, description = _locate(argv[0], loaded.config)
+    output_dir = Path(loaded.config.run.output_dir)
+    if run_folder is not None and not _is_of_command_line(loaded, "output_dir"):
+        # The run may have been started, or may since have been moved, elsewhere.
+        output_dir = run_folder
+    # That a run was allowed to overwrite its folder says nothing about an export of it today.
+    overwrite = loaded.config.run.overwrite_output_dir and _is_of_command_line(loaded, "overwrite_output_dir")
+    return Target(chosen, description, loaded.config, output_dir, overwrite)
+
+
+def _is_of_command_line(loaded: "LoadedConfig", key: str) -> bool:
+    from erniekit.config.entries import COMMAND_LINE
+
+    return loaded.sources[key].place == COMMAND_LINE
+
+
+def _run_folder(folder: Path) -> Path | None:
+    """The run that a folder is, or is a checkpoint of; None for a model from elsewhere."""
+    if not folder.is_dir():
+        return None
+    if (folder / "config.json").is_file():
+        return folder.resolve().parent if _CHECKPOINT.fullmatch(folder.resolve().name) else None
+    return folder
 
 
 def _locate(model_name_or_path: str, config: "Config") -> tuple[Path, str]:
@@ -87,13 +119,13 @@ def _locate(model_name_or_path: str, config: "Config") -> tuple[Path, str]:
 
 def describe(folder: Path, named: str) -> str:
     """Words for the chosen folder: `step 200 (best) of ./output`, or the model as it was named."""
-    step = folder.name.removeprefix("checkpoint-")
-    if step == folder.name or not step.isdigit():
+    match = _CHECKPOINT.fullmatch(folder.name)
+    if match is None:
         return named if str(folder) == named else f"{named} ({folder})"
     run = folder.parent
     pointers = [name for name in ("best", "latest") if _pointed(run / name) == folder.name]
     which = f" ({', '.join(pointers)})" if pointers else ""
-    return f"step {step}{which} of {run}"
+    return f"step {match[1]}{which} of {run}"
 
 
 def open_generator(target: Target) -> "TextGenerator":
@@ -117,14 +149,6 @@ def open_generator(target: Target) -> "TextGenerator":
         end_ids=end_token_ids(defaults, built.config, tokenizer, template),
         max_context=built.config.max_position_embeddings,
     )
-
-
-def _run_config(folder: Path) -> Path | None:
-    """The configuration of the run that a folder (or the one above it) belongs to."""
-    for place in (folder, folder.parent):
-        if folder.is_dir() and (place / RUN_CONFIG).is_file():
-            return place / RUN_CONFIG
-    return None
 
 
 def _pointed(pointer: Path) -> str | None:
