@@ -9,6 +9,7 @@ computed in the forward pass, and the logits are dropped. The backward pass only
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer
@@ -69,9 +70,16 @@ class _ChunkedLoss(PyLayer):
     """Gradients are computed forward, chunk by chunk, and scaled backward."""
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, hidden_ND, weight, bias, labels_N, transposed, chunk_tokens, wanted
-    ):
+    def forward(
+        ctx: Any,
+        hidden_ND: paddle.Tensor,
+        weight: paddle.Tensor,
+        bias: paddle.Tensor | None,
+        labels_N: paddle.Tensor,
+        transposed: bool,
+        chunk_tokens: int,
+        wanted: bool,
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
         needed = wanted and not hidden_ND.stop_gradient
         trained = wanted and not weight.stop_gradient
         biased = bias is not None and wanted and not bias.stop_gradient
@@ -106,7 +114,9 @@ class _ChunkedLoss(PyLayer):
         return loss, num_correct
 
     @staticmethod
-    def backward(ctx, grad_loss, grad_correct):  # type: ignore[no-untyped-def]
+    def backward(
+        ctx: Any, grad_loss: paddle.Tensor, grad_correct: paddle.Tensor
+    ) -> tuple[paddle.Tensor | None, ...]:
         hidden, weight, bias = (
             None if grad is None else grad * grad_loss.astype(grad.dtype) for grad in ctx.gradients
         )

@@ -47,7 +47,7 @@ def write_run(folder: Path, **keys: Any) -> Path:
         "max_steps": 8,
         "learning_rate": 0.01,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 2,
+        "warmup_steps": 1,
         "weight_decay": 0.1,
         "evaluation_strategy": "steps",
         "eval_steps": 4,
