@@ -44,7 +44,7 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
     if hub_id:
         return download(f"{hub_id}{at}{revision}", download_hub=download_hub)
     beside = _spelt_alike(path)
-    if _HUB_ID.match(model_name_or_path) and not (beside or _CHECKPOINT.search(model_name_or_path)):
+    if looks_like_hub_id(model_name_or_path) and not beside:
         try:
             return download(model_name_or_path, download_hub=download_hub)
         except CheckpointError as error:
@@ -56,6 +56,11 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
         f"{STARTER}, nor a name of `erniekit models list`, nor a hub id (organisation/name)"
         f"{_did_you_mean(close)}"
     )
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether a name may be one of a hub: org/name or org/name@revision, and not a checkpoint of a run."""
+    return bool(_HUB_ID.match(name)) and not _CHECKPOINT.search(name)
 
 
 def resolve_checkpoint(folder: Path) -> Path:

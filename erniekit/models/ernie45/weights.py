@@ -17,7 +17,6 @@ from erniekit.errors import CheckpointError
 from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.models.ernie45.fit import check_fit
 from erniekit.models.ernie45.layouts import (
-    LAYOUTS,
     Stored,
     memory_shapes,
     plain_name,
@@ -26,16 +25,6 @@ from erniekit.models.ernie45.layouts import (
     stored_whole,
 )
 from erniekit.models.ernie45.plan import FUSED, HEAD
-
-__all__ = [
-    "LAYOUTS",
-    "Weights",
-    "detect_layout",
-    "layout_specs",
-    "load_weights",
-    "open_weights",
-    "save_layout",
-]
 
 _BLOCK_BYTES = 1 << 22
 
