@@ -12,7 +12,7 @@ class Batch:
 
     configures: ClassVar[tuple[str, ...]] = (
         "erniekit.train.run:plan_steps",
-        "erniekit.data.pipeline:build_loader",
+        "erniekit.data.pack:BatchShape",
     )
 
     per_device_train_batch_size: int = key(1, "sequences of a micro-batch", minimum=1)

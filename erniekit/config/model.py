@@ -28,6 +28,8 @@ class Model:
         "erniekit.checkpoint.sources:locate_model",
         "erniekit.assemble:build_model",
         "erniekit.train.objectives:build_objective",
+        "erniekit.train.dropout:DropoutWarmup",
+        "erniekit.train.session:open_tokenizer",
     )
 
     model_name_or_path: str = key(
@@ -63,7 +65,7 @@ class Model:
     )
     hidden_dropout_prob: float = key(0.0, "dropout after attention and MLP", minimum=0, below=1)
     attention_probs_dropout_prob: float = key(0.0, "dropout on attention weights", minimum=0, below=1)
-    dropout_warmup_steps: int = key(0, "steps before dropout starts", minimum=0)
+    dropout_warmup_steps: int = key(0, "steps over which dropout rises from 0 to its probability", minimum=0)
     freeze: tuple[str, ...] = key(
         (),
         "regular expressions; parameters whose name contains a match are not trained",

@@ -96,7 +96,11 @@ def suggest(unknown: str) -> str | None:
     squeezed = _squeeze(bare)
     best: tuple[float, int, str] | None = None
     for order, key in enumerate(known):
-        distance = min(edit_distance(bare, key), edit_distance(squeezed, _squeeze(key)) + 0.5)
+        if best is not None and abs(len(bare) - len(key)) - key.count("_") > best[0]:
+            continue  # cannot be nearer, whatever its letters
+        distance = edit_distance(bare, key)
+        if distance > 1:
+            distance = min(distance, edit_distance(squeezed, _squeeze(key)) + 0.5)
         rank = (distance, order, key)
         best = rank if best is None else min(best, rank)
     if best is None or best[0] > max(1.0, len(bare) / 3):

@@ -1,0 +1,22 @@
+"""`erniekit help` lists the commands and tells the usage of one."""
+
+import pytest
+
+from erniekit.cli.commands import COMMANDS
+from erniekit.cli.main import main
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == listed
+
+
+def test_help_after_a_command_is_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "run.yaml", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("usage: erniekit train")
+    assert main(["help", "train"]) == 0
+    assert capsys.readouterr().out == told

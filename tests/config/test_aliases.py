@@ -1,0 +1,27 @@
+"""Older spellings mean present keys."""
+
+from pathlib import Path
+
+from tests.config.loading import load, problems
+
+
+def test_aliases(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "batch_size: 4\nper_device_eval_batch_size: 2\nlr_scheduler: wsd:231084\neval_strategy: no\n"
+        "bf16: true\ntokenizer_name: t\nno_cuda: false\n",
+    ).config
+    assert (config.batch.per_device_train_batch_size, config.batch.per_device_eval_batch_size) == (4, 2)
+    assert (config.schedule.lr_scheduler_type, config.schedule.wsd_steady_steps) == ("wsd", 231084)
+    assert (config.model.compute_type, config.model.tokenizer) == ("bf16", "t")
+    assert config.run.device == "auto"
+
+
+def test_an_alias_on_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    config = load(tmp_path, "per_device_train_batch_size: 8\n", "batch_size=2").config
+    assert config.batch.per_device_train_batch_size == 2
+
+
+def test_two_spellings_of_one_key_must_agree(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, "eval_iters: 3\nmax_evaluate_steps: 4\n")
+    assert "eval_iters" in line and "max_evaluate_steps" in line

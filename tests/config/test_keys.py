@@ -1,0 +1,40 @@
+"""Every key has a fate, and asks for nothing it cannot get."""
+
+from pathlib import Path
+
+import pytest
+
+from erniekit.errors import UnsupportedError
+from tests.config.loading import load
+
+
+def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        load(tmp_path, "stage: DPO\nbeta: 0.1\nfine_tuning: lora\ntensor_parallel_degree: 2\n")
+    assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
+        "not built yet: preference training (stage: DPO)",
+        "not built yet: LoRA (fine_tuning: lora)",
+        "not built yet: tensor parallelism (tensor_parallel_degree: 2)",
+    ]
+
+
+def test_a_stage_not_built_does_not_hinder_other_verbs(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "stage: DPO\n", verb="chat")
+    assert any("stage" in notice for notice in loaded.notices)
+
+
+@pytest.mark.parametrize("model", ["baidu/ERNIE-4.5-21B-A3B-PT", "baidu/ERNIE-4.5-VL-28B-A3B-PT"])
+def test_models_with_experts_are_not_built_yet(tmp_path: Path, model: str) -> None:
+    with pytest.raises(UnsupportedError, match="mixture-of-experts"):
+        load(tmp_path, "", f"model_name_or_path={model}")
+
+
+def test_keys_without_effect_are_told_once_by_reason(tmp_path: Path) -> None:
+    notices = load(tmp_path, "fuse_rope: true\nuse_flash_attention: 1\nsharding: stage1\n").notices
+    assert len(notices) == 2
+    assert notices[0].startswith("fuse_rope, use_flash_attention: ")
+
+
+def test_values_that_ask_for_nothing_are_fine(tmp_path: Path) -> None:
+    text = "tensor_parallel_degree: 1\npipeline_model_parallel_size: -1\nhf_hub_id: null\n"
+    assert load(tmp_path, text + "lora: false\nfp16: false\n").notices == []
