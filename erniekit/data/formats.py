@@ -85,7 +85,10 @@ def read_alpaca(row: Mapping[str, Any]) -> Conversation:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise RowError(f"history, turn {number}: must be a pair [question, answer] of texts")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": _text(row, "output")}]
+    messages += [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": _text(row, "output")},
+    ]
     return Conversation(messages, [True] * (len(history) + 1))
 
 
@@ -97,7 +100,9 @@ def read_messages(row: Mapping[str, Any]) -> Conversation:
     messages, trained = [], []
     for number, message in enumerate(given, start=1):
         if not isinstance(message, Mapping):
-            raise RowError(f"message {number} is {type(message).__name__}; it must be a mapping with role and content")
+            raise RowError(
+                f"message {number} is {type(message).__name__}; it must be a mapping with role and content"
+            )
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
             raise RowError(f"message {number}: role {role!r} is not one of {', '.join(_ROLES)}")
@@ -105,7 +110,9 @@ def read_messages(row: Mapping[str, Any]) -> Conversation:
         if content is None and calls:
             content = ""
         if not isinstance(content, str):
-            raise RowError(f"message {number} ({role}): content is {type(content).__name__}, it must be a text")
+            raise RowError(
+                f"message {number} ({role}): content is {type(content).__name__}, it must be a text"
+            )
         if not content.strip() and not calls:
             raise RowError(f"message {number} ({role}): content is empty")
         clean = {"role": role, "content": content}
@@ -118,7 +125,9 @@ def read_messages(row: Mapping[str, Any]) -> Conversation:
     label = row.get("label")
     if label is not None:
         if not isinstance(label, list) or len(label) != len(trained):
-            raise RowError(f"label is {label!r}; it must be one 0 or 1 for each of the {len(trained)} assistant messages")
+            raise RowError(
+                f"label is {label!r}; it must be one 0 or 1 for each of the {len(trained)} assistant messages"
+            )
         trained = [bool(value) for value in label]
     return _ordered(Conversation(messages, trained, _tools(row)))
 
@@ -134,10 +143,14 @@ def read_sharegpt(row: Mapping[str, Any]) -> Conversation:
         messages.append({"role": "system", "content": system})
     for number, turn in enumerate(given, start=1):
         if not isinstance(turn, Mapping):
-            raise RowError(f"turn {number} is {type(turn).__name__}; it must be a mapping with from and value")
+            raise RowError(
+                f"turn {number} is {type(turn).__name__}; it must be a mapping with from and value"
+            )
         role, value = _SHAREGPT_ROLES.get(str(turn.get("from"))), turn.get("value")
         if role is None:
-            raise RowError(f"turn {number}: from {turn.get('from')!r} is not one of {', '.join(_SHAREGPT_ROLES)}")
+            raise RowError(
+                f"turn {number}: from {turn.get('from')!r} is not one of {', '.join(_SHAREGPT_ROLES)}"
+            )
         if not isinstance(value, str) or not value.strip():
             raise RowError(f"turn {number} ({turn.get('from')}): value must be a text that is not empty")
         if role == "function_call":
@@ -173,7 +186,9 @@ def choose_format(kind: str | None, first_row: Any, *, origin: str, stage: str) 
     if stage == "PT":
         if kind in (None, "text", "erniekit", "pt"):
             return "text"
-        raise ConfigError(f"train_dataset_type: {kind!r} holds conversations; stage PT reads texts: write text")
+        raise ConfigError(
+            f"train_dataset_type: {kind!r} holds conversations; stage PT reads texts: write text"
+        )
     if kind is not None:
         if kind not in FORMATS:
             known = ", ".join(FORMATS)

@@ -13,6 +13,7 @@ import numpy as np
 
 from erniekit.data.sample import IGNORED, Sample
 
+
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
     """How many rows the batches have."""

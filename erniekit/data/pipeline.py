@@ -109,13 +109,14 @@ class TrainSamples(SampleSet):
             epoch=epoch,
         )
 
-    def first_sample(self) -> Sample:
-        """The first sample of the first epoch."""
+    def first_samples(self, count: int) -> list[Sample]:
+        """The first samples of the first epoch."""
+        found: list[Sample] = []
         for number, index in self.order(0):
-            found = self.samples(int(number), int(index))
-            if found:
-                return found[0]
-        raise DataError("the training data gives no sample")
+            if len(found) >= count:
+                break
+            found += self.samples(int(number), int(index))
+        return found[:count]
 
     @cached_property
     def report(self) -> DataReport:
@@ -154,7 +155,9 @@ def open_train_samples(
         DataError: a file is missing, empty or of no known format.
     """
     if not train_dataset_path:
-        raise ConfigError("train_dataset_path is missing: name a file, a folder, a glob or a comma list of them")
+        raise ConfigError(
+            "train_dataset_path is missing: name a file, a folder, a glob or a comma list of them"
+        )
     sets = open_sets(train_dataset_path, train_dataset_type, reader.stage, "train")
     shares = parse_shares(train_dataset_prob, len(sets), "train_dataset_prob")
     return TrainSamples(
@@ -197,7 +200,9 @@ def open_eval_samples(
 ) -> EvalSamples:
     """The held-out set of a configuration; shares have no meaning for it and are only checked."""
     if not eval_dataset_path:
-        raise ConfigError("eval_dataset_path is missing: name a file, a folder, a glob or a comma list of them")
+        raise ConfigError(
+            "eval_dataset_path is missing: name a file, a folder, a glob or a comma list of them"
+        )
     sets = open_sets(eval_dataset_path, eval_dataset_type, reader.stage, "eval")
     parse_shares(eval_dataset_prob, len(sets), "eval_dataset_prob")
     return EvalSamples(reader, sets)
@@ -254,12 +259,27 @@ class Loader:
     @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of the first epoch: exact up to `max_estimate_samples` rows, else extrapolated."""
+        return max(1, -(-self._first_epoch[0] // self._rows_per_step))
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of the places of packed sequences that hold tokens, in the first epoch."""
+        return self._first_epoch[1]
+
+    @cached_property
+    def _first_epoch(self) -> tuple[int, float]:
+        """Sequences of the first epoch, and how full they are."""
         order = self._order_of(0)
         num_rows = min(len(order), self._samples.max_estimate_samples)
         windows = -(-num_rows // self._window_rows)
-        packs = sum(len(self._prepare(0, window)) for window in range(windows))
+        num_packs = num_tokens = 0
+        for window in range(windows):
+            packs = self._prepare(0, window)
+            num_packs += len(packs)
+            num_tokens += sum(len(sample) for row in packs for sample in row)
         seen = min(len(order), windows * self._window_rows)
-        return max(1, -(-int(packs * len(order) / max(seen, 1)) // self._rows_per_step))
+        whole = int(num_packs * len(order) / max(seen, 1))
+        return whole, num_tokens / max(1, num_packs * self._max_seq_len)
 
     @property
     def epoch(self) -> float:
@@ -329,7 +349,9 @@ class Loader:
         """The rows of one window, packed, in the order they are trained on."""
         start = window * self._window_rows
         rows = self._order_of(epoch)[start : start + self._window_rows]
-        found = [sample for number, index in rows for sample in self._samples.samples(int(number), int(index))]
+        found = [
+            sample for number, index in rows for sample in self._samples.samples(int(number), int(index))
+        ]
         if self._packing:
             packs = pack(found, self._max_seq_len)
         else:
@@ -364,13 +386,21 @@ def build_loader(
     )
 
 
-def iterate_eval(samples: EvalSamples, shape: BatchShape, *, max_seq_len: int, packing: bool) -> Iterator[Batch]:
+def iterate_eval(
+    samples: EvalSamples, shape: BatchShape, *, max_seq_len: int, packing: bool
+) -> Iterator[Batch]:
     """Batches over a held-out set, every sample once, long rows first."""
     found = list(samples.all())
     if not found:
-        raise DataError("the held-out set has no sample with a trained token:\n  " + "\n  ".join(samples.report.lines()))
+        raise DataError(
+            "the held-out set has no sample with a trained token:\n  " + "\n  ".join(samples.report.lines())
+        )
     packs: Sequence[Pack]
-    packs = pack(found, max_seq_len) if packing else [(sample,) for sample in sorted(found, key=len, reverse=True)]
+    packs = (
+        pack(found, max_seq_len)
+        if packing
+        else [(sample,) for sample in sorted(found, key=len, reverse=True)]
+    )
     pad_id = samples.reader.tokenizer.pad_id or 0
     size = shape.per_device_eval_batch_size
     for start in range(0, len(packs), size):

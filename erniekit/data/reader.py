@@ -1,5 +1,6 @@
 """From a row to samples: parse, render, tokenise, fit to max_seq_len."""
 
+from pathlib import Path
 from typing import Any
 
 from erniekit.data.formats import Conversation, RowError, parse
@@ -7,10 +8,39 @@ from erniekit.data.render import render_conversation, tokenise, written_out
 from erniekit.data.report import DataReport
 from erniekit.data.rows import BadRow
 from erniekit.data.sample import Sample, make_sample
-from erniekit.data.template import ChatTemplate
-from erniekit.data.tokenizer import Tokenizer
+from erniekit.data.template import ChatTemplate, load_template
+from erniekit.data.tokenizer import Tokenizer, load_tokenizer
 from erniekit.errors import DataError
 from erniekit.log import logger
+
+
+def open_tokenizer(folder: Path, *, tokenizer: str | None) -> Tokenizer:
+    """The tokenizer of a model folder, or the one of the folder that `tokenizer` names."""
+    return load_tokenizer(Path(tokenizer) if tokenizer else folder)
+
+
+def open_reader(
+    folder: Path,
+    stage: str,
+    *,
+    tokenizer: str | None,
+    chat_template: str | None,
+    max_seq_len: int,
+    overlong: str,
+    skip_bad_rows: bool,
+    use_template: bool,
+) -> "SampleReader":
+    """The reader of a model folder's tokenizer and template."""
+    opened = open_tokenizer(folder, tokenizer=tokenizer)
+    return SampleReader(
+        opened,
+        load_template(opened, chat_template=chat_template),
+        stage,
+        max_seq_len=max_seq_len,
+        overlong=overlong,
+        skip_bad_rows=skip_bad_rows,
+        use_template=use_template,
+    )
 
 
 class SampleReader:

@@ -126,9 +126,7 @@ def _answer(
     return prompt, answer
 
 
-def _suffix(
-    template: ChatTemplate, before: list[Message], tools: Sequence[Any] | None, prompt: str
-) -> str:
+def _suffix(template: ChatTemplate, before: list[Message], tools: Sequence[Any] | None, prompt: str) -> str:
     suffixes, leads = set(), set()
     for probe in _PROBES:
         text = template.render([*before, {"role": "assistant", "content": probe}], tools=tools)
@@ -141,7 +139,9 @@ def _suffix(
         suffixes.add(text[position + len(probe) :])
         leads.add(text[len(prompt) : position])
     if len(suffixes) != 1:
-        raise DataError(f"the chat template of {template.name} ends answers in different ways: {sorted(suffixes)}")
+        raise DataError(
+            f"the chat template of {template.name} ends answers in different ways: {sorted(suffixes)}"
+        )
     if any(lead.strip() for lead in leads) and prompt == template.render(before, tools=tools):
         raise DataError(
             f"the chat template of {template.name} ignores add_generation_prompt: {sorted(leads)[0]!r} would be "

@@ -65,7 +65,9 @@ class LineRows:
     def row(self, index: int) -> Any:
         if self._file is None or self._pid != os.getpid():
             self._file, self._pid = self._path.open("rb"), os.getpid()
-        data = os.pread(self._file.fileno(), int(self._stops[index] - self._starts[index]), int(self._starts[index]))
+        data = os.pread(
+            self._file.fileno(), int(self._stops[index] - self._starts[index]), int(self._starts[index])
+        )
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -179,7 +181,9 @@ def _open_file(path: Path) -> Rows:
     elif suffix in (".parquet", ".csv"):
         rows = _open_arrow(path, name, suffix[1:])
     else:
-        raise DataError(f"{name}: files of type {suffix or '(none)'} are not read; known: {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{name}: files of type {suffix or '(none)'} are not read; known: {', '.join(SUFFIXES)}"
+        )
     if not len(rows):
         raise DataError(f"{name}: the file holds no row")
     return rows

@@ -86,7 +86,6 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             raise DataError(f"the chat template of {self.name} fails on these messages: {error}") from error
 
-
     @cached_property
     def renders_tool_calls(self) -> bool:
         """Whether the calls of an assistant message show in the text."""

@@ -77,7 +77,9 @@ class EvaluationPlan:
         self.keeps_best = load_best_model_at_end or early_stopping_patience is not None
         name = metric_for_best_model
         self.metric = name if name.startswith("eval_") else f"eval_{name}"
-        self.greater = greater_is_better if greater_is_better is not None else self.metric.endswith("accuracy")
+        self.greater = (
+            greater_is_better if greater_is_better is not None else self.metric.endswith("accuracy")
+        )
         self.patience = early_stopping_patience
         self.threshold = early_stopping_threshold
         self.best: float | None = None

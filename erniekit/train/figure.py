@@ -40,7 +40,8 @@ def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str
     parts.append(_line(" ".join(map(place, train)), "#9ec5e8", 1))
     parts.append(_line(" ".join(map(place, smooth)), "#1f6fb2", 2))
     parts += [
-        '<circle cx="{}" cy="{}" r="4" fill="#d9541e"/>'.format(*place(point).split(",")) for point in held_out
+        '<circle cx="{}" cy="{}" r="4" fill="#d9541e"/>'.format(*place(point).split(","))
+        for point in held_out
     ]
     parts += _legend(bool(held_out))
     return "\n".join([*parts, "</svg>\n"])

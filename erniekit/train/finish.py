@@ -54,7 +54,9 @@ def _report(
     if steps:
         lines.append(f"| training loss | first {steps[0]['loss']:.4f}, last {steps[-1]['loss']:.4f} |")
     if speeds:
-        lines.append(f"| speed | median {speeds[len(speeds) // 2]:.0f} tokens/s, {seconds:.0f} s of training |")
+        lines.append(
+            f"| speed | median {speeds[len(speeds) // 2]:.0f} tokens/s, {seconds:.0f} s of training |"
+        )
         lines.append(f"| peak memory | {peak / 2**30:.2f} GiB |")
     lines.append(f"| machine | {platform.processor() or platform.machine()}, {platform.system()} |")
     if evaluations:

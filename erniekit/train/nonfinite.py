@@ -22,7 +22,9 @@ class NonFinitePolicy:
         self.limit = max_skipped_steps
         self.num_skipped = 0
 
-    def accepts(self, *, step: int, loss: float, grad_norm: float, origins: Sequence[str], last_good: str) -> bool:
+    def accepts(
+        self, *, step: int, loss: float, grad_norm: float, origins: Sequence[str], last_good: str
+    ) -> bool:
         """True when all is finite; False when the step must be skipped.
 
         Raises:

@@ -158,8 +158,10 @@ class Reporter:
 
     def is_due(self, step: int) -> bool:
         """Whether the row of `step` is to be logged."""
-        return step % self.logging_steps == 0 or step == self._total_steps or (
-            step == 1 and self.logging_first_step
+        return (
+            step % self.logging_steps == 0
+            or step == self._total_steps
+            or (step == 1 and self.logging_first_step)
         )
 
     def count(self, num_tokens: int) -> None:
@@ -215,7 +217,9 @@ class Reporter:
             tracker.close()
 
     def _track(self, values: dict[str, Any], step: int) -> None:
-        numbers = {name: float(v) for name, v in values.items() if isinstance(v, int | float) and name != "step"}
+        numbers = {
+            name: float(v) for name, v in values.items() if isinstance(v, int | float) and name != "step"
+        }
         for tracker in self._trackers:
             tracker.add(numbers, step)
 

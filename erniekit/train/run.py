@@ -75,7 +75,9 @@ def open_run(
         path.mkdir(parents=True, exist_ok=True)
         _probe_writable(path)
     except OSError as error:
-        raise CheckpointError(f"output_dir: {path} cannot be written ({error.strerror}); name another") from error
+        raise CheckpointError(
+            f"output_dir: {path} cannot be written ({error.strerror}); name another"
+        ) from error
     previous = path / CONFIG_FILE
     occupied = previous.exists()
     if occupied and overwrite_output_dir:

@@ -15,10 +15,15 @@ from erniekit import assemble
 from erniekit.checkpoint.sources import locate_model
 from erniekit.config.config import Config
 from erniekit.data.pack import BatchShape
-from erniekit.data.pipeline import EvalSamples, build_loader, iterate_eval, open_eval_samples, open_train_samples
-from erniekit.data.reader import SampleReader
-from erniekit.data.template import load_template
-from erniekit.data.tokenizer import Tokenizer, load_tokenizer
+from erniekit.data.pipeline import (
+    EvalSamples,
+    build_loader,
+    iterate_eval,
+    open_eval_samples,
+    open_train_samples,
+)
+from erniekit.data.reader import SampleReader, open_reader
+from erniekit.data.tokenizer import Tokenizer
 from erniekit.log import logger
 from erniekit.models.registry import load_family
 from erniekit.optim.build import build_optimizer
@@ -56,7 +61,7 @@ def train_session(loaded: "LoadedConfig") -> int:
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed)
     folder = find_model(config)
-    reader = open_reader(config, folder)
+    reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
     held_out = open_held_out(config, reader)
     run_folder = open_run(
@@ -74,9 +79,13 @@ def train_session(loaded: "LoadedConfig") -> int:
     built = _build_model(config, start.path if start else folder, resumed=start is not None)
     trainer = _build_trainer(config, run_folder, built, loader, held_out, reader.tokenizer, folder)
     if start is not None:
-        trainer.resume(start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer")))
-    first_sample = samples.first_sample()
-    show_start_screen(config, built, trainer, samples.report, sample=first_sample, tokenizer=reader.tokenizer, device=device)
+        trainer.resume(
+            start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer"))
+        )
+    sample = samples.first_samples(1)[0]
+    show_start_screen(
+        config, built, trainer, samples.report, sample=sample, tokenizer=reader.tokenizer, device=device
+    )
     try:
         code = trainer.run()
     finally:
@@ -89,7 +98,7 @@ def train_session(loaded: "LoadedConfig") -> int:
 def eval_session(config: Config, folder: Path) -> EvaluationResult:
     """Evaluate a model folder on the held-out set of a configuration, and tell the figures."""
     assemble.set_device(device=config.run.device, seed=config.run.seed)
-    reader = open_reader(config, folder)
+    reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
     built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
     return evaluate(built.model, _batches(config, samples), _objective(config))
@@ -101,19 +110,14 @@ def find_model(config: Config) -> Path:
     return locate_model(model_name_or_path=model.model_name_or_path, download_hub=model.download_hub)
 
 
-def open_tokenizer(folder: Path, *, tokenizer: str | None) -> Tokenizer:
-    """The tokenizer of a model folder, or the one of the folder that `tokenizer` names."""
-    return load_tokenizer(Path(tokenizer) if tokenizer else folder)
-
-
-def open_reader(config: Config, folder: Path) -> SampleReader:
+def reader_of(config: Config, folder: Path) -> SampleReader:
     """The reader that turns rows into samples with the model's tokenizer and template."""
-    tokenizer = open_tokenizer(folder, tokenizer=config.model.tokenizer)
     sequences = config.sequences
-    return SampleReader(
-        tokenizer,
-        load_template(tokenizer, chat_template=sequences.chat_template),
+    return open_reader(
+        folder,
         config.run.stage,
+        tokenizer=config.model.tokenizer,
+        chat_template=sequences.chat_template,
         max_seq_len=sequences.max_seq_len,
         overlong=sequences.overlong,
         skip_bad_rows=sequences.skip_bad_rows,
@@ -223,7 +227,9 @@ def _build_trainer(
         nonfinite=policy,
         evaluate=evaluate_now,
         write_model_files=lambda folder: write_model_files(folder, built, tokenizer, source),
-        model_items=lambda: load_family(built.config).save_layout(memory_items(built.model), built.config, "hf"),
+        model_items=lambda: load_family(built.config).save_layout(
+            memory_items(built.model), built.config, "hf"
+        ),
         dropout=DropoutWarmup(
             built.model,
             model.hidden_dropout_prob,

@@ -4,8 +4,7 @@ Most wasted runs could have been seen here: the wrong model, a mask that trains 
 memory than the machine has, ten times the steps that were meant.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import paddle
 from rich.console import Group
@@ -16,14 +15,13 @@ from rich.text import Text
 from erniekit.assemble import Assembled
 from erniekit.config.config import Config
 from erniekit.data.report import DataReport
-from erniekit.data.sample import IGNORED, Sample
+from erniekit.data.sample import Sample
+from erniekit.data.show import sample_text
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.hardware import available_memory, measure_flops
 from erniekit.estimate.memory import training_memory
 from erniekit.log import error_console, logger
 from erniekit.train.trainer import Trainer
-
-_SAMPLE_TOKENS = 160
 
 
 def show_start_screen(
@@ -50,7 +48,13 @@ def show_start_screen(
         table.add_row(Text(label, style="bold"), Text(text))
     error_console.print(
         Panel(
-            Group(table, Text(), _memory_line(memory, available), Text(), sample_text(sample, tokenizer)),
+            Group(
+                table,
+                Text(),
+                _memory_line(memory, available),
+                Text("\none sample"),
+                sample_text(sample, tokenizer),
+            ),
             title="ErnieKit",
             title_align="left",
             border_style="cyan",
@@ -129,30 +133,6 @@ def _memory_line(memory: Mapping[str, int], available_bytes: int) -> Text:
     text.append(verdict, style="green" if fits else "bold red")
     text.append(f"\n  {causes}")
     return text
-
-
-def sample_text(sample: Any, tokenizer: Any) -> Text:
-    """A decoded sample; what is trained on is green and underlined, the context is dim."""
-    text = Text(f"one sample ({sample.origin}; trained tokens are green)\n")
-    ids = sample.input_ids[:_SAMPLE_TOKENS]
-    trained = [False, *(label != IGNORED for label in sample.labels)]
-    for piece, is_trained in decoded_runs(ids, trained, tokenizer):
-        text.append(piece, style="green underline" if is_trained else "dim")
-    if len(sample.input_ids) > _SAMPLE_TOKENS:
-        text.append(f" ... and {len(sample.input_ids) - _SAMPLE_TOKENS} more tokens", style="italic")
-    elif sample.labels[-1] != IGNORED:
-        text.append(tokenizer.decode([int(sample.labels[-1])]), style="green underline")
-    return text
-
-
-def decoded_runs(ids: Sequence[int], trained: Sequence[bool], tokenizer: Any) -> list[tuple[str, bool]]:
-    """Neighbouring tokens of the same mask decoded together, so that no character is cut."""
-    runs: list[tuple[list[int], bool]] = []
-    for token, is_trained in zip(ids, trained, strict=False):
-        if not runs or runs[-1][1] != is_trained:
-            runs.append(([], is_trained))
-        runs[-1][0].append(int(token))
-    return [(tokenizer.decode(tokens), is_trained) for tokens, is_trained in runs]
 
 
 def gibibytes(size: float) -> str:

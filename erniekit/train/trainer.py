@@ -151,7 +151,9 @@ class Trainer:
 
     def _evaluate_if_due(self, step: int) -> bool:
         interval = self.saving.save_steps
-        due = self.evaluation.is_due(step, steps_per_epoch=self.loader.steps_per_epoch, default_interval=interval)
+        due = self.evaluation.is_due(
+            step, steps_per_epoch=self.loader.steps_per_epoch, default_interval=interval
+        )
         last = step == self.total_steps and self.evaluation.strategy != "no"
         if self.evaluate is None or not (due or last):
             return False

@@ -1,0 +1,50 @@
+"""Samples and their figures as a person reads them."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from erniekit.data.sample import IGNORED, Sample
+from erniekit.data.tokenizer import Tokenizer
+
+_BAR = 40
+
+
+def sample_text(sample: Sample, tokenizer: Tokenizer, *, most_tokens: int = 160) -> Text:
+    """A decoded sample; what is trained on is green and underlined, the context is dim."""
+    text = Text(f"({sample.origin}; trained tokens are green)\n")
+    ids = sample.input_ids[:most_tokens]
+    trained = [False, *(label != IGNORED for label in sample.labels)]
+    for piece, is_trained in decoded_runs(ids, trained, tokenizer):
+        text.append(piece, style="green underline" if is_trained else "dim")
+    if len(sample) > most_tokens:
+        text.append(f" ... and {len(sample) - most_tokens} more tokens", style="italic")
+    elif sample.labels[-1] != IGNORED:
+        text.append(tokenizer.decode([int(sample.labels[-1])]), style="green underline")
+    return text
+
+
+def decoded_runs(ids: Sequence[int], trained: Sequence[bool], tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """Neighbouring tokens of the same mask decoded together, so that no character is cut."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, is_trained in zip(ids, trained, strict=False):
+        if not runs or runs[-1][1] != is_trained:
+            runs.append(([], is_trained))
+        runs[-1][0].append(int(token))
+    return [(tokenizer.decode(tokens), is_trained) for tokens, is_trained in runs]
+
+
+def length_histogram(lengths: Sequence[int], *, most_bars: int = 12) -> list[str]:
+    """Lines `from - to  count  bar` over equal ranges of lengths."""
+    if not lengths:
+        return []
+    longest = max(lengths)
+    width = max(1, -(-longest // most_bars))
+    counts = [0] * (-(-longest // width))
+    for length in lengths:
+        counts[(length - 1) // width] += 1
+    largest = max(counts)
+    return [
+        f"{number * width + 1:>6} - {(number + 1) * width:<6} {count:>6}  {'#' * round(count / largest * _BAR)}"
+        for number, count in enumerate(counts)
+    ]
