@@ -29,7 +29,7 @@ class Model:
         "erniekit.assemble:build_model",
         "erniekit.train.objectives:build_objective",
         "erniekit.train.dropout:DropoutWarmup",
-        "erniekit.train.session:open_tokenizer",
+        "erniekit.data.reader:open_tokenizer",
     )
 
     model_name_or_path: str = key(
