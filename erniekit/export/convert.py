@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from erniekit.checkpoint.atomic import write_folder
-from erniekit.checkpoint.files import open_tensors, write_tensors
+from erniekit.checkpoint.files import TensorFolder, open_tensors, write_tensors
 from erniekit.errors import CheckpointError
 from erniekit.export.destination import NOT_EXPORTED, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES, convert
@@ -31,7 +33,7 @@ _DROPPED = (
     "auto_map",
     "_name_or_path",
 )
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,15 @@ def _compare(weights: Any, layout: str, dtype: str | None, folder: Path) -> None
     written = open_tensors(folder)
     for name, word, array in weights.layout_items(layout, dtype=dtype, cast=convert):
         info = written.info(name)
-        same = (info.dtype, info.shape) == (word, array.shape)
-        for start in range(0, array.shape[0] if same else 0, _BLOCK_ROWS):
-            block = array[start : start + _BLOCK_ROWS]
-            same = same and written.read_rows(name, start, start + len(block)).tobytes() == block.tobytes()
-        if not same:
+        if (info.dtype, info.shape) != (word, array.shape) or not _is_stored(written, name, array):
             raise CheckpointError(f"{folder}: tensor {name} reads back differently than it was written")
-        del array
+        del array  # before the next one is made
+
+
+def _is_stored(written: TensorFolder, name: str, array: np.ndarray) -> bool:
+    for start in range(0, array.shape[0], _BLOCK_ROWS):
+        block = array[start : start + _BLOCK_ROWS]
+        # As bytes: NaN is not equal to itself, and 0 equals -0.
+        if written.read_rows(name, start, start + len(block)).tobytes() != block.tobytes():
+            return False
+    return True

@@ -11,7 +11,7 @@ from erniekit.models.ernie45.layouts import Stored
 from erniekit.models.ernie45.plan import EMBEDDING, HEAD
 
 FLOATS = ("F32", "BF16", "F16")
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20
 _LISTED = 12
 
 

@@ -1,8 +1,8 @@
 """The bytes of ERNIE 4.5 dense weights from one layout to another; layouts.py says what lies where.
 
-Everything here copies bits, at most a few megabytes of a source at a time, so a round trip gives
-the same bytes and a tensor costs little more memory than itself. Which layout a folder is in
-follows from names and shapes; config.json's dtype keys say nothing about it. No Paddle is needed.
+Everything here copies bits, a block of a source at a time, so a round trip gives the same bytes and a
+tensor costs little more memory than itself. Which layout a folder is in follows from names and
+shapes; config.json's dtype keys say nothing about it. No Paddle is needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ from erniekit.models.ernie45.layouts import (
 )
 from erniekit.models.ernie45.plan import FUSED, HEAD
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20
 
 # (name, array, dtype word it has, dtype word it shall have) -> array
 Cast = Callable[[str, np.ndarray, str, str], np.ndarray]
