@@ -98,7 +98,7 @@ def build_card(
     parts = [
         _front_matter(facts, layout),
         f"# {title}\n",
-        f"{num_parameters / 1e6:,.1f} million parameters, {dtype}, "
+        f"{_count(num_parameters)} parameters, {dtype}, "
         f"{'Hugging Face' if layout == 'hf' else 'Paddle'} layout; exported by ErnieKit {__version__}.\n",
         f"Compared with its source after export: {verified}.\n",
     ]
@@ -132,6 +132,10 @@ def _training_section(facts: RunFacts) -> str:
     lines.append("| | |\n|---|---|")
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value not in (None, "", [])]
     return "\n".join(lines) + "\n"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f} million" if number >= 10**6 else f"{number:,}"
 
 
 def _steps(facts: RunFacts) -> str:

@@ -121,7 +121,6 @@ def export_model(
             has_template=has_template,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    logger.info(f"exported to {destination}: {exported.describe()}")
     return exported
 
 

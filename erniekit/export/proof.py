@@ -10,8 +10,10 @@ import numpy as np
 
 from erniekit.errors import CheckpointError
 
-# Largest difference that rounding of weights may make, as a share of the largest logit.
-_BOUNDS = {"bfloat16": 0.1, "float16": 0.02, "float32": 0.0}
+# Largest difference that rounding of weights may make, as a share of the largest logit. Measured:
+# 0.02 to 0.07 in bf16, 0.001 to 0.01 in fp16 (135M model and random tiny ones); a tensor in the
+# wrong place makes 1 and more. That each number is rounded rightly is checked bit by bit elsewhere.
+_BOUNDS = {"bfloat16": 0.25, "float16": 0.05}
 
 _NUM_ROWS = 2
 _NUM_COLUMNS = 24
