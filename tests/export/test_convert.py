@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.files import open_tensors, write_tensors
-from erniekit.cli.main import main
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.convert import convert_model
 from erniekit.export.dtypes import convert
@@ -158,23 +157,6 @@ def test_values_that_are_not_allowed(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             convert_model(source, tmp_path / "to", **words)
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, target = write_tiny_checkpoint(tmp_path / "my model"), tmp_path / "to"
-    assert main(["convert", str(source), str(target), "--to", "paddle", "--max-shard-size=20KB"]) == 0
-    assert "paddle layout, F32" in capsys.readouterr().out
-    assert (target / "model.safetensors.index.json").exists()
-    assert main(["convert", str(source), str(target), "--to", "paddle"]) == 1
-    for words in (
-        [str(source)],
-        [str(source), str(tmp_path / "x")],
-        [str(source), str(tmp_path / "x"), "--to", "paddle", "--fast"],
-        [str(source), str(tmp_path / "x"), "--to", "torch"],
-        [str(source), str(tmp_path / "x"), "extra", "--to", "hf"],
-    ):
-        assert main(["convert", *words]) == 2, words
-    assert not (tmp_path / "x").exists()
 
 
 # The peak is read from /proc: getrusage's counts what the parent held before it started this process.
