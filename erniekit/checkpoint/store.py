@@ -3,7 +3,8 @@
 `checkpoint-<step>/` is a Hugging Face model folder with what a run needs to go on: optimizer
 state, `trainer_state.json`, a manifest. Two small files in the run's folder name the `latest`
 and the `best`. A checkpoint is deleted only after a newer one is complete, and never when it is
-the best or the latest.
+the best or the latest. Newer means written later, by the number in the manifest: a run that went
+back to step 20 and on to 30 has its newest checkpoint there, whatever an older attempt left at 40.
 """
 
 import json
@@ -14,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erniekit.checkpoint.atomic import clean_leftovers, explain, remove_folder, write_file_atomic, write_folder
+from erniekit.checkpoint.atomic import (
+    clean_leftovers,
+    discard_folder,
+    explain,
+    write_file_atomic,
+    write_folder,
+)
 from erniekit.checkpoint.files import Item, TensorFolder, open_tensors, write_tensors
-from erniekit.checkpoint.manifest import verify, write_manifest
+from erniekit.checkpoint.manifest import read_number, verify, write_manifest
 from erniekit.errors import CheckpointError
 from erniekit.log import logger
 
@@ -38,7 +45,9 @@ class Checkpoint:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): this is no checkpoint of a run") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({error}): this is no checkpoint of a run"
+            ) from error
 
     def tensors(self, basename: str) -> TensorFolder:
         """Its tensors: `model` or `optimizer`."""
@@ -48,22 +57,22 @@ class Checkpoint:
 class CheckpointStore:
     """Reads and writes the checkpoints of an output folder."""
 
-    def __init__(self, output_dir: Path, *, save_total_limit: int | None) -> None:
+    def __init__(self, output_dir: Path, *, save_total_limit: int | None = None) -> None:
         self.output_dir = Path(output_dir)
         self._limit = save_total_limit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def list(self) -> list[Checkpoint]:
-        """All that are there, oldest first."""
+        """All that are there, in the order in which they were written."""
         if not self.output_dir.is_dir():
             return []
         found = []
         for path in self.output_dir.iterdir():
             match = _NAME.match(path.name)
             if match and path.is_dir():
-                found.append(Checkpoint(int(match[1]), path))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+                found.append((read_number(path), Checkpoint(int(match[1]), path)))
+        return [checkpoint for _, checkpoint in sorted(found, key=lambda item: (item[0], item[1].step))]
 
     def newest_good(self) -> Checkpoint | None:
         """The newest checkpoint whose files are all as they were written; damaged ones are told of."""
@@ -88,22 +97,22 @@ class CheckpointStore:
         try:
             verify(path)
         except CheckpointError as error:
-            good = CheckpointStore(path.parent, save_total_limit=None).newest_good()
-            hint = f"the newest good checkpoint is {good.path}" if good else "there is no good checkpoint beside it"
-            raise CheckpointError(f"{error}; {hint}") from error
+            raise CheckpointError(f"{error}; {CheckpointStore(path.parent)._good_hint()}") from error
         return Checkpoint(int(match[1]), path)
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint that was written last."""
-        return self._pointed("latest") or (self.list() or [None])[-1]
+        """The checkpoint that was written last, not yet verified."""
+        return self._pointed("latest") or next(reversed(self.list()), None)
 
     def best(self) -> Checkpoint | None:
         """The checkpoint with the best evaluation, when one was marked."""
         return self._pointed("best")
 
     def mark_best(self, step: int) -> None:
-        """Point `best` at the checkpoint of a step."""
-        write_file_atomic(self.output_dir / "best", f"checkpoint-{step}\n".encode())
+        """Point `best` at the checkpoint of a step, which is there."""
+        path = self.output_dir / f"checkpoint-{step}"
+        assert path.is_dir(), f"{path} is not there to be the best"
+        self._point("best", path)
         self._retire()
 
     def save(
@@ -126,24 +135,22 @@ class CheckpointStore:
         """
         self.wait()
         text = json.dumps(state, indent=2) + "\n"
-
-        def write() -> None:
-            self._write(step, model_items, optimizer_items, text, write_files)
-
         if not asynchronous:
-            write()
+            self._write(step, model_items, optimizer_items, text, write_files)
             return
         # Tensors of the model change with the next step, so the thread gets copies of its own.
-        model_items = [(name, dtype, array.copy()) for name, dtype, array in model_items]
-        optimizer_items = [(name, dtype, array.copy()) for name, dtype, array in optimizer_items]
+        copies = [_copies(model_items), _copies(optimizer_items)]
 
-        def guarded() -> None:
+        def write() -> None:
+            optimizer, model = copies.pop(), copies.pop()  # let go of when the thread ends
             try:
-                write()
-            except CheckpointError as error:
+                self._write(step, model, optimizer, text, write_files)
+            except BaseException as error:  # nothing may be lost with the thread: `wait` raises it
+                logger.error(f"saving in the background failed: {error}")
                 self._error = error
 
-        self._thread = threading.Thread(target=guarded, name=f"save-{step}")
+        # Not a daemon: an interpreter that ends lets the save finish.
+        self._thread = threading.Thread(target=write, name=f"save-{step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -156,9 +163,15 @@ class CheckpointStore:
             raise error
 
     def clean(self) -> None:
-        """Remove what killed runs left half-written."""
-        for path in clean_leftovers(self.output_dir):
-            logger.info(f"removed {path.name}, left by a process that was killed")
+        """Put right what a killed run left: half-written folders go, `latest` names what was written last."""
+        try:
+            for path in clean_leftovers(self.output_dir):
+                logger.info(f"removed {path.name}, left by a process that was killed")
+        except OSError as error:
+            logger.warning(f"{self.output_dir}: leftovers of a killed process stay ({error})")
+        every = self.list()
+        if every and self.latest() != every[-1]:
+            self._point("latest", every[-1].path)
 
     def _write(
         self,
@@ -169,6 +182,7 @@ class CheckpointStore:
         write_files: Callable[[Path], None],
     ) -> None:
         path = self.output_dir / f"checkpoint-{step}"
+        number = 1 + max((read_number(checkpoint.path) for checkpoint in self.list()), default=0)
         try:
             with write_folder(path, overwrite=True) as folder:
                 write_tensors(folder, model_items, max_shard_bytes=SHARD_BYTES, metadata={"format": "pt"})
@@ -177,14 +191,19 @@ class CheckpointStore:
                 )
                 write_files(folder)
                 (folder / STATE_FILE).write_text(state, encoding="utf-8")
-                write_manifest(folder)
-            write_file_atomic(self.output_dir / "latest", f"{path.name}\n".encode())
-            self._retire()
+                write_manifest(folder, number=number)
+            self._point("latest", path)
         except (CheckpointError, OSError) as error:
             reason = str(error) if isinstance(error, CheckpointError) else str(explain(error, path))
-            others = [checkpoint for checkpoint in self.list() if checkpoint.step != step]
-            hint = f"the last good checkpoint is {others[-1].path}" if others else "no checkpoint was written before"
-            raise CheckpointError(f"{reason}; {hint}") from error
+            raise CheckpointError(f"{reason}; {self._good_hint()}") from error
+        self._retire()
+
+    def _point(self, pointer: str, path: Path) -> None:
+        write_file_atomic(self.output_dir / pointer, f"{path.name}\n".encode())
+
+    def _good_hint(self) -> str:
+        good = self.newest_good()
+        return f"the newest good checkpoint is {good.path}" if good else "there is no good checkpoint"
 
     def _retire(self) -> None:
         """Delete the oldest checkpoints above the limit, but neither the best nor the latest."""
@@ -196,15 +215,24 @@ class CheckpointStore:
         for checkpoint in every:
             if surplus <= 0:
                 return
-            if checkpoint.path not in kept:
-                remove_folder(checkpoint.path)
-                surplus -= 1
+            if checkpoint.path in kept:
+                continue
+            surplus -= 1
+            try:
+                discard_folder(checkpoint.path)
+            except OSError as error:
+                # A checkpoint too many is no reason to end a run that could write its newest one.
+                logger.warning(f"save_total_limit: {checkpoint.path} cannot be deleted ({error})")
 
     def _pointed(self, name: str) -> Checkpoint | None:
-        pointer = self.output_dir / name
-        if not pointer.is_file():
-            return None
-        target = pointer.read_text(encoding="utf-8").strip()
+        try:
+            target = (self.output_dir / name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None  # no pointer, or not one of ours
         match = _NAME.match(target)
         path = self.output_dir / target
         return Checkpoint(int(match[1]), path) if match and path.is_dir() else None
+
+
+def _copies(items: Iterable[Item]) -> list[Item]:
+    return [(name, dtype, array.copy()) for name, dtype, array in items]

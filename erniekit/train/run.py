@@ -84,6 +84,7 @@ def open_run(
         _clear(path)
         occupied = False
     store = CheckpointStore(path, save_total_limit=save_total_limit)
+    store.clean()
     start_from = None
     if resume_from_checkpoint not in ("auto", "none"):
         start_from = store.open(Path(resume_from_checkpoint))
