@@ -1,0 +1,74 @@
+"""Every example configuration is right, uses no key without effect, and opens with its own command."""
+
+from pathlib import Path
+
+import pytest
+
+from erniekit.config.load import load_config
+from tests.house.commands import command_lines, problem
+from tests.house.sources import ROOT
+
+EXAMPLES = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+# The verb of a file by the start of its name.
+VERBS = {
+    "run_sft": "train",
+    "run_pt": "train",
+    "sft": "train",
+    "run_chat": "chat",
+    "run_eval": "eval",
+    "run_export": "export",
+}
+
+
+def verb_of(path: Path) -> str:
+    stem = path.stem
+    return next(verb for start, verb in VERBS.items() if stem == start or stem.startswith(start + "_"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_all_examples_are_found() -> None:
+    models = {path.relative_to(ROOT / "examples/configs").parts[0] for path in EXAMPLES}
+    assert {"ERNIE-4.5-0.3B", "starter"} <= models
+    assert len(EXAMPLES) >= 12
+    assert len(RECIPES) >= 2
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, *RECIPES], ids=name_of)
+def test_configuration_is_right(path: Path) -> None:
+    loaded = load_config(path, (), verb=verb_of(path))
+    assert loaded.notices == []
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, *RECIPES], ids=name_of)
+def test_header_gives_the_command_and_what_to_fetch(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header = text[: text.index("\n\n")]
+    lines = command_lines(header)
+    assert f"erniekit {verb_of(path)} {name_of(path)}" in lines
+    assert "erniekit models get" in header
+    for line in command_lines(text):
+        assert problem(line) is None, line
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, *RECIPES], ids=name_of)
+def test_data_it_names_is_there(path: Path) -> None:
+    config = load_config(path, (), verb=verb_of(path)).config
+    for files in (config.train_data.train_dataset_path, config.eval_data.eval_dataset_path):
+        for file in (files or "").split(","):
+            assert not file or (ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if "export" not in path.name], ids=name_of)
+def test_output_folders_are_one_each(path: Path) -> None:
+    """Two examples that share an output folder would continue each other's runs."""
+    mine = load_config(path, (), verb=verb_of(path)).config.run.output_dir
+    others = [
+        load_config(other, (), verb=verb_of(other)).config.run.output_dir
+        for other in EXAMPLES
+        if other != path and verb_of(other) == "train"
+    ]
+    assert mine not in others
