@@ -62,9 +62,9 @@ def _present(entry: Entry) -> list[Entry]:
         ValueError: the value fits the alias not at all.
     """
     if entry.key in RENAMED:
-        return [replace(entry, key=RENAMED[entry.key])]
+        return [replace(entry, alias=entry.key, key=RENAMED[entry.key])]
     if entry.key in SPLIT:
-        return [replace(entry, key=key) for key in SPLIT[entry.key]]
+        return [replace(entry, alias=entry.key, key=key) for key in SPLIT[entry.key]]
     if entry.key == "lr_scheduler":
         return _schedule(entry)
     if entry.key == "pad_to_max_seqlen":
@@ -75,18 +75,18 @@ def _present(entry: Entry) -> list[Entry]:
     if word not in ("true", "1", "yes", "on"):
         raise ValueError(f"{entry.key}: {entry.shown()} is not allowed: write true or false")
     key, value = SWITCHES[entry.key]
-    return [replace(entry, key=key, value=value, spelling=value)]
+    return [replace(entry, alias=entry.key, key=key, value=value, spelling=value)]
 
 
 def _schedule(entry: Entry) -> list[Entry]:
     """Upstream writes the steady steps of wsd into its name: `wsd:231084`."""
     found = _WSD.fullmatch(str(entry.value))
     if not found:
-        return [replace(entry, key="lr_scheduler_type")]
+        return [replace(entry, alias=entry.key, key="lr_scheduler_type")]
     steps = found.group(1)
     return [
-        replace(entry, key="lr_scheduler_type", value="wsd", spelling="wsd"),
-        replace(entry, key="wsd_steady_steps", value=int(steps), spelling=steps),
+        replace(entry, alias=entry.key, key="lr_scheduler_type", value="wsd", spelling="wsd"),
+        replace(entry, alias=entry.key, key="wsd_steady_steps", value=int(steps), spelling=steps),
     ]
 
 

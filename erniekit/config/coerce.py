@@ -4,6 +4,7 @@ YAML 1.1 reads `1e-5` as a text, `no` as false and `23` as a number; a key that 
 what was meant. Anything else of the wrong type is an error, never a silent conversion.
 """
 
+import datetime
 import math
 import re
 import types
@@ -27,9 +28,11 @@ class NotBuiltYet(Exception):
     """The value is known; the message names the feature that it needs."""
 
 
-def is_null(entry: Entry) -> bool:
-    """Whether the value means "not given": null, or Python's spelling of it."""
-    return entry.value is None or entry.value == "None"
+def is_null(declared: "Field[Any]", entry: Entry) -> bool:
+    """Whether the value means "not given": null, Python's spelling of it, or an empty text."""
+    if entry.value is None or entry.value == "None":
+        return True
+    return entry.value == "" and str in _kinds(declared.type)
 
 
 def coerce(declared: "Field[Any]", entry: Entry) -> Any:
@@ -102,7 +105,9 @@ def _text(entry: Entry, rule: Rule, *, numbers: bool) -> Any:
     spelling = entry.spelling if entry.spelling is not None else value
     if isinstance(value, bool) and str(spelling).lower() not in rule.choices:
         raise WrongValue(describe_wanted(rule, "a text"))
-    if not isinstance(value, str | bool | int | float):
+    if not isinstance(
+        value, str | bool | int | float | datetime.date
+    ):  # a plain 2024-01-01 is a date to YAML
         raise WrongValue(describe_wanted(rule, "a text"))
     return _choice(str(spelling), rule)
 

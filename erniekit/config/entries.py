@@ -21,12 +21,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """A key with its value, the value's own spelling where it is a plain scalar, and its source."""
+    """A key as it was written.
+
+    Args:
+        spelling: of the value, where it is a plain scalar.
+        alias: the key that the user wrote, where it means `key`.
+    """
 
     key: str
     value: Any
     spelling: str | None
     source: Source
+    alias: str = ""
+
+    @property
+    def written_key(self) -> str:
+        """The key as it stands in the file."""
+        return self.alias or self.key
 
     def shown(self) -> str:
         """The value as the user wrote it, for messages."""

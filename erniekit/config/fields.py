@@ -68,5 +68,5 @@ def describe_limits(rule: Rule) -> str:
         ("at most", rule.maximum),
         ("below", rule.below),
     )
-    parts = [f"{words} {limit:g}" for words, limit in bounds if limit is not None]
+    parts = [f"{words} {limit:.15g}" for words, limit in bounds if limit is not None]
     return " and ".join(parts) or rule.pattern_help

@@ -29,8 +29,11 @@ def read_file(path: Path) -> tuple[list[Entry], list[Problem]]:
         raise ConfigError(
             f"{path}: the file is empty; write keys and values, as in model_name_or_path: starter"
         )
-    pairs = _json_entries(path, text) if path.suffix == ".json" else _yaml_entries(path, text)
-    return _without_duplicates(pairs)
+    try:
+        entries = _json_entries(path, text) if path.suffix == ".json" else _yaml_entries(path, text)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: values are nested too deeply; a configuration is flat") from error
+    return _without_duplicates(entries)
 
 
 def parse_value(text: str) -> tuple[Any, str | None]:
@@ -46,11 +49,11 @@ def parse_value(text: str) -> tuple[Any, str | None]:
 
 
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a YAML or JSON file")
-    if not path.exists():
-        raise ConfigError(f"{path}: there is no such file")
     try:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a YAML or JSON file")
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -68,7 +71,8 @@ def _yaml_entries(path: Path, text: str) -> list[Entry]:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
-        raise ConfigError(f"{place}: not YAML: {error.problem or error.context}{hint}") from error
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{place}: not YAML: {reason}{hint}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if node is None:

@@ -32,4 +32,6 @@ class Generation:
     stop: tuple[str, ...] = key((), "texts that end an answer, as a list")
     stream: bool = key(True, "show an answer while it is generated")
     enable_thinking: bool = key(False, "let a template that knows it open a thinking part")
-    generation_seed: int | None = key(None, "seed of sampling; null takes a new one each time", minimum=0)
+    generation_seed: int | None = key(
+        None, "seed of sampling; null takes a new one each time", minimum=0, maximum=2**31 - 1
+    )

@@ -112,9 +112,9 @@ class _Collected:
             self._problem(entry, _unknown(entry))
 
     def _take_declared(self, entry: Entry, verb: str) -> None:
-        if is_null(entry):
-            return
         declared = declared_keys()[entry.key]
+        if is_null(declared, entry):
+            return
         try:
             self.values[entry.key] = coerce(declared, entry)
         except NotBuiltYet as feature:
@@ -125,7 +125,7 @@ class _Collected:
         except WrongValue as reason:
             near = nearest_word(entry.shown(), rule_of(declared).choices)
             hint = f" (did you mean {near}?)" if near and len(rule_of(declared).choices) > 1 else ""
-            self._problem(entry, f"{entry.key}: {entry.shown()} is not allowed: {reason}{hint}")
+            self._problem(entry, f"{entry.written_key}: {entry.shown()} is not allowed: {reason}{hint}")
 
     def _take_upstream(self, entry: Entry) -> None:
         fate = upstream_keys()[entry.key]
@@ -167,12 +167,14 @@ class _Collected:
 
     def _problem(self, entry: Entry, message: str) -> None:
         self.failed.add(entry.key)
-        self.problems.append(Problem(entry.source, message))
+        problem = Problem(entry.source, message)
+        if problem not in self.problems:  # an alias of two keys would tell it twice
+            self.problems.append(problem)
 
 
 def _not_built_line(feature: str, entries: Sequence[Entry]) -> str:
     entries = sorted(entries, key=lambda entry: entry.source.line)
-    asked = ", ".join(f"{entry.key}: {entry.shown()}" for entry in entries)
+    asked = ", ".join(f"{entry.written_key}: {entry.shown()}" for entry in entries)
     return f"{entries[0].source}: not built yet: {feature} ({asked})"
 
 
@@ -194,14 +196,16 @@ def _interpolate(entries: dict[str, Entry], collected: _Collected) -> dict[str, 
     from omegaconf.errors import OmegaConfBaseException
 
     defaults = {key: _plain(declared.default) for key, declared in declared_keys().items()}
-    given = {key: _plain(entry.value) for key, entry in entries.items() if not is_null(entry)}
-    merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(given))
+    merged = OmegaConf.create(defaults)
+    failed = {key: _set(merged, entry) for key, entry in entries.items() if entry.value is not None}
     resolved = {}
     for key, entry in entries.items():
         if "${" not in str(entry.value):
             resolved[key] = entry
             continue
         try:
+            if failed[key]:
+                raise failed[key]
             value = OmegaConf.to_container(OmegaConf.create({"value": merged[key]}))["value"]  # type: ignore[call-overload,index]
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
@@ -211,6 +215,17 @@ def _interpolate(entries: dict[str, Entry], collected: _Collected) -> dict[str, 
         spelling = None if isinstance(value, list | dict) else str(value)
         resolved[key] = replace(entry, value=value, spelling=spelling)
     return resolved
+
+
+def _set(merged: Any, entry: Entry) -> Any:
+    """Put a value into an OmegaConf configuration; returns the error where its `${` cannot be read."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged[entry.key] = _plain(entry.value)
+    except OmegaConfBaseException as error:
+        return error
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ class Run:
     resume_from_checkpoint: str = key(
         "auto", "auto continues a run of the same configuration; none starts anew; or a checkpoint folder"
     )
-    seed: int = key(42, "seed of order, dropout and initialisation", minimum=0)
+    seed: int = key(42, "seed of order, dropout and initialisation", minimum=0, maximum=2**31 - 1)
     device: str = key(
         "auto",
         "the device; auto takes a GPU when there is one",

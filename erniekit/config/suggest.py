@@ -1,5 +1,6 @@
 """The known key that an unknown one most likely means."""
 
+import math
 from collections.abc import Iterable
 
 from erniekit.config.aliases import ALIASES
@@ -98,9 +99,10 @@ def suggest(unknown: str) -> str | None:
     for order, key in enumerate(known):
         if best is not None and abs(len(bare) - len(key)) - key.count("_") > best[0]:
             continue  # cannot be nearer, whatever its letters
-        distance = edit_distance(bare, key)
+        most = best[0] if best else math.inf
+        distance = edit_distance(bare, key, most)
         if distance > 1:
-            distance = min(distance, edit_distance(squeezed, _squeeze(key)) + 0.5)
+            distance = min(distance, edit_distance(squeezed, _squeeze(key), most) + 0.5)
         rank = (distance, order, key)
         best = rank if best is None else min(best, rank)
     if best is None or best[0] > max(1.0, len(bare) / 3):
@@ -114,8 +116,12 @@ def nearest_word(unknown: str, known: Iterable[str]) -> str | None:
     return ranked[0][1] if ranked and ranked[0][0] <= max(1.0, len(unknown) / 3) else None
 
 
-def edit_distance(a: str, b: str) -> float:
-    """Insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`."""
+def edit_distance(a: str, b: str, most: float = math.inf) -> float:
+    """Insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`.
+
+    Args:
+        most: a distance above it is of no interest; then some number above it is returned.
+    """
     before: list[float] = []
     last = [float(j) for j in range(len(b) + 1)]
     for i, left in enumerate(a, 1):
@@ -125,6 +131,8 @@ def edit_distance(a: str, b: str) -> float:
             if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
                 cost = min(cost, before[j - 2] + 1)
             row.append(cost)
+        if min(row) > most and min(last) > most:
+            return min(row)
         before, last = last, row
     return last[-1]
 

@@ -25,3 +25,8 @@ def test_an_alias_on_the_command_line_wins_over_the_file(tmp_path: Path) -> None
 def test_two_spellings_of_one_key_must_agree(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, "eval_iters: 3\nmax_evaluate_steps: 4\n")
     assert "eval_iters" in line and "max_evaluate_steps" in line
+
+
+def test_a_wrong_value_is_told_under_the_key_that_was_written(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, "batch_size: big\n")
+    assert ":3:1: batch_size: big is not allowed" in line

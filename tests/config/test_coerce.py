@@ -32,6 +32,8 @@ from tests.config.loading import load, problems
         ("eval_steps: null", "eval_steps", None),
         ("device: gpu:1", "device", "gpu:1"),
         ("pad_to_max_seqlen: 8192", "pad_to_max_seqlen", True),
+        ("run_name: 2024-01-01", "run_name", "2024-01-01"),
+        ("output_dir: ''", "output_dir", "./output"),
     ],
 )
 def test_helpful_coercion(tmp_path: Path, written: str, key: str, value: object) -> None:
@@ -62,6 +64,8 @@ def test_helpful_coercion(tmp_path: Path, written: str, key: str, value: object)
         "stage: STF",
         "seed: {a: 1}",
         "top_p: 0",
+        "seed: 99999999999",
+        "max_shard_size: 0MB",
     ],
 )
 def test_wrong_values_name_place_key_and_value(tmp_path: Path, written: str) -> None:

@@ -36,6 +36,8 @@ def test_json_says_the_same_as_yaml(tmp_path: Path) -> None:
         (b"seed: [1\nrun_name: a\n", "not YAML"),
         (b"seed: 1\n\tpacking: true\n", ":2:"),
         (b"[1, 2]: 3\n", "a key must be a word"),
+        (b"stop: " + b"[" * 5000, "run.yaml"),
+        (b"seed: 1\n---\nseed: 2\n", "another document"),
         (b"seed: !!python/object:os.system 1\n", "seed"),
     ],
 )

@@ -37,6 +37,8 @@ def test_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.schedule.warmup_steps == 7
     (line,) = problems(tmp_path, "output_dir: a/${nothing}\n")
     assert ":3:1: output_dir" in line and "nothing" in line
+    (line,) = problems(tmp_path, "output_dir: ${\n")
+    assert ":3:1: output_dir: ${" in line
 
 
 def test_required_keys_depend_on_the_verb(tmp_path: Path) -> None:
