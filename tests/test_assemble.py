@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+from erniekit import assemble
+from erniekit.checkpoint.files import open_tensors
+from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
+from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
+
+FIELDS = dict(
+    continue_training=True,
+    compute_type="fp32",
+    fine_tuning="Full",
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+    freeze=(),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tiny_checkpoint(tmp_path / "model")
+
+
+def test_weights_are_those_of_the_folder(folder):
+    built = assemble.build_model(folder, **FIELDS)
+    stored = open_tensors(folder).read("model.embed_tokens.weight")
+    assert np.array_equal(built.model.model.embed_tokens.weight.numpy(), stored)
+    assert built.num_parameters == built.num_trained == built.config.num_parameters()
+    assert built.model.training
+
+
+def test_fresh_weights_need_only_the_configuration(folder):
+    (folder / "model.safetensors").unlink()
+    paddle.seed(1)
+    built = assemble.build_model(folder, **{**FIELDS, "continue_training": False})
+    assert 0 < float(built.model.model.embed_tokens.weight.std()) < 1
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        assemble.build_model(folder, **FIELDS)
+
+
+def test_bf16_casts_once(folder):
+    built = assemble.build_model(folder, **{**FIELDS, "compute_type": "bf16"})
+    weight = built.model.model.embed_tokens.weight
+    stored = paddle.to_tensor(open_tensors(folder).read("model.embed_tokens.weight")).astype("bfloat16")
+    assert weight.dtype == paddle.bfloat16 and np.array_equal(weight.numpy(), stored.numpy())
+
+
+def test_freezing(folder):
+    built = assemble.build_model(folder, **{**FIELDS, "freeze": (r"\.layers\.0\.", "norm")})
+    frozen = {name for name, parameter in built.model.named_parameters() if parameter.stop_gradient}
+    assert frozen and all(".layers.0." in name or "norm" in name for name in frozen)
+    assert built.num_trained < built.num_parameters
+    for pattern, message in [("nothing", "matches no parameter"), ("(", "no.*regular expression"), (".", "every")]:
+        with pytest.raises(ConfigError, match=message):
+            assemble.build_model(folder, **{**FIELDS, "freeze": (pattern,)})
+
+
+def test_what_is_not_built_is_said(folder):
+    with pytest.raises(UnsupportedError, match="not built yet"):
+        assemble.build_model(folder, **{**FIELDS, "fine_tuning": "LoRA"})
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "model_type": "ernie4_5_moe"}))
+    with pytest.raises(UnsupportedError, match="mixture-of-experts.*not built yet"):
+        assemble.build_model(folder, **FIELDS)
+
+
+def test_inference_trains_nothing(folder):
+    built = assemble.load_for_inference(folder)
+    assert built.num_trained == 0 and not built.model.training and built.compute_dtype == "fp32"
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    if paddle.device.is_compiled_with_cuda():
+        pytest.skip("this Paddle has CUDA")
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        assemble.set_device(device="gpu:0", seed=0)
+    assert assemble.set_device(device="auto", seed=0) == "cpu"

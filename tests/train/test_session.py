@@ -1,0 +1,98 @@
+"""Whole runs in this process: what they write, that they learn, what they refuse."""
+
+import json
+
+import pytest
+
+from erniekit.config.load import load_config
+from erniekit.errors import DataError, RunError
+from erniekit.testing.tiny_run import write_run
+from erniekit.train.reporting import read_log
+from erniekit.train.session import deciding_settings, eval_session, find_model, train_session
+
+
+def train(path, *overrides):
+    return train_session(load_config(path, overrides, verb="train"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    path = write_run(folder, max_steps=40, eval_steps=20, save_steps=20, load_best_model_at_end=True)
+    assert train(path) == 0
+    return path
+
+
+def test_it_learns(finished):
+    rows = read_log(finished.parent / "out" / "train_log.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    held_out = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    assert [row["step"] for row in steps] == list(range(1, 41))
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    assert set(held_out) == {0, 20, 40} and held_out[40] < held_out[0] - 0.5
+    assert steps[0]["learning_rate"] == pytest.approx(0.01)
+
+
+def test_the_report_and_the_figure(finished):
+    out = finished.parent / "out"
+    report = (out / "report.md").read_text()
+    assert "held-out loss" in report and "| steps | 40 |" in report and "tokens/s" in report
+    assert (out / "loss.svg").read_text().startswith("<svg")
+    assert (out / "best").read_text().strip() in ("checkpoint-20", "checkpoint-40")
+
+
+def test_evaluation_of_the_run_agrees_with_its_log(finished):
+    config = load_config(finished, [], verb="eval").config
+    out = finished.parent / "out"
+    rows = {row["step"]: row for row in read_log(out / "train_log.jsonl") if "eval_loss" in row}
+    for step in (20, 40):
+        result = eval_session(config, out / f"checkpoint-{step}")
+        assert result.loss == pytest.approx(rows[step]["eval_loss"], rel=1e-6)
+    base = eval_session(config, find_model(config))
+    assert base.loss == pytest.approx(rows[0]["eval_loss"], rel=1e-6)
+
+
+def test_early_stopping_ends_a_run(tmp_path):
+    path = write_run(
+        tmp_path, max_steps=50, eval_steps=2, learning_rate=1e-9, early_stopping_patience=2,
+        early_stopping_threshold=0.5,
+    )  # fmt: skip
+    assert train(path) == 0
+    steps = [row["step"] for row in read_log(tmp_path / "out" / "train_log.jsonl") if "loss" in row]
+    assert steps[-1] == 6  # the first evaluation is a gain, the next two are not
+    assert (tmp_path / "out" / "latest").read_text().strip() == "checkpoint-6"
+
+
+def test_a_loss_that_is_not_finite_stops_names_rows_and_keeps_the_checkpoint(tmp_path):
+    path = write_run(tmp_path, learning_rate=1e30, save_steps=1, max_grad_norm=0, evaluation_strategy="no")
+    with pytest.raises(RunError, match=r"step \d: .*train\.jsonl:\d+.*last good checkpoint is .*checkpoint-"):
+        train(path)
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_pretraining_from_scratch(tmp_path):
+    text = tmp_path / "texts.jsonl"
+    text.write_text("\n".join(json.dumps({"text": "the cat sat on the mat " * 9}) for _ in range(12)))
+    path = write_run(
+        tmp_path, stage="PT", continue_training=False, train_dataset_path=str(text), eval_dataset_path=None,
+        evaluation_strategy="no", max_steps=12,
+    )  # fmt: skip
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert train(path) == 0
+    losses = [row["loss"] for row in read_log(tmp_path / "out" / "train_log.jsonl")]
+    assert losses[0] == pytest.approx(5.58, abs=0.6)  # about the log of a vocabulary of 264
+    assert losses[-1] < losses[0] - 1
+
+
+def test_data_are_looked_at_before_the_output_folder_is_made(tmp_path):
+    path = write_run(tmp_path, train_dataset_path=str(tmp_path / "missing.jsonl"))
+    with pytest.raises(DataError, match="missing.jsonl"):
+        train(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_which_keys_decide_a_result(finished):
+    config = load_config(finished, [], verb="train").config
+    keys = set(deciding_settings(config))
+    assert {"learning_rate", "seed", "max_seq_len", "train_dataset_path", "max_steps"} <= keys
+    assert not {"logging_steps", "output_dir", "dataloader_num_workers", "temperature", "save_steps"} & keys
