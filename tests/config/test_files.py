@@ -54,7 +54,7 @@ def test_broken_json_tells_where(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.json:2:\d+: not JSON"):
         load_config(write(tmp_path, '{"seed": 1,\n seed: 2}', "run.json"), verb="train")
     with pytest.raises(ConfigError, match="given twice"):
-        load_config(write(tmp_path, '{"seed": 1,\n "seed": 2}', "run.json"), verb="check")
+        load_config(write(tmp_path, '{"seed": 1,\n "seed": 2}', "run.json"), verb="show")
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
@@ -67,4 +67,4 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"\xef\xbb\xbfseed: 3\n")
-    assert load_config(path, verb="check").config.run.seed == 3
+    assert load_config(path, verb="show").config.run.seed == 3

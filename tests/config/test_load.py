@@ -47,7 +47,9 @@ def test_required_keys_depend_on_the_verb(tmp_path: Path) -> None:
         load_config(path, verb="train")
     assert "model_name_or_path: is missing" in str(caught.value)
     assert "train_dataset_path: is missing" in str(caught.value)
-    assert load_config(path, verb="check").config.run.seed == 1
+    with pytest.raises(ConfigError, match="model_name_or_path: is missing"):
+        load_config(path, verb="check")
+    assert load_config(path, verb="show").config.run.seed == 1
     assert (
         load_overrides(["model_name_or_path=starter"], verb="chat").config.model.model_name_or_path
         == "starter"
