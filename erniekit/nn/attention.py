@@ -1,6 +1,6 @@
 """Grouped-query attention with rotary positions and one fused projection [q | k | v].
 
-    B batch, T positions, N query heads, K key heads, D head dimension, H hidden size
+B batch, T positions, N query heads, K key heads, D head dimension, H hidden size
 """
 
 import paddle
@@ -8,8 +8,7 @@ from paddle import nn
 
 from erniekit.nn.cache import KVCache
 from erniekit.nn.linear import Linear
-from erniekit.ops import backend
-from erniekit.ops.attention import Visibility
+from erniekit.ops.attention import Visibility, attention
 from erniekit.ops.rope import rotate
 
 
@@ -35,7 +34,7 @@ class Attention(nn.Layer):
     def forward(
         self,
         x_BTH: paddle.Tensor,
-        rotations_BT1D: paddle.Tensor,
+        rotations_BTND: paddle.Tensor,
         visible: Visibility,
         cache: KVCache | None,
         layer: int,
@@ -44,9 +43,9 @@ class Attention(nn.Layer):
         heads = self.num_heads + self.num_kv_heads
         qkv = self.qkv_proj(x_BTH).reshape([batch, num_columns, heads + self.num_kv_heads, self.head_dim])
         qk_BTND, v_BTKD = qkv.split([heads, self.num_kv_heads], axis=2)
-        q_BTND, k_BTKD = rotate(qk_BTND, rotations_BT1D).split([self.num_heads, self.num_kv_heads], axis=2)
+        q_BTND, k_BTKD = rotate(qk_BTND, rotations_BTND).split([self.num_heads, self.num_kv_heads], axis=2)
         if cache is not None:
             k_BTKD, v_BTKD = cache.extend(layer, k_BTKD, v_BTKD)
         dropout = self.dropout if self.training else 0.0
-        out = backend.choose("attention")(q_BTND, k_BTKD, v_BTKD, visible, dropout=dropout)
+        out = attention(q_BTND, k_BTKD, v_BTKD, visible, dropout=dropout)
         return self.o_proj(out.reshape([batch, num_columns, self.num_heads * self.head_dim]))

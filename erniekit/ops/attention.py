@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from erniekit.ops.backend import to_arithmetic, to_storage
+from erniekit.ops.backend import choose, to_arithmetic, to_storage
 
 # More blocks than this a row on average: the mask is cheaper than the Python loop.
 _MAX_BLOCKS_PER_ROW = 64
@@ -92,7 +92,7 @@ def cut(attend_from_BT: np.ndarray) -> tuple[Block, ...] | None:
     return tuple(blocks) if len(blocks) <= _MAX_BLOCKS_PER_ROW * num_rows else None
 
 
-def attention_reference(
+def attention(
     q_BTND: paddle.Tensor,
     k_BSKD: paddle.Tensor,
     v_BSKD: paddle.Tensor,
@@ -104,6 +104,18 @@ def attention_reference(
 
     `dropout` is the probability that an attention weight is dropped (and the others scaled up).
     """
+    return choose("attention")(q_BTND, k_BSKD, v_BSKD, visible, dropout=dropout)
+
+
+def attention_reference(
+    q_BTND: paddle.Tensor,
+    k_BSKD: paddle.Tensor,
+    v_BSKD: paddle.Tensor,
+    visible: Visibility,
+    *,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """`attention` by plain operators, differentiated by Paddle."""
     dtype = q_BTND.dtype
     q_BTND, k_BSKD, v_BSKD = to_arithmetic(q_BTND, k_BSKD, v_BSKD)
     if visible.blocks is None:
@@ -152,29 +164,3 @@ def _alone(v_BTKD: paddle.Tensor, num_heads: int, dropout: float) -> paddle.Tens
 def _triangle(length: int) -> paddle.Tensor:
     """Causal mask [T, T]: 0 on and below the diagonal, a large negative number above."""
     return paddle.triu(paddle.full([length, length], -1e30), 1)
-
-
-def attention_flashmask(
-    q_BTND: paddle.Tensor,
-    k_BSKD: paddle.Tensor,
-    v_BSKD: paddle.Tensor,
-    visible: Visibility,
-    *,
-    dropout: float = 0.0,
-) -> paddle.Tensor:
-    """The same through Paddle's FlashMask (GPU only; not executed in this project's CI).
-
-    FlashMask wants, for each KEY column, the query column from which on it is hidden: the end of
-    its sample. With a cache the reference is used.
-    """
-    if visible.num_past:
-        return attention_reference(q_BTND, k_BSKD, v_BSKD, visible, dropout=dropout)
-    starts_BT = visible.attend_from_BT
-    num_columns = starts_BT.shape[1]
-    queries = paddle.arange(num_columns, dtype="int32").unsqueeze(0)
-    # A key column j is hidden from the first query whose start lies behind it: starts do not decrease.
-    ends = paddle.searchsorted(starts_BT, paddle.expand_as(queries, starts_BT).contiguous(), right=True)
-    indices = ends.astype("int32").unsqueeze(1).unsqueeze(-1)
-    return F.flashmask_attention(
-        q_BTND, k_BSKD, v_BSKD, startend_row_indices=indices, dropout=dropout, causal=True
-    )

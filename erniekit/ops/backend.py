@@ -4,7 +4,7 @@ Every operator has a plain Paddle reference. Faster ones of the same signature s
 `IMPLEMENTATIONS` under the backend that can run them, and a test compares each with the
 reference. A backend that lacks an operator uses the reference.
 
-Paddle's CPU build has no arithmetic in bf16, only storage. References therefore compute in fp32
+Paddle's CPU build has no arithmetic in bf16, only storage. Operators therefore compute in fp32
 on a CPU: `to_arithmetic` at the entrance and `to_storage` at the exit of an operator are the
 lines where precision changes. On a GPU, and for fp32 everywhere, both return their argument.
 """
@@ -18,14 +18,29 @@ import paddle
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "attention": {
         "reference": "erniekit.ops.attention:attention_reference",
-        "gpu": "erniekit.ops.attention:attention_flashmask",
+        "cpu": "erniekit.ops.attention_cpu:attention_cpu",
+        "gpu": "erniekit.ops.attention_gpu:attention_flashmask",
+    },
+    "rms_norm": {
+        "reference": "erniekit.ops.norm:rms_norm_reference",
+        "cpu": "erniekit.ops.norm:rms_norm_cpu",
+    },
+    "rotate": {
+        "reference": "erniekit.ops.rope:rotate_reference",
+        "cpu": "erniekit.ops.rope:rotate_cpu",
+    },
+    "swiglu": {
+        "reference": "erniekit.ops.swiglu:swiglu_reference",
+        "cpu": "erniekit.ops.swiglu:swiglu_cpu",
+        "gpu": "erniekit.ops.swiglu:swiglu_gpu",
     },
 }
 
 
 def current_backend() -> str:
-    """`gpu` when this process computes on one, else `reference`."""
-    return "gpu" if paddle.device.get_device().startswith("gpu") else "reference"
+    """`cpu` or `gpu`, whichever this process computes on; other devices use the references."""
+    device = paddle.device.get_device().partition(":")[0]
+    return device if device in ("cpu", "gpu") else "reference"
 
 
 @lru_cache
@@ -42,7 +57,7 @@ def choose(operator: str) -> Any:
 
 def to_arithmetic(*tensors: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
     """Tensors in a type that this device can compute in."""
-    if tensors[0].dtype != paddle.bfloat16 or current_backend() == "gpu":
+    if tensors[0].dtype != paddle.bfloat16 or current_backend() != "cpu":
         return tensors
     return tuple(tensor.astype("float32") for tensor in tensors)
 

@@ -2,17 +2,66 @@
 
 The statistics are fp32; the normalised value is cast back to the type of x BEFORE the product
 with the weight, as ERNIE 4.5 does (it matters in bf16).
+
+With r = (mean(x^2) + eps)^(-1/2) and y = x r w, the gradients of a row of D values are
+    dw = sum over rows of (g x r),    dx = g w r - x r^3 mean(g w x).
 """
 
-import paddle
+from typing import Any
 
-from erniekit.ops.backend import to_arithmetic, to_storage
+import paddle
+from paddle.autograd import PyLayer
+
+from erniekit.ops.backend import choose, to_arithmetic, to_storage
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
     """x [..., D] normalised over D, times weight [D]; same type as x."""
+    return choose("rms_norm")(x, weight, epsilon)
+
+
+def rms_norm_reference(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    """`rms_norm` by plain operators."""
     dtype = x.dtype
     x32 = x.astype("float32") if dtype != paddle.float32 else x
     normed = x32 * paddle.rsqrt((x32 * x32).mean(-1, keepdim=True) + epsilon)
     normed, weight = to_arithmetic(to_storage(normed, dtype), weight)
     return to_storage(normed * weight, dtype)
+
+
+def rms_norm_cpu(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    """The same for fp32 with a backward pass of its own; other types take the reference."""
+    if x.dtype != paddle.float32 or weight.dtype != paddle.float32:
+        return rms_norm_reference(x, weight, epsilon)
+    return _RMSNorm.apply(x, weight, epsilon)
+
+
+class _RMSNorm(PyLayer):
+    """Saves x and one number a row.
+
+    Sums over rows and columns, and products with one row or one column, are written as matrix
+    products with a vector: Paddle's own reductions and broadcasts take 4 to 10 times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+        size = x.shape[-1]
+        x_RD = x.reshape([-1, size])
+        mean_R1 = paddle.matmul(x_RD * x_RD, paddle.full([size, 1], 1.0 / size))
+        scale_R1 = paddle.rsqrt(mean_R1 + epsilon)
+        ctx.save_for_backward(x_RD, weight, scale_R1)
+        return (x_RD * paddle.matmul(scale_R1, weight.unsqueeze(0))).reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        x_RD, weight, scale_R1 = ctx.saved_tensor()
+        size = weight.shape[0]
+        grad_RD = grad.reshape([-1, size])
+        product_RD = grad_RD * x_RD
+        # A transposed [R, 1] is the same memory as [1, R]; MKL's transposed product of it is slow.
+        grad_weight = paddle.matmul(scale_R1.reshape([1, -1]), product_RD).reshape([size])
+        mean_R1 = paddle.matmul(product_RD, (weight / size).unsqueeze(-1))
+        pull_R1 = mean_R1 * scale_R1 * scale_R1 * scale_R1
+        grad_x = grad_RD * paddle.matmul(scale_R1, weight.unsqueeze(0))
+        grad_x = grad_x.subtract_(x_RD * paddle.matmul(pull_R1, paddle.ones([1, size])))
+        return grad_x.reshape(grad.shape), grad_weight

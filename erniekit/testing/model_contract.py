@@ -67,7 +67,7 @@ def check_packing(model: Any) -> None:
 def check_round_trip(model: Any, weights: Any, folder: Path) -> None:
     """Weights come back bit by bit through each layout on disk."""
     memory = [(name, "F32", parameter.numpy()) for name, parameter in model.named_parameters()]
-    for layout in weights.LAYOUTS:
+    for layout in ("hf", "paddle"):
         place = folder / layout
         place.mkdir(parents=True)
         stored = weights.save_layout(iter(memory), layout, model.config)

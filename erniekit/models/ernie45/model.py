@@ -93,6 +93,7 @@ class _Decoder(nn.Layer):
     def __init__(self, config: Ernie45Config, *, dtype: str) -> None:
         super().__init__()
         self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        self.num_turned_heads = config.num_attention_heads + config.num_key_value_heads
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.LayerList([_Block(config, dtype=dtype) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype)
@@ -106,7 +107,7 @@ class _Decoder(nn.Layer):
     ) -> paddle.Tensor:
         num_past = cache.length if cache is not None else 0
         visible = visibility(attend_from_BT, num_past=num_past, backend=backend.current_backend())
-        turns = rotations(position_ids_BT, self.head_dim, self.rope_theta)
+        turns = rotations(position_ids_BT, self.head_dim, self.rope_theta, num_heads=self.num_turned_heads)
         hidden = self.embed_tokens(input_ids_BT)
         for index, block in enumerate(self.layers):
             hidden = block(hidden, turns, visible, cache, index)
