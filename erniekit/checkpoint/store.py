@@ -203,13 +203,17 @@ class CheckpointStore:
 
     def _good_hint(self) -> str:
         good = self.newest_good()
-        return f"the newest good checkpoint is {good.path}" if good else "there is no good checkpoint"
+        return f"the newest good checkpoint is {good.path}" if good else "there is no good checkpoint yet"
 
     def _retire(self) -> None:
         """Delete the oldest checkpoints above the limit, but neither the best nor the latest."""
         if self._limit is None or self._limit < 1:
             return
-        kept = {checkpoint.path for checkpoint in (self.best(), self.latest()) if checkpoint}
+        try:
+            kept = {checkpoint.path for checkpoint in (self.best(), self.latest()) if checkpoint}
+        except CheckpointError as error:
+            logger.warning(f"save_total_limit: nothing is deleted now, for {error}")
+            return
         every = self.list()
         surplus = len(every) - self._limit
         for checkpoint in every:
@@ -225,10 +229,13 @@ class CheckpointStore:
                 logger.warning(f"save_total_limit: {checkpoint.path} cannot be deleted ({error})")
 
     def _pointed(self, name: str) -> Checkpoint | None:
+        pointer = self.output_dir / name
         try:
-            target = (self.output_dir / name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return None  # no pointer, or not one of ours
+            target = pointer.read_bytes().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointError(f"{pointer} cannot be read: {error.strerror or error}") from error
         match = _NAME.match(target)
         path = self.output_dir / target
         return Checkpoint(int(match[1]), path) if match and path.is_dir() else None

@@ -1,5 +1,6 @@
 """Checkpoints appear whole or not at all, whatever happens to the process or the disk."""
 
+import json
 import os
 import signal
 import subprocess
@@ -84,7 +85,7 @@ def test_an_asynchronous_error_comes_with_the_next_call(tmp_path):
         raise OSError(28, "No space left on device")
 
     save(store, 1, write_files=fail, asynchronous=True)
-    with pytest.raises(CheckpointError, match="the disk is full; no checkpoint was written before"):
+    with pytest.raises(CheckpointError, match="the disk is full; there is no good checkpoint yet"):
         store.wait()
     store.wait()
     assert list(tmp_path.iterdir()) == []
@@ -121,13 +122,17 @@ except CheckpointError as error:
     assert "exceed the allowed size" in str(error) and "checkpoint-1" in str(error), error
     raise SystemExit(7)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 7, done.stderr
     store = CheckpointStore(tmp_path, save_total_limit=1)
     assert store.newest_good().step == 1 and steps(store) == [1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root; the size limit above does not")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="mounting a small disk needs root; the size limit above does not"
+)
 def test_a_really_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -178,6 +183,158 @@ for step in range(first, first + 100000):
         assert newest.tensors("model").read("w7")[0] == newest.step
         store.clean()
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+# Saves checkpoint-3 over and over in children of one process, each of which dies, or is refused by
+# the system, at another one of the events that touch the disk; prints what became of each.
+AT_EVERY_EVENT = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+from erniekit.checkpoint.store import CheckpointStore
+from erniekit.errors import CheckpointError
+from tests.checkpoint.test_store import save
+
+place, kind = Path(sys.argv[1]), sys.argv[2]
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"}
+left = -1
+
+def strike(event, arguments):
+    global left
+    if left < 0 or event not in EVENTS:
+        return
+    left -= 1
+    if left < 0:
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif event != "ctypes.dlsym":
+            raise OSError(28, "No space left on device")
+
+sys.addaudithook(strike)
+base = place / "base"
+store = CheckpointStore(base, save_total_limit=2)
+save(store, 1)
+store.mark_best(1)
+save(store, 2)
+save(store, 3)  # will be written over
+for number in range(1000):
+    run = place / str(number)
+    shutil.copytree(base, run)
+    child = os.fork()
+    if child == 0:
+        left = number
+        code = 0
+        try:
+            save(CheckpointStore(run, save_total_limit=1), 3 if kind == "kill" else 4)
+        except CheckpointError as error:
+            left = -1
+            code = 3 if "the disk is full" in str(error) and "newest good checkpoint is" in str(error) else 4
+        finished = left >= 0
+        left = -1
+        os._exit(9 if finished else code)
+    _, status = os.waitpid(child, 0)
+    print(json.dumps([number, -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)]))
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 9:
+        break
+"""
+
+
+@pytest.mark.parametrize("kind", ["kill", "full"])
+def test_at_every_event_of_a_save(tmp_path, kind):
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EVERY_EVENT, str(tmp_path), kind],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(outcomes) > 20 and outcomes[-1][1] == 9, outcomes
+    for number, code in outcomes:
+        store = CheckpointStore(tmp_path / str(number), save_total_limit=1)
+        # A refusal is told, with the newest good checkpoint; that of a mere deletion is a warning.
+        assert code in ({-signal.SIGKILL, 9} if kind == "kill" else {0, 3, 9}), (number, code)
+        store.clean()
+        assert not [path for path in store.output_dir.iterdir() if path.name.startswith(".")], number
+        for checkpoint in store.list():
+            verify(checkpoint.path)
+        assert store.best().step == 1
+        # Until a write is complete, what was there before is there; then the new one is.
+        allowed = {3} if kind == "kill" else {4} if code in (0, 9) else {3, 4}
+        assert store.newest_good().step == store.latest().step
+        assert store.latest().step in allowed, (number, code)
+        save(store, 5)
+        assert steps(store) == [1, 5], number
+    if kind == "full":
+        assert {code for _, code in outcomes} == {0, 3, 9}
+
+
+def test_newest_is_what_was_written_last(tmp_path):
+    store = CheckpointStore(tmp_path, save_total_limit=None)
+    for step in (10, 20, 40):
+        save(store, step)
+    save(store, 30)  # of a run that went back to step 20
+    assert steps(store) == [10, 20, 40, 30]
+    assert store.newest_good().step == store.latest().step == 30
+    limited = CheckpointStore(tmp_path, save_total_limit=2)
+    save(limited, 35)
+    assert steps(limited) == [30, 35]
+
+
+def test_an_error_of_any_kind_in_the_thread_is_raised(tmp_path):
+    store = CheckpointStore(tmp_path)
+
+    def fail(folder):
+        raise ValueError("not a disk's fault")
+
+    save(store, 1, write_files=fail, asynchronous=True)
+    with pytest.raises(ValueError, match="not a disk's fault"):
+        save(store, 2)
+    save(store, 3)
+    assert steps(store) == [3]
+
+
+def test_a_pointer_that_a_kill_left_behind_is_put_right(tmp_path):
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    before = (tmp_path / "latest").read_bytes()
+    save(store, 2)
+    (tmp_path / "latest").write_bytes(before)
+    store.clean()
+    assert (tmp_path / "latest").read_text() == "checkpoint-2\n"
+
+
+def test_a_checkpoint_that_cannot_be_deleted_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    store = CheckpointStore(tmp_path, save_total_limit=1)
+    save(store, 1)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("erniekit.checkpoint.store.discard_folder", refuse)
+    save(store, 2)
+    assert store.latest().step == 2
+    assert "checkpoint-1 cannot be deleted" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a read-only disk needs a mount; only root can")
+def test_a_read_only_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let a small disk be mounted")
+    try:
+        store = CheckpointStore(disk, save_total_limit=1)
+        save(store, 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(CheckpointError, match="the file system is read-only; .*checkpoint-1"):
+            save(store, 2)
+        with pytest.raises(CheckpointError, match="writing .*best failed: the file system is read-only"):
+            store.mark_best(1)
+        store.clean()  # nothing to put right
+        assert store.newest_good().step == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove", "no manifest", "grow"])
