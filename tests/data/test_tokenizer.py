@@ -12,8 +12,8 @@ def tokenizer(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp("tokenizer"))
 
 
-# Surrogates are no text; everything else that Unicode has is.
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=60)
+# Surrogates are no text, and U+2581 is how SentencePiece itself writes a space; all else must come back.
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00\u2581"), max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
