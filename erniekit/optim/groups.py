@@ -13,16 +13,15 @@ def decays(name: str) -> bool:
 def learning_rate_ratios(names: list[str], bound: float) -> dict[str, float]:
     """Share of the learning rate that each parameter gets: linear in depth from `bound` to 1.
 
-    The embedding gets `bound`, block i of n gets bound + (1 - bound) (i + 1) / n, what follows the
-    blocks gets 1. With bound = 1 all learn alike.
+    Block i of n gets bound + (1 - bound) i / (n - 1), so the first gets `bound` and the last 1; the
+    embedding before them gets `bound`, norm and head after them get 1. With bound = 1 all learn alike.
     """
-    blocks = [int(match[1]) for name in names if (match := _BLOCK.search(name))]
-    num_blocks = max(blocks, default=-1) + 1
+    found = {name: int(match[1]) for name in names if (match := _BLOCK.search(name))}
+    last = max(found.values(), default=0)
     ratios = {}
     for name in names:
-        match = _BLOCK.search(name)
-        if match:
-            ratios[name] = bound + (1.0 - bound) * (int(match[1]) + 1) / num_blocks
+        if name in found:
+            ratios[name] = bound + (1.0 - bound) * (found[name] / last if last else 1.0)
         else:
             ratios[name] = bound if "embed_tokens" in name else 1.0
     return ratios

@@ -3,23 +3,27 @@
 `build_schedule(...)(s)` is the rate of the update that follows s finished ones (s = 0, 1, ...).
 With peak rate L, W warm-up steps, T steps in all, floor m = min_lr and p = (s - W) / (T - W):
 
-    warm-up                L s' / W for s' = s + 1 <= W: the first update is not wasted on rate 0
+    warm-up                L s / W while s < W, whatever the floor; the first update has rate 0
     linear                 m + (L - m) (1 - p)
     cosine                 m + (L - m) (1 + cos(2 pi c p)) / 2, c = num_cycles (0.5 is half a wave)
     polynomial             (L - e) (1 - p)^power + e, e = lr_end, at least m
     constant               L from the first step on
     constant_with_warmup   L after the warm-up
-    wsd                    L until the steady steps are over, then with q from 0 to 1 over the rest
+    wsd                    L while s < S, then with q = (s - S) / (T - S)
                            half_life: m + (L - m) (0.05^q - 0.05) / 0.95
                            1-sqrt:    m + (L - m) (1 - sqrt(q))
 
-`wsd` is warmup-stable-decay (Hu et al. 2024); its steady phase ends at 0.9 T unless given.
+After T the rate stays what it is at T. `wsd` is warmup-stable-decay (Hu et al. 2024); S is
+`wsd_steady_steps`, counted from the start, or 0.9 T, and at least W. A configuration gives the same
+rates here as in PaddleFormers, and for the other schedules as in transformers, but for two things:
+p stops at 1, and `min_lr` is a floor of every decay.
 """
 
 import math
 from collections.abc import Callable
 
 from erniekit.errors import ConfigError
+from erniekit.log import logger
 
 _HALF_LIFE_BASE = 0.05
 _STEADY_SHARE = 0.9
@@ -48,16 +52,17 @@ def build_schedule(
         warmup_steps: counts when above 0, else `warmup_ratio` of the horizon.
 
     Raises:
-        ConfigError: the schedule is not known, or the warm-up leaves nothing of the horizon.
+        ConfigError: the schedule is not known, or its decay would end before the warm-up.
     """
     horizon = decay_steps or total_steps
     warmup = warmup_steps if warmup_steps > 0 else math.ceil(warmup_ratio * horizon)
     if lr_scheduler_type == "constant":
         return lambda step: base_lr
-    if warmup >= horizon and lr_scheduler_type != "constant_with_warmup":
-        key = "warmup_steps" if warmup_steps > 0 else "warmup_ratio"
-        raise ConfigError(f"{key} takes {warmup} of {horizon} steps: nothing is left for {lr_scheduler_type}")
-    steady = wsd_steady_steps if wsd_steady_steps is not None else int(_STEADY_SHARE * horizon)
+    if decay_steps is not None and warmup >= decay_steps:
+        raise ConfigError(f"decay_steps: {decay_steps} is not above the {warmup} steps of the warm-up")
+    if warmup >= horizon:
+        _warn_of_warmup_only(base_lr, horizon, warmup, "warmup_steps" if warmup_steps > 0 else "warmup_ratio")
+    steady = max(warmup, int(_STEADY_SHARE * horizon) if wsd_steady_steps is None else wsd_steady_steps)
 
     def share(step: int) -> float:
         """Position between the end of the warm-up and the horizon, 0 to 1."""
@@ -82,6 +87,17 @@ def build_schedule(
         "wsd": wsd,
     }
     if lr_scheduler_type not in shapes:
-        raise ConfigError(f"lr_scheduler_type: {lr_scheduler_type!r} is not one of constant, {', '.join(shapes)}")
+        raise ConfigError(
+            f"lr_scheduler_type: {lr_scheduler_type!r} is not one of constant, {', '.join(shapes)}"
+        )
     shape = shapes[lr_scheduler_type]
-    return lambda step: base_lr * (step + 1) / warmup if step < warmup else shape(step)
+    return lambda step: base_lr * step / warmup if step < warmup else shape(step)
+
+
+def _warn_of_warmup_only(base_lr: float, horizon: int, warmup: int, key: str) -> None:
+    """Known only once the data are counted, and on little data a short run is better than none."""
+    highest = base_lr * (horizon - 1) / warmup
+    logger.warning(
+        f"{key}: the warm-up takes {warmup} steps and the run has {horizon}: the learning rate only rises, "
+        f"to {highest:.3g} of {base_lr:g}"
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.errors import CheckpointError, UnsupportedError
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.groups import decays, learning_rate_ratios
 
@@ -76,8 +77,17 @@ def test_norms_and_biases_do_not_decay():
 
 def test_depth_dependent_rates():
     names = ["model.embed_tokens.weight", "model.layers.0.a", "model.layers.1.a", "model.norm.weight"]
-    assert list(learning_rate_ratios(names, 0.5).values()) == [0.5, 0.75, 1.0, 1.0]
+    assert list(learning_rate_ratios(names, 0.5).values()) == [0.5, 0.5, 1.0, 1.0]
     assert set(learning_rate_ratios(names, 1.0).values()) == {1.0}
+    deep = [f"model.layers.{index}.mlp.down_proj.weight" for index in range(5)]
+    assert list(learning_rate_ratios(deep, 0.2).values()) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert learning_rate_ratios(deep[:1] + ["lm_head.weight"], 0.2) == {deep[0]: 1.0, "lm_head.weight": 1.0}
+    weights = {name: parameter([0.0]) for name in names}
+    optimizer = build_optimizer(list(weights.items()), **{**FIELDS, "layerwise_lr_decay_bound": 0.5})
+    for weight in weights.values():
+        give(weight, [3.0])
+    optimizer.step(0.1)  # the first update of AdamW is the rate itself
+    assert [w.item() for w in weights.values()] == pytest.approx([-0.05, -0.05, -0.1, -0.1], rel=1e-6)
 
 
 def test_clipping_is_by_the_global_norm():
@@ -90,6 +100,31 @@ def test_clipping_is_by_the_global_norm():
     state = {name: array for name, _, array in optimizer.state_items()}
     assert state["exp_avg.a"][0] == pytest.approx(0.1 * 3 / 5)
     assert state["exp_avg.b"][0] == pytest.approx(0.1 * 4 / 5)
+    # The factor was of that step: without a new norm the next gradient counts as it is.
+    optimizer.zero_grad()
+    give(first, [3.0])
+    optimizer.step(0.1)
+    state = {name: array for name, _, array in optimizer.state_items()}
+    assert state["exp_avg.a"][0] == pytest.approx(0.9 * 0.06 + 0.1 * 3)
+
+
+def test_a_norm_below_the_limit_clips_nothing():
+    weight = parameter([0.0, 0.0])
+    optimizer = build_optimizer([("a", weight)], **{**FIELDS, "max_grad_norm": 5.0})
+    give(weight, [3.0, 4.0])
+    assert optimizer.grad_norm_and_clip() == pytest.approx(5.0)
+    optimizer.step(0.1)
+    state = {name: array for name, _, array in optimizer.state_items()}
+    assert state["exp_avg.a"].tolist() == pytest.approx([0.3, 0.4])
+
+
+def test_the_norm_of_many_numbers_is_exact_enough():
+    gradient = np.random.default_rng(3).normal(size=300_000).astype("float32")
+    weight = parameter([0.0] * 300_000)
+    optimizer = build_optimizer([("a", weight)], **FIELDS)
+    give(weight, gradient)
+    exact = float(np.sqrt((gradient.astype("float64") ** 2).sum()))
+    assert optimizer.grad_norm_and_clip() == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -99,6 +134,11 @@ def test_a_norm_that_is_not_finite_is_told(bad):
     give(weight, [bad])
     assert not math.isfinite(optimizer.grad_norm_and_clip())
     assert weight.item() == 1.0
+    optimizer.zero_grad()  # the step is skipped; the next one is as if it had not been
+    give(weight, [2.0])
+    assert optimizer.grad_norm_and_clip() == 2.0
+    optimizer.step(0.1)
+    assert weight.item() == pytest.approx(0.9, rel=1e-6)
 
 
 def test_bf16_parameters_move_by_less_than_their_spacing():
@@ -111,6 +151,8 @@ def test_bf16_parameters_move_by_less_than_their_spacing():
         optimizer.zero_grad()
     # bf16 has a spacing of 0.0039 below 1: single updates of 0.001 would all be lost without a master.
     assert float(weight.astype("float32")) == pytest.approx(0.98, abs=0.004)
+    state = {name: array for name, _, array in optimizer.state_items()}
+    assert state["master.a"][0] == pytest.approx(0.98, rel=1e-5)
 
 
 def test_bf16_gradients_are_summed_in_fp32():
@@ -120,6 +162,16 @@ def test_bf16_gradients_are_summed_in_fp32():
         give(weight, [gradient])
         optimizer.accumulate_grads()
     assert optimizer.grad_norm_and_clip() == 260.0
+    assert weight.grad is None
+
+
+def test_the_last_micro_batch_is_taken_in_also_when_nobody_says_so():
+    weight = parameter([1.0], "bfloat16")
+    optimizer = build_optimizer([("a", weight)], **FIELDS)
+    give(weight, [2.0])
+    assert optimizer.grad_norm_and_clip() == 2.0
+    optimizer.step(0.5)
+    assert float(weight.astype("float32")) == 0.5
 
 
 def test_frozen_parameters_have_no_state():
@@ -140,6 +192,38 @@ class Reader:
 
     def read(self, name):
         return self._items[name]
+
+    def info(self, name):
+        return self._items[name]  # an array has a shape
+
+
+def test_the_state_of_another_model_is_refused():
+    optimizer = build_optimizer([("w", parameter([1.0, 2.0]))], **FIELDS)
+    other = build_optimizer([("v", parameter([1.0, 2.0]))], **FIELDS)
+    with pytest.raises(CheckpointError, match="differs in 4 tensors, exp_avg.v"):
+        optimizer.load_state(Reader(other.state_items()))
+    longer = build_optimizer([("w", parameter([1.0, 2.0, 3.0]))], **FIELDS)
+    with pytest.raises(CheckpointError, match=r"exp_avg.w is \[3\] there, \[2\] here"):
+        optimizer.load_state(Reader(longer.state_items()))
+
+
+def test_words():
+    assert type(build_optimizer([], **{**FIELDS, "optim": "adamw_custom"})).__name__ == "AdamW"
+    with pytest.raises(UnsupportedError, match="optim: adafactor is not built yet"):
+        build_optimizer([], **{**FIELDS, "optim": "adafactor"})
+
+
+def test_the_names_of_the_state():
+    optimizer = build_optimizer([("w", parameter([1.0], "bfloat16")), ("n", parameter([1.0]))], **FIELDS)
+    names = [name for name, _, _ in optimizer.state_items()]
+    assert sorted(names) == [
+        "exp_avg.n",
+        "exp_avg.w",
+        "exp_avg_sq.n",
+        "exp_avg_sq.w",
+        "master.w",
+        "num_updates",
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
