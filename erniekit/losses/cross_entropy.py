@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
 IGNORED = -100
+# Logits held at once, at most: 256 MB in fp32. Larger chunks are no faster, only larger.
+MAX_LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,12 @@ def chunked_cross_entropy(
 ) -> tuple[paddle.Tensor, dict[str, float]]:
     """Negative log-likelihood summed over the positions whose label is not -100.
 
+    Without any such position the loss is 0 and so is every gradient.
+
     Args:
         labels_N: int64 token ids, or -100 where nothing is to be predicted.
-        chunk_tokens: positions whose logits are held at once.
+        chunk_tokens: positions whose logits are held at once (fewer where these were more than
+            `MAX_LOGITS` numbers); the result does not depend on it beyond rounding.
         only_labelled: gather the labelled positions before the head; the result is the same, what
             is computed at the others is wasted.
 
@@ -54,16 +60,15 @@ def chunked_cross_entropy(
     if only_labelled:
         positions = paddle.nonzero(labels_N != IGNORED).flatten()
         hidden_ND, labels_N = paddle.gather(hidden_ND, positions), paddle.gather(labels_N, positions)
-    metrics = {"num_tokens": float((labels_N != IGNORED).sum()), "num_correct": 0.0}
-    if hidden_ND.shape[0] == 0:
-        return hidden_ND.astype("float32").sum(), metrics
+    vocab_size = head.weight.shape[0 if head.transposed else 1]
+    chunk_tokens = max(1, min(chunk_tokens, MAX_LOGITS // vocab_size))
     # Inside a PyLayer gradients are always off, so what is wanted is asked here.
     wanted = paddle.is_grad_enabled()
     loss, num_correct = _ChunkedLoss.apply(
         hidden_ND, head.weight, head.bias, labels_N, head.transposed, chunk_tokens, wanted
     )
-    metrics["num_correct"] = float(num_correct)
-    return loss, metrics
+    num_tokens = labels_N.shape[0] if only_labelled else float((labels_N != IGNORED).sum())
+    return loss, {"num_tokens": float(num_tokens), "num_correct": float(num_correct)}
 
 
 class _ChunkedLoss(PyLayer):
@@ -80,64 +85,82 @@ class _ChunkedLoss(PyLayer):
         chunk_tokens: int,
         wanted: bool,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        needed = wanted and not hidden_ND.stop_gradient
-        trained = wanted and not weight.stop_gradient
-        biased = bias is not None and wanted and not bias.stop_gradient
+        # What gets a gradient; bf16 heads are summed over the chunks in fp32 all the same.
+        to_hidden, to_weight, to_bias = (
+            wanted and tensor is not None and not tensor.stop_gradient for tensor in (hidden_ND, weight, bias)
+        )
         loss, num_correct = paddle.zeros([]), paddle.zeros([])
         weight32 = weight.astype("float32")
-        grad_weight = paddle.zeros(weight.shape, dtype="float32") if trained else None
-        grad_bias = paddle.zeros(bias.shape, dtype="float32") if biased else None
-        grad_hidden = []
+        grad_hidden: list[paddle.Tensor] = []
+        grad_weight = grad_bias = None
         for start in range(0, hidden_ND.shape[0], chunk_tokens):
             hidden_CD = hidden_ND[start : start + chunk_tokens].astype("float32")
             labels_C = labels_N[start : start + chunk_tokens]
             logits_CV = paddle.matmul(hidden_CD, weight32, transpose_y=transposed)
             if bias is not None:
-                logits_CV = logits_CV + bias.astype("float32")
-            chunk_loss, chunk_correct, gradient_CV = _loss_and_gradient(logits_CV, labels_C)
+                logits_CV = logits_CV.add_(bias.astype("float32"))
+            chunk_loss, chunk_correct, gradient_CV = _loss_and_gradient(
+                logits_CV, labels_C, gradient=to_hidden or to_weight or to_bias
+            )
             loss, num_correct = loss + chunk_loss, num_correct + chunk_correct
-            if needed:
+            if to_hidden:
                 grad = paddle.matmul(gradient_CV, weight32, transpose_y=not transposed)
                 grad_hidden.append(grad.astype(hidden_ND.dtype))
-            if trained:
+            if to_weight:
                 left, right = (gradient_CV, hidden_CD) if transposed else (hidden_CD, gradient_CV)
-                grad_weight = grad_weight.add_(paddle.matmul(left, right, transpose_x=True))
-            if biased:
-                grad_bias = grad_bias.add_(gradient_CV.sum(0))
-        ctx.gradients = (
-            paddle.concat(grad_hidden, axis=0) if needed else None,
-            grad_weight.astype(weight.dtype) if trained else None,
-            grad_bias.astype(bias.dtype) if biased else None,
+                grad_weight = _plus(grad_weight, paddle.matmul(left, right, transpose_x=True))
+            if to_bias:
+                grad_bias = _plus(grad_bias, gradient_CV.sum(0))
+        total_hidden = paddle.concat(grad_hidden, axis=0) if grad_hidden else None
+        gradients = (
+            (hidden_ND, to_hidden, total_hidden),
+            (weight, to_weight, grad_weight),
+            (bias, to_bias, grad_bias),
         )
-        ctx.has_bias = bias is not None
+        # No rows, no gradient so far, although one is expected: zeros. None where none is expected.
+        ctx.gradients = [
+            (paddle.zeros_like(tensor) if total is None else total.astype(tensor.dtype)) if needed else None
+            for tensor, needed, total in gradients
+            if tensor is not None
+        ]
         ctx.mark_non_differentiable(num_correct)
         return loss, num_correct
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_loss: paddle.Tensor, grad_correct: paddle.Tensor
-    ) -> tuple[paddle.Tensor | None, ...]:
-        hidden, weight, bias = (
-            None if grad is None else grad * grad_loss.astype(grad.dtype) for grad in ctx.gradients
-        )
-        # Paddle wants one gradient for each tensor argument: labels take none.
-        return (hidden, weight, bias, None) if ctx.has_bias else (hidden, weight, None)
+    def backward(ctx: Any, grad_loss: paddle.Tensor, grad_correct: paddle.Tensor) -> tuple[Any, ...]:
+        scale = float(grad_loss)
+        # Paddle wants one gradient for each tensor argument; the last one, labels, takes none.
+        scaled = (None if gradient is None else paddle.scale(gradient, scale) for gradient in ctx.gradients)
+        return (*scaled, None)
+
+
+def _plus(total: paddle.Tensor | None, term: paddle.Tensor) -> paddle.Tensor:
+    return term if total is None else total.add_(term)
 
 
 def _loss_and_gradient(
-    logits_CV: paddle.Tensor, labels_C: paddle.Tensor
+    logits_CV: paddle.Tensor, labels_C: paddle.Tensor, *, gradient: bool
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-    """Summed loss, number of correct predictions, and softmax - onehot (zero where ignored)."""
-    counted = (labels_C != IGNORED).astype("float32")
-    targets_C1 = paddle.where(labels_C == IGNORED, paddle.zeros_like(labels_C), labels_C).unsqueeze(-1)
-    largest = logits_CV.max(axis=-1, keepdim=True)
-    predicted_C = logits_CV.argmax(axis=-1)
-    shifted = logits_CV.subtract_(largest)
-    target_logit = paddle.take_along_axis(shifted, targets_C1, axis=-1).squeeze(-1)
-    exponentials = shifted.exp_()
-    total = exponentials.sum(axis=-1, keepdim=True)
-    loss_C = paddle.log(total.squeeze(-1)) - target_logit
-    gradient_CV = exponentials.multiply_(counted.unsqueeze(-1) / total)
-    gradient_CV = paddle.put_along_axis(gradient_CV, targets_C1, -counted.unsqueeze(-1), axis=-1, reduce="add")
-    num_correct = ((predicted_C == targets_C1.squeeze(-1)).astype("float32") * counted).sum()
-    return (loss_C * counted).sum(), num_correct, gradient_CV
+    """Summed loss, number of correct predictions, and softmax - onehot (zero where ignored).
+
+    Takes three passes over the logits and overwrites them. The largest probability is
+    1 / sum(exp(logit - largest)), so it gives the log-sum-exp without a pass of its own, and
+    exactly, however small the label's own probability is.
+    """
+    num_rows, num_columns = logits_CV.shape
+    ignored_C = labels_C == IGNORED
+    counted_C = (~ignored_C).astype("float32")
+    targets_C = paddle.where(ignored_C, paddle.zeros_like(labels_C), labels_C)
+    best_C = logits_CV.argmax(axis=-1)
+    # Single elements are found in the flat tensor: take_along_axis is hundreds of times slower.
+    flat, first_C = logits_CV.reshape([-1]), paddle.arange(num_rows, dtype="int64") * num_columns
+    largest_C, target_C = paddle.gather(flat, first_C + best_C), paddle.gather(flat, first_C + targets_C)
+    probabilities_CV = F.softmax_(logits_CV, axis=-1)
+    probabilities = probabilities_CV.reshape([-1])
+    loss_C = largest_C - paddle.log(paddle.gather(probabilities, first_C + best_C)) - target_C
+    num_correct = ((best_C == targets_C).astype("float32") * counted_C).sum()
+    if gradient:
+        probabilities.index_add_(first_C + targets_C, 0, paddle.full([num_rows], -1.0))
+        if bool(ignored_C.any()):
+            probabilities_CV = probabilities_CV.multiply_(counted_C.unsqueeze(-1))
+    return (loss_C * counted_C).sum(), num_correct, probabilities_CV

@@ -11,10 +11,14 @@ class Linear(nn.Layer):
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, dtype: str) -> None:
         super().__init__(dtype=dtype)
-        self.weight = self.create_parameter([in_features, out_features], dtype=dtype, default_initializer=_ZERO)
+        self.weight = self.create_parameter(
+            [in_features, out_features], dtype=dtype, default_initializer=_ZERO
+        )
         self.bias: paddle.Tensor | None = None
         if bias:
-            self.bias = self.create_parameter([out_features], dtype=dtype, is_bias=True, default_initializer=_ZERO)
+            self.bias = self.create_parameter(
+                [out_features], dtype=dtype, is_bias=True, default_initializer=_ZERO
+            )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return linear(x, self.weight, self.bias)

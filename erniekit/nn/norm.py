@@ -12,7 +12,9 @@ class RMSNorm(nn.Layer):
     def __init__(self, size: int, *, epsilon: float, dtype: str) -> None:
         super().__init__(dtype=dtype)
         self.epsilon = epsilon
-        self.weight = self.create_parameter([size], dtype=dtype, default_initializer=nn.initializer.Constant(1.0))
+        self.weight = self.create_parameter(
+            [size], dtype=dtype, default_initializer=nn.initializer.Constant(1.0)
+        )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return rms_norm(x, self.weight, self.epsilon)

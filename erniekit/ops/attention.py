@@ -26,7 +26,7 @@ _MAX_BLOCKS_PER_ROW = 64
 
 @dataclass(frozen=True)
 class Block:
-    """Columns [start, stop) of rows [row, row + rows): one sample each, or columns that see only themselves."""
+    """Columns [start, stop) of rows [row, row + rows): a sample in each, or columns that see only themselves."""
 
     row: int
     rows: int

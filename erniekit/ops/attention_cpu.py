@@ -99,10 +99,11 @@ class _Attention(PyLayer):
         if train:
             ctx.save_for_backward(q_BTND, k_BTKD, v_BTKD, out_BTND)
             ctx.pieces, ctx.weights, ctx.masks = pieces, weights, masks
+            ctx.wanted = [not x.stop_gradient for x in (q_BTND, k_BTKD, v_BTKD)]
         return out_BTND
 
     @staticmethod
-    def backward(ctx: Any, grad_BTND: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    def backward(ctx: Any, grad_BTND: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         q_BTND, k_BTKD, v_BTKD, out_BTND = ctx.saved_tensor()
         head_dim = q_BTND.shape[-1]
         minus = paddle.full([head_dim, 1], -1.0)
@@ -120,9 +121,14 @@ class _Attention(PyLayer):
             gradients = _backward_piece(ctx, piece, q_TND, k_TKD, v_TKD, extended_BTNE[piece.row, columns])
             for part, gradient in zip(parts, gradients, strict=True):
                 part.extend(gradient)
-        q, k, v = (paddle.concat(part, axis=0) for part in parts)
         scale = 1.0 / math.sqrt(head_dim)
-        return q.reshape(q_BTND.shape).scale_(scale), k.reshape(k_BTKD.shape), v.reshape(v_BTKD.shape)
+        parts[0] = [part.scale_(scale) for part in parts[0]]
+        shaped = (
+            paddle.concat(part, axis=0).reshape(x.shape)
+            for part, x in zip(parts, (q_BTND, k_BTKD, v_BTKD), strict=True)
+        )
+        # Paddle wants None where nothing is asked for.
+        return tuple(x if wanted else None for x, wanted in zip(shaped, ctx.wanted, strict=True))
 
 
 def _backward_piece(

@@ -50,16 +50,21 @@ class _RMSNorm(PyLayer):
         mean_R1 = paddle.matmul(x_RD * x_RD, paddle.full([size, 1], 1.0 / size))
         scale_R1 = paddle.rsqrt(mean_R1 + epsilon)
         ctx.save_for_backward(x_RD, weight, scale_R1)
+        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
         return (x_RD * paddle.matmul(scale_R1, weight.unsqueeze(0))).reshape(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
         x_RD, weight, scale_R1 = ctx.saved_tensor()
         size = weight.shape[0]
         grad_RD = grad.reshape([-1, size])
         product_RD = grad_RD * x_RD
-        # A transposed [R, 1] is the same memory as [1, R]; MKL's transposed product of it is slow.
-        grad_weight = paddle.matmul(scale_R1.reshape([1, -1]), product_RD).reshape([size])
+        grad_x = grad_weight = None
+        if ctx.wanted[1]:
+            # A transposed [R, 1] is the same memory as [1, R]; MKL's transposed product of it is slow.
+            grad_weight = paddle.matmul(scale_R1.reshape([1, -1]), product_RD).reshape([size])
+        if not ctx.wanted[0]:
+            return None, grad_weight
         mean_R1 = paddle.matmul(product_RD, (weight / size).unsqueeze(-1))
         pull_R1 = mean_R1 * scale_R1 * scale_R1 * scale_R1
         grad_x = grad_RD * paddle.matmul(scale_R1, weight.unsqueeze(0))

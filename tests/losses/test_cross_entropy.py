@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erniekit.losses import cross_entropy
 from erniekit.losses.cross_entropy import Head, chunked_cross_entropy
 
 
@@ -84,15 +85,16 @@ def test_equals_the_whole_logits(n, d, v, chunk, transposed, with_bias, sparse, 
     assert metrics["num_correct"] == correct
     (loss * 0.5).backward()
     np.testing.assert_allclose(hidden.grad.numpy(), 0.5 * to_hidden, rtol=1e-4, atol=1e-5)
-    if metrics["num_tokens"]:
-        np.testing.assert_allclose(weight.grad.numpy(), 0.5 * to_weight, rtol=1e-4, atol=1e-5)
-        if with_bias:
-            np.testing.assert_allclose(bias.grad.numpy(), 0.5 * to_bias, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(weight.grad.numpy(), 0.5 * to_weight, rtol=1e-4, atol=1e-5)
+    if with_bias:
+        np.testing.assert_allclose(bias.grad.numpy(), 0.5 * to_bias, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_head_takes_no_gradient_but_passes_one_on():
     hidden, weight = tensor([[1.0, 2.0]]), tensor([[0.5, 1.0], [1.0, -1.0], [0.0, 2.0]], grad=False)
-    loss, _ = chunked_cross_entropy(hidden, Head(weight, transposed=True), paddle.to_tensor([2]), chunk_tokens=1)
+    loss, _ = chunked_cross_entropy(
+        hidden, Head(weight, transposed=True), paddle.to_tensor([2]), chunk_tokens=1
+    )
     loss.backward()
     assert weight.grad is None
     assert np.abs(hidden.grad.numpy()).sum() > 0
@@ -109,7 +111,10 @@ def test_without_gradients_none_are_computed():
 
 def test_large_logits_do_not_overflow():
     loss, _ = chunked_cross_entropy(
-        tensor([[1000.0]]), Head(tensor([[1.0], [-1.0]]), transposed=True), paddle.to_tensor([1]), chunk_tokens=1
+        tensor([[1000.0]]),
+        Head(tensor([[1.0], [-1.0]]), transposed=True),
+        paddle.to_tensor([1]),
+        chunk_tokens=1,
     )
     assert float(loss) == pytest.approx(2000.0)
 
@@ -127,3 +132,53 @@ def test_bf16_storage_gives_bf16_gradients_near_the_exact_ones():
     assert hidden.grad.dtype == paddle.bfloat16 and weight.grad.dtype == paddle.bfloat16
     np.testing.assert_allclose(weight.grad.astype("float32").numpy(), to_weight, atol=0.05)
     np.testing.assert_allclose(hidden.grad.astype("float32").numpy(), to_hidden, atol=0.05)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_nothing_to_learn_is_a_loss_and_gradients_of_zero(transposed, sparse):
+    hidden, weight = tensor(np.ones((3, 4))), tensor(np.ones((5, 4) if transposed else (4, 5)))
+    loss, metrics = chunked_cross_entropy(
+        hidden,
+        Head(weight, transposed=transposed),
+        paddle.to_tensor([-100] * 3),
+        chunk_tokens=2,
+        only_labelled=sparse,
+    )
+    assert float(loss) == 0.0 and metrics == {"num_tokens": 0.0, "num_correct": 0.0}
+    loss.backward()
+    assert not hidden.grad.numpy().any() and not weight.grad.numpy().any()
+    assert weight.grad.shape == weight.shape
+
+
+def test_a_small_label_probability_keeps_its_gradient_and_loss():
+    """exp(-200) is no fp32 number: the loss must not be taken from the label's own probability."""
+    hidden, weight = tensor([[1.0]]), tensor([[0.0], [200.0]])
+    loss, _ = chunked_cross_entropy(
+        hidden, Head(weight, transposed=True), paddle.to_tensor([0]), chunk_tokens=1
+    )
+    assert float(loss) == pytest.approx(200.0)
+    loss.backward()
+    assert weight.grad.numpy().ravel() == pytest.approx([-1.0, 1.0])
+
+
+def test_equal_logits_count_the_first_class_as_the_prediction():
+    hidden, head = tensor(np.zeros((4, 2))), Head(tensor(np.ones((5, 2))), transposed=True)
+    _, metrics = chunked_cross_entropy(hidden, head, paddle.to_tensor([0, 1, 4, 0]), chunk_tokens=4)
+    assert metrics["num_correct"] == 2.0
+
+
+def test_no_more_logits_at_once_than_the_bound(monkeypatch):
+    """A chunk of 32,768 positions, the default, would be 13 GB of logits for ERNIE's vocabulary."""
+    seen = []
+    plain_step = cross_entropy._loss_and_gradient
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 21)
+    monkeypatch.setattr(
+        cross_entropy,
+        "_loss_and_gradient",
+        lambda logits, labels, **more: seen.append(logits.shape) or plain_step(logits, labels, **more),
+    )
+    hidden, head = tensor(np.ones((8, 2))), Head(tensor(np.ones((2, 7))), transposed=False)
+    loss, _ = chunked_cross_entropy(hidden, head, paddle.to_tensor([1] * 8), chunk_tokens=32768)
+    assert seen == [[3, 7], [3, 7], [2, 7]]
+    assert float(loss) == pytest.approx(8 * math.log(7.0), rel=1e-6)

@@ -29,7 +29,9 @@ def golden():
 def build(case, tmp_path):
     """The model of a case, its weights read from a Hugging Face folder."""
     config = Ernie45Config(**ABOUT["cases"][case])
-    memory = [(name, "F32", np.zeros(shape, np.float32)) for name, shape in layouts.memory_shapes(config).items()]
+    memory = [
+        (name, "F32", np.zeros(shape, np.float32)) for name, shape in layouts.memory_shapes(config).items()
+    ]
     shapes = {name: array.shape for name, _, array in layouts.save_layout(memory, "hf", config)}
     drawn = draw_weights(shapes, CASES.index(case))
     items = [(name, "F32", array) for name, array in drawn.items()]

@@ -70,7 +70,11 @@ def test_packed_rows(rows, heads, seed):
 @pytest.mark.parametrize(("queries", "past"), [(1, 5), (3, 4), (4, 0)])
 def test_over_a_cache_and_with_left_padding(queries, past):
     rng = np.random.default_rng(1)
-    q, k, v = draw(rng, 2, queries, 4, 8), draw(rng, 2, past + queries, 2, 8), draw(rng, 2, past + queries, 2, 8)
+    q, k, v = (
+        draw(rng, 2, queries, 4, 8),
+        draw(rng, 2, past + queries, 2, 8),
+        draw(rng, 2, past + queries, 2, 8),
+    )
     starts = np.array([[0] * queries, [2] * queries], dtype=np.int32)
     starts = np.minimum(starts, past + np.arange(queries, dtype=np.int32))
     visible = visibility(paddle.to_tensor(starts), num_past=past, backend="reference")

@@ -35,7 +35,9 @@ def test_rms_norm_casts_before_the_weight():
     """In bf16 the normalised value is rounded first, as ERNIE does: 1/3 rounds up, times 3 is not 1."""
     x = tensor([[1.0, 1.0, 5.0]], "bfloat16")
     weight = tensor([3.0, 3.0, 3.0], "bfloat16")
-    normed = numbers((x.astype("float32") * paddle.rsqrt((x.astype("float32") ** 2).mean(-1))).astype("bfloat16"))
+    normed = numbers(
+        (x.astype("float32") * paddle.rsqrt((x.astype("float32") ** 2).mean(-1))).astype("bfloat16")
+    )
     expected = numbers(tensor(normed * 3.0, "bfloat16"))
     np.testing.assert_array_equal(numbers(rms_norm(x, weight, 0.0)), expected)
 
@@ -55,7 +57,9 @@ def test_rotation_keeps_products_of_equal_distance():
     q, k = rng.normal(size=(1, 1, 1, 16)), rng.normal(size=(1, 1, 1, 16))
 
     def product(at, to):
-        turned = [rotate(tensor(x), rotations(paddle.to_tensor([[p]]), 16, 1e4)) for x, p in ((q, at), (k, to))]
+        turned = [
+            rotate(tensor(x), rotations(paddle.to_tensor([[p]]), 16, 1e4)) for x, p in ((q, at), (k, to))
+        ]
         return float((turned[0] * turned[1]).sum())
 
     assert product(5, 2) == pytest.approx(product(105, 102), rel=1e-4)
@@ -67,7 +71,9 @@ def test_swiglu(dtype, tolerance):
     x = np.random.default_rng(1).normal(size=(3, 5, 8))
     gate, up = x[..., :4], x[..., 4:]
     result = swiglu(tensor(x, dtype))
-    np.testing.assert_allclose(numbers(result), gate / (1 + np.exp(-gate)) * up, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        numbers(result), gate / (1 + np.exp(-gate)) * up, rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -80,9 +86,13 @@ def test_linear_and_its_gradients(dtype, tolerance, bias):
         t.stop_gradient = False
     result = linear(tensors[0], tensors[1], tensors[2] if bias else None)
     assert str(result.dtype) == f"paddle.{dtype}"
-    np.testing.assert_allclose(numbers(result), x @ w + (b if bias else 0), rtol=tolerance, atol=4 * tolerance)
+    np.testing.assert_allclose(
+        numbers(result), x @ w + (b if bias else 0), rtol=tolerance, atol=4 * tolerance
+    )
     result.astype("float32").sum().backward()
-    np.testing.assert_allclose(numbers(tensors[0].grad), np.ones((2, 3, 5)) @ w.T, rtol=tolerance, atol=4 * tolerance)
+    np.testing.assert_allclose(
+        numbers(tensors[0].grad), np.ones((2, 3, 5)) @ w.T, rtol=tolerance, atol=4 * tolerance
+    )
     np.testing.assert_allclose(
         numbers(tensors[1].grad), np.tile(x.sum((0, 1))[:, None], (1, 5)), rtol=tolerance, atol=4 * tolerance
     )

@@ -53,7 +53,13 @@ class Ernie45Config:
         rope = content.get("rope_parameters") or {}
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ):
             if key not in values:
                 raise CheckpointError(f"{source}: {key} is missing")
         if isinstance(values.get("eos_token_id"), list):
@@ -121,7 +127,9 @@ class Ernie45Config:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be a whole number above 0")
+                raise CheckpointError(
+                    f"{source}: {field.name} is {value!r}; it must be a whole number above 0"
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"{source}: num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -137,6 +145,8 @@ def _refuse_variants(content: Mapping[str, Any], source: str) -> None:
     if kind != "default":
         raise UnsupportedError(f"{source}: rope_type {kind!r} is not built yet; only 'default' is")
     if content.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(f"{source}: hidden_act {content['hidden_act']!r} is not built; ERNIE 4.5 uses 'silu'")
+        raise UnsupportedError(
+            f"{source}: hidden_act {content['hidden_act']!r} is not built; ERNIE 4.5 uses 'silu'"
+        )
     if content.get("moe_num_experts"):
         raise UnsupportedError(f"{source}: mixture-of-experts models are not built yet")
