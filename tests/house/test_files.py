@@ -81,7 +81,14 @@ def _swallows(handler: ast.ExceptHandler) -> bool:
     broad = caught is None or any(
         isinstance(name, ast.Name) and name.id in ("Exception", "BaseException") for name in names
     )
-    return broad and not any(isinstance(node, ast.Raise) for node in ast.walk(handler))
+    inside = list(ast.walk(handler))
+    raised = any(isinstance(node, ast.Raise) for node in inside)
+    # Kept to be raised elsewhere, as a thread has to do.
+    kept = any(
+        isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id == handler.name
+        for node in inside
+    )
+    return broad and not (raised or kept)
 
 
 def test_no_exception_is_swallowed() -> None:
