@@ -1,0 +1,35 @@
+import numpy as np
+
+from erniekit.data.sample import Sample
+from erniekit.data.show import decoded_runs, length_histogram, sample_text
+from tests.data.makers import json_tokenizer
+
+
+def test_trained_tokens_are_green_and_the_last_label_shows(tmp_path):
+    tokenizer = json_tokenizer(tmp_path)
+    ids = tokenizer.encode("question answer</s>")
+    cut = len(tokenizer.encode("question"))
+    labels = [-100] * (cut - 1) + ids[cut:]
+    sample = Sample(np.array(ids[:-1], np.int32), np.array(labels, np.int32), "f:1")
+    text = sample_text(sample, tokenizer)
+    green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
+    assert green == " answer</s>" and "f:1" in text.plain
+    assert "more tokens" in sample_text(sample, tokenizer, most_tokens=2).plain
+
+
+def test_characters_of_several_tokens_are_decoded_together(tmp_path):
+    tokenizer = json_tokenizer(tmp_path)
+    ids = tokenizer.encode("\U0001f642")
+    assert len(ids) > 1
+    assert decoded_runs(ids, [True] * len(ids), tokenizer) == [("\U0001f642", True)]
+
+
+def test_histogram():
+    lines = length_histogram([1, 2, 3, 11, 12, 24], most_bars=3)
+    assert [line.split()[:4] for line in lines] == [
+        ["1", "-", "8", "3"],
+        ["9", "-", "16", "2"],
+        ["17", "-", "24", "1"],
+    ]
+    assert lines[0].count("#") == 3 * lines[2].count("#") + 1
+    assert length_histogram([]) == []
