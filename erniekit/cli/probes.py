@@ -104,8 +104,8 @@ def _with_own_index() -> dict[str, str]:
 
 def _ask(address: str, seconds: float) -> str:
     started = time.perf_counter()
-    request = urllib.request.Request(address, headers={"User-Agent": "erniekit-doctor"})
     try:
+        request = urllib.request.Request(address, headers={"User-Agent": "erniekit-doctor"})
         with urllib.request.urlopen(request, timeout=seconds) as reply:
             reply.read(1)
     except urllib.error.HTTPError as error:
