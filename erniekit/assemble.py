@@ -45,7 +45,9 @@ def set_device(*, device: str, seed: int) -> str:
     if device == "auto":
         device = "gpu" if num_gpus else "cpu"
     if device.startswith("gpu") and not num_gpus:
-        raise ConfigError(f"device: {device} was asked for, but this Paddle sees no GPU; write device: cpu or auto")
+        raise ConfigError(
+            f"device: {device} was asked for, but this Paddle sees no GPU; write device: cpu or auto"
+        )
     paddle.device.set_device(device)
     paddle.seed(seed)
     return device
@@ -114,7 +116,9 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
             raise ConfigError(f"freeze: {pattern!r} is not a regular expression ({error})") from error
         if not found:
             examples = ", ".join(names[:3])
-            raise ConfigError(f"freeze: {pattern!r} matches no parameter; names look like {examples}, {names[-1]}")
+            raise ConfigError(
+                f"freeze: {pattern!r} matches no parameter; names look like {examples}, {names[-1]}"
+            )
         frozen.update(found)
     if len(frozen) == len(names):
         raise ConfigError(f"freeze: {list(freeze)} freezes every parameter; nothing would be trained")

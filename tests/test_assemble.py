@@ -53,7 +53,11 @@ def test_freezing(folder):
     frozen = {name for name, parameter in built.model.named_parameters() if parameter.stop_gradient}
     assert frozen and all(".layers.0." in name or "norm" in name for name in frozen)
     assert built.num_trained < built.num_parameters
-    for pattern, message in [("nothing", "matches no parameter"), ("(", "no.*regular expression"), (".", "every")]:
+    for pattern, message in [
+        ("nothing", "matches no parameter"),
+        ("(", "no.*regular expression"),
+        (".", "every"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             assemble.build_model(folder, **{**FIELDS, "freeze": (pattern,)})
 

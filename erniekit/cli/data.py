@@ -39,7 +39,7 @@ def _with_data(words: list[str]) -> list[str]:
 
 
 def _is_config(path: str) -> bool:
-    """A .json file may be data or a configuration; a configuration is a mapping that names a model or data."""
+    """A .json file may be data or a configuration; the latter is a mapping that names a model or data."""
     import json
     from pathlib import Path
 

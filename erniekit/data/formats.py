@@ -69,7 +69,7 @@ def read_erniekit(row: Mapping[str, Any]) -> Conversation:
 
 
 def read_alpaca(row: Mapping[str, Any]) -> Conversation:
-    """instruction and input form the question, output the answer; history comes before, untrained parts none."""
+    """instruction and input are the question, output is the answer; history comes before them."""
     question = _text(row, "instruction")
     extra = _optional_text(row, "input")
     if extra:
@@ -199,7 +199,8 @@ def choose_format(kind: str | None, first_row: Any, *, origin: str, stage: str) 
     if len(found) == 1:
         return found.pop()
     raise DataError(
-        f"{origin}: which format is this? The first row has the columns {', '.join(columns) or '(none)'}; write "
+        f"{origin}: which format is this? The first row has the columns "
+        f"{', '.join(columns) or '(none)'}; write "
         f"train_dataset_type: {' or '.join(sorted(found) or FORMATS)}"
     )
 

@@ -216,7 +216,8 @@ def open_sets(paths: str, kinds: str | None, stage: str, what: str) -> list[Data
         types = types * len(names)
     if len(types) != len(names):
         raise ConfigError(
-            f"{what}_dataset_type has {len(types)} entries and {what}_dataset_path {len(names)}; write one each"
+            f"{what}_dataset_type has {len(types)} entries and {what}_dataset_path {len(names)}; "
+            "write one each"
         )
     sets = []
     for name, kind in zip(names, types, strict=True):

@@ -68,7 +68,8 @@ class SampleReader:
         """
         if stage != "PT" and use_template and template is None:
             raise DataError(
-                f"{tokenizer.folder} has no chat template, so conversations cannot be rendered: set chat_template "
+                f"{tokenizer.folder} has no chat template, so conversations cannot be rendered: set "
+                "chat_template "
                 "to ernie45 or to the path of a .jinja file, or use_template: false"
             )
         self.tokenizer, self.template = tokenizer, template
@@ -116,7 +117,8 @@ class SampleReader:
             )
         if conversation.tools and not self.template.renders_tools:
             self._warn_once(
-                f"{origin}: the chat template of {self.template.name} does not render `tools`: the model will "
+                f"{origin}: the chat template of {self.template.name} does not render `tools`: the model "
+                "will "
                 "not see the definitions of the tools"
             )
         rendered = render_conversation(

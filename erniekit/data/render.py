@@ -144,7 +144,8 @@ def _suffix(template: ChatTemplate, before: list[Message], tools: Sequence[Any] 
         )
     if any(lead.strip() for lead in leads) and prompt == template.render(before, tools=tools):
         raise DataError(
-            f"the chat template of {template.name} ignores add_generation_prompt: {sorted(leads)[0]!r} would be "
+            f"the chat template of {template.name} ignores add_generation_prompt: {sorted(leads)[0]!r} "
+            "would be "
             "trained on as if the model had to write it; name another template in chat_template"
         )
     return suffixes.pop()

@@ -72,7 +72,8 @@ class LineRows:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             return BadRow(
-                f"byte {int(self._starts[index]) + error.start} is no UTF-8; convert the file, for example with "
+                f"byte {int(self._starts[index]) + error.start} is no UTF-8; convert the file, for example "
+                "with "
                 "iconv -f LATIN1 -t UTF-8"
             )
         if self._text:
@@ -249,7 +250,9 @@ def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _index_documents(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Byte ranges and first lines of the documents between blank lines."""
-    starts, stops, lines = [], [], []
+    starts: list[int] = []
+    stops: list[int] = []
+    lines: list[int] = []
     position = 0
     inside = False
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ _BAR = 40
 def sample_text(sample: Sample, tokenizer: Tokenizer, *, most_tokens: int = 160) -> Text:
     """A decoded sample; what is trained on is green and underlined, the context is dim."""
     text = Text(f"({sample.origin}; trained tokens are green)\n")
-    ids = sample.input_ids[:most_tokens]
+    ids = sample.input_ids[:most_tokens].tolist()
     trained = [False, *(label != IGNORED for label in sample.labels)]
     for piece, is_trained in decoded_runs(ids, trained, tokenizer):
         text.append(piece, style="green underline" if is_trained else "dim")
@@ -44,7 +44,8 @@ def length_histogram(lengths: Sequence[int], *, most_bars: int = 12) -> list[str
     for length in lengths:
         counts[(length - 1) // width] += 1
     largest = max(counts)
+    bars = ["#" * round(count / largest * _BAR) for count in counts]
     return [
-        f"{number * width + 1:>6} - {(number + 1) * width:<6} {count:>6}  {'#' * round(count / largest * _BAR)}"
-        for number, count in enumerate(counts)
+        f"{number * width + 1:>6} - {(number + 1) * width:<6} {count:>6}  {bar}"
+        for number, (count, bar) in enumerate(zip(counts, bars, strict=True))
     ]

@@ -62,7 +62,8 @@ def _report(
     if evaluations:
         lines += ["\n| step | held-out loss | perplexity | token accuracy |", "|---|---|---|---|"]
         lines += [
-            f"| {row['step']} | {row['eval_loss']:.4f} | {row['eval_perplexity']:.3f} | {row['eval_accuracy']:.1%} |"
+            f"| {row['step']} | {row['eval_loss']:.4f} | {row['eval_perplexity']:.3f} "
+            f"| {row['eval_accuracy']:.1%} |"
             for row in evaluations
         ]
     if steps:

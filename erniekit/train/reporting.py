@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from erniekit.errors import UnsupportedError
 from erniekit.log import error_console, is_terminal, logger
@@ -142,7 +142,7 @@ class Reporter:
         directory = logging_dir or str(output_dir / "tracker")
         self._trackers = open_trackers(report_to, directory=directory, run_name=run_name)
         self._live = _live_line(total_steps) if is_terminal() and not disable_tqdm else None
-        self._task = self._live.tasks[0].id if self._live else None
+        self._task = self._live.tasks[0].id if self._live else TaskID(0)
         self._started = self._window_started = time.perf_counter()
         self._window_tokens = 0
         self._first_step = 0

@@ -80,8 +80,10 @@ def _essentials(
     trained = f"{built.num_trained:,} trained" if built.num_trained != built.num_parameters else "all trained"
     return {
         "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
-        "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, {built.compute_dtype} on {device} ({peak})",
-        "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, {report.tokens:,} tokens",
+        "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, "
+        f"{built.compute_dtype} on {device} ({peak})",
+        "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, "
+        f"{report.tokens:,} tokens",
         "step": f"{rows} sequences of {config.sequences.max_seq_len} tokens ({packed}), in "
         f"{batch.gradient_accumulation_steps} micro-batches",
         "steps": f"{trainer.total_steps} ({trainer.loader.steps_per_epoch} an epoch)",

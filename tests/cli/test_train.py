@@ -39,7 +39,11 @@ def test_a_wrong_row_is_told_with_its_place(tmp_path):
 def test_preview_of_a_data_file_needs_only_a_model(tmp_path):
     write_run(tmp_path)
     done = run_erniekit(
-        "data", "preview", str(tmp_path / "train.jsonl"), f"model_name_or_path={tmp_path / 'model'}", "max_seq_len=64"
+        "data",
+        "preview",
+        str(tmp_path / "train.jsonl"),
+        f"model_name_or_path={tmp_path / 'model'}",
+        "max_seq_len=64",
     )
     assert done.returncode == 0, done.stderr
     assert "40 rows" in done.stdout

@@ -10,7 +10,13 @@ SPECIALS = [
     "<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>",
     "<|eot_id|>", "[INST]", "[/INST]", "<|begin_of_sentence|>", "<|end_of_sentence|>",
 ]  # fmt: skip
-TEXTS = ["hello world, how are you today", "the answer is forty-two", "你好 世界", "a b c 1 2 3", "User: Assistant: "]
+TEXTS = [
+    "hello world, how are you today",
+    "the answer is forty-two",
+    "你好 世界",
+    "a b c 1 2 3",
+    "User: Assistant: ",
+]
 
 
 def json_tokenizer(folder: Path, **settings: object) -> Tokenizer:

@@ -89,7 +89,11 @@ BAD = [
     ("chatml", {"messages": turns("a", "b"), "tools": "{"}, "no valid JSON"),
     ("sharegpt", {"conversations": [{"from": "bot", "value": "a"}]}, "from 'bot' is not one of"),
     ("sharegpt", {"conversations": [{"from": "human", "value": ""}]}, "must be a text that is not empty"),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "x"}]}, "JSON"),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "x"}]},
+        "JSON",
+    ),
     ("text", {"txt": "a"}, "text is missing; the row has txt"),
 ]
 

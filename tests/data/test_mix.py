@@ -13,7 +13,12 @@ def order(sizes, shares=None, *, strategy="random", num=None, shuffle=True, seed
     )
 
 
-@given(size=st.integers(1, 50), strategy=st.sampled_from(STRATEGIES), seed=st.integers(0, 99), shuffle=st.booleans())
+@given(
+    size=st.integers(1, 50),
+    strategy=st.sampled_from(STRATEGIES),
+    seed=st.integers(0, 99),
+    shuffle=st.booleans(),
+)
 def test_one_set_is_every_row_once(size, strategy, seed, shuffle):
     rows = order([size], strategy=strategy, seed=seed, shuffle=shuffle)
     assert sorted(rows[:, 1]) == list(range(size)) and not rows[:, 0].any()
@@ -49,7 +54,9 @@ def test_interleaving_by_hand():
 @given(strategy=st.sampled_from(STRATEGIES), epoch=st.integers(0, 3))
 def test_the_order_follows_from_seed_and_epoch(strategy, epoch):
     def again(**changes):
-        return order([30, 20], [1, 1], **{"strategy": strategy, "seed": 5, "epoch": epoch, **changes}).tolist()
+        return order(
+            [30, 20], [1, 1], **{"strategy": strategy, "seed": 5, "epoch": epoch, **changes}
+        ).tolist()
 
     assert again() == again()
     assert again() != again(epoch=epoch + 1) and again() != again(seed=6)
@@ -62,6 +69,11 @@ def test_a_share_of_zero_leaves_a_set_out():
 
 def test_shares_are_checked():
     assert parse_shares("0.8, 0.2", 2, "k") == [0.8, 0.2] and parse_shares(None, 2, "k") is None
-    for text, message in [("a,b", "no comma list"), ("1", "1 shares for 2"), ("-1,2", "0 or above"), ("0,0", "above")]:
+    for text, message in [
+        ("a,b", "no comma list"),
+        ("1", "1 shares for 2"),
+        ("-1,2", "0 or above"),
+        ("0,0", "above"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             parse_shares(text, 2, "k")

@@ -32,7 +32,9 @@ def tokenizer(tmp_path_factory):
 def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "train set.jsonl"
-    rows = [{"src": "q" * int(rng.integers(1, 30)), "tgt": "answer " * int(rng.integers(1, 6))} for _ in range(53)]
+    rows = [
+        {"src": "q" * int(rng.integers(1, 30)), "tgt": "answer " * int(rng.integers(1, 6))} for _ in range(53)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -50,7 +52,9 @@ def samples(tokenizer, path, seed=3, **changes):
 
 def loader(found, batch=2, accumulation=2, **changes):
     shape = BatchShape(
-        per_device_train_batch_size=batch, per_device_eval_batch_size=2, gradient_accumulation_steps=accumulation
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=2,
+        gradient_accumulation_steps=accumulation,
     )
     fields = dict(
         max_seq_len=128, packing=True, buffer_size=16, pad_to_max_seqlen=False, dataloader_num_workers=0
@@ -167,7 +171,9 @@ def test_evaluation_takes_every_sample_once(tokenizer, data):
     held_out = open_eval_samples(
         reader(tokenizer), eval_dataset_path=str(data), eval_dataset_type=None, eval_dataset_prob=None
     )
-    shape = BatchShape(per_device_train_batch_size=1, per_device_eval_batch_size=3, gradient_accumulation_steps=1)
+    shape = BatchShape(
+        per_device_train_batch_size=1, per_device_eval_batch_size=3, gradient_accumulation_steps=1
+    )
     for packing in (True, False):
         seen = origins(iterate_eval(held_out, shape, max_seq_len=128, packing=packing))
         assert len(seen) == 53 and len(set(seen)) == 53

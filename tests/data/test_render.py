@@ -10,7 +10,9 @@ from erniekit.errors import DataError
 from tests.data.makers import CHATML, FORGETFUL, TEMPLATES, json_tokenizer, sentencepiece_tokenizer, template
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), min_size=1, max_size=20)
-SPICY = st.one_of(TEXT, st.sampled_from(["{{ x }}", "{% if %}", " a ", "\n\n", "</think>", "User: ", "\ufeff"]))
+SPICY = st.one_of(
+    TEXT, st.sampled_from(["{{ x }}", "{% if %}", " a ", "\n\n", "</think>", "User: ", "\ufeff"])
+)
 ENDS = {"chatml": "<|im_end|>", "chatml marked": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>"}
 
 
@@ -68,7 +70,11 @@ def test_the_context_is_what_a_chat_sends(tokenizer, texts):
     chat = template(CHATML)
     messages = conversation(texts)[:-1]
     (rendered,) = render_conversation(
-        chat, messages, tools=None, trained=[True] * (len(messages) // 2), special_texts=tokenizer.special_texts
+        chat,
+        messages,
+        tools=None,
+        trained=[True] * (len(messages) // 2),
+        special_texts=tokenizer.special_texts,
     )
     ids, labels = tokenise(rendered, tokenizer)
     prompt = tokenizer.encode(chat.render(messages[:1], add_generation_prompt=True))

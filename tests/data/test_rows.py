@@ -16,7 +16,11 @@ def write(path, rows, **how):
 
 
 def read(path):
-    return [(rows.row(i), rows.origin(i).rsplit(":", 1)[1]) for rows in open_rows(str(path)) for i in range(len(rows))]
+    return [
+        (rows.row(i), rows.origin(i).rsplit(":", 1)[1])
+        for rows in open_rows(str(path))
+        for i in range(len(rows))
+    ]
 
 
 def test_jsonl_with_blank_lines_a_mark_and_no_last_newline(tmp_path):
@@ -43,7 +47,7 @@ def test_gzip_csv_parquet_folder_and_glob(tmp_path):
     with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(map(json.dumps, ROWS)))
     assert [row for row, _ in read(tmp_path / "a.jsonl.gz")] == ROWS
-    (tmp_path / "b.csv").write_text("text,n\nhello,1\n\"a, b\",2\n")
+    (tmp_path / "b.csv").write_text('text,n\nhello,1\n"a, b",2\n')
     assert read(tmp_path / "b.csv") == [({"text": "hello", "n": 1}, "2"), ({"text": "a, b", "n": 2}, "3")]
     from datasets import Dataset
 

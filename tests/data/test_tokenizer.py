@@ -7,7 +7,9 @@ from erniekit.errors import CheckpointError
 from tests.data.makers import json_tokenizer, sentencepiece_tokenizer
 
 
-@pytest.fixture(scope="module", params=[json_tokenizer, sentencepiece_tokenizer], ids=["json", "sentencepiece"])
+@pytest.fixture(
+    scope="module", params=[json_tokenizer, sentencepiece_tokenizer], ids=["json", "sentencepiece"]
+)
 def tokenizer(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp("tokenizer"))
 
@@ -23,7 +25,9 @@ def test_any_text_comes_back(tokenizer, text):
 
 
 @settings(max_examples=100, deadline=None)
-@given(parts=st.lists(st.one_of(TEXT, st.sampled_from(["</s>", "<|end_of_sentence|>", "🙂", "é"])), max_size=6))
+@given(
+    parts=st.lists(st.one_of(TEXT, st.sampled_from(["</s>", "<|end_of_sentence|>", "🙂", "é"])), max_size=6)
+)
 def test_a_stream_gives_the_text_in_whole_characters(tokenizer, parts):
     ids = tokenizer.encode("".join(parts))
     decoder = StreamDecoder(tokenizer)

@@ -5,7 +5,9 @@ import pytest
 from erniekit.train.dropout import DropoutWarmup
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(0, []), (4, [(0.1, 0.2), (0.2, 0.4), (0.4, 0.8), (0.4, 0.8)])])
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(0, []), (4, [(0.1, 0.2), (0.2, 0.4), (0.4, 0.8), (0.4, 0.8)])]
+)
 def test_it_rises_linearly(steps, expected):
     seen = []
     model = SimpleNamespace(set_dropout=lambda hidden, attention: seen.append((hidden, attention)))

@@ -15,7 +15,9 @@ def test_finite_steps_pass():
     assert accepts(NonFinitePolicy(on_nonfinite="stop", max_skipped_steps=0))
 
 
-@pytest.mark.parametrize(("loss", "grad_norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan"))])
+@pytest.mark.parametrize(
+    ("loss", "grad_norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan"))]
+)
 def test_stop_names_the_rows_and_the_checkpoint(loss, grad_norm):
     with pytest.raises(RunError) as caught:
         accepts(NonFinitePolicy(on_nonfinite="stop", max_skipped_steps=5), loss, grad_norm)

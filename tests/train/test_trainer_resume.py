@@ -13,7 +13,11 @@ FINAL = ("model.safetensors", "optimizer.safetensors", "trainer_state.json", "co
 CASES = {
     "packed, dropout, evaluation": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     "padded, bf16": {"packing": False, "compute_type": "bf16", "hidden_dropout_prob": 0.1},
-    "asynchronous, best kept": {"use_async_save": True, "load_best_model_at_end": True, "save_total_limit": 2},
+    "asynchronous, best kept": {
+        "use_async_save": True,
+        "load_best_model_at_end": True,
+        "save_total_limit": 2,
+    },
 }
 
 
