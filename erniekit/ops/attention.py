@@ -26,7 +26,7 @@ _MAX_BLOCKS_PER_ROW = 64
 
 @dataclass(frozen=True)
 class Block:
-    """Columns [start, stop) of rows [row, row + rows): a sample in each, or columns that see only themselves."""
+    """Columns [start, stop) of some rows: a sample in each, or columns that see only themselves."""
 
     row: int
     rows: int
@@ -145,7 +145,7 @@ def _attend(
     group = num_heads // num_key_heads
     q = (q_BTND * (1.0 / math.sqrt(head_dim))).transpose([0, 2, 1, 3])
     q = q.reshape([batch, num_key_heads, group * num_queries, head_dim])
-    scores = paddle.matmul(q, k_BSKD.transpose([0, 2, 3, 1]))
+    scores = paddle.matmul(q, k_BSKD.transpose([0, 2, 1, 3]), transpose_y=True)
     scores = scores.reshape([batch, num_heads, num_queries, num_keys]) + mask
     weights = F.softmax(scores, axis=-1)
     if dropout:

@@ -1,9 +1,11 @@
 import math
+import re
 
 import numpy as np
 import paddle
 import pytest
 
+from erniekit.losses.cross_entropy import chunked_cross_entropy
 from erniekit.models.ernie45 import plan, weights
 from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.models.ernie45.model import Ernie45
@@ -73,3 +75,60 @@ def test_dropout_acts_in_training_only():
     assert np.array_equal(run(), run())
     model.train()
     assert not np.array_equal(run(), run())
+
+
+def gradients(model, rows=((3, 6), (9,))):
+    """Gradients by parameter name of a packed batch's loss, fp32."""
+    width = sum(rows[0])
+    starts = np.stack([np.repeat(np.cumsum([0, *r[:-1]]), r) for r in rows]).astype(np.int32)
+    positions = np.tile(np.arange(width), (len(rows), 1)) - starts
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (len(rows), width + 1))
+    hidden = model(
+        paddle.to_tensor(ids[:, :-1].copy()), paddle.to_tensor(positions), paddle.to_tensor(starts)
+    )
+    labels = paddle.to_tensor(ids[:, 1:].reshape(-1))
+    flat = hidden.reshape([-1, hidden.shape[-1]])
+    loss, _ = chunked_cross_entropy(flat, model.head(), labels, chunk_tokens=7)
+    loss.backward()
+    return {
+        name: parameter.grad.astype("float32").numpy()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def fresh(dtype="fp32", **changes):
+    paddle.seed(5)
+    model = Ernie45(tiny_config(**changes), dtype=dtype)
+    model.initialise_weights()
+    model.train()
+    return model
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["norm", "embed_tokens|lm_head", "proj", r"embed_tokens|layers\.0\.", "^(?!.*model.norm)", "qkv_proj"],
+)
+def test_frozen_parameters_leave_the_other_gradients_alone(pattern):
+    changes = {"tie_word_embeddings": False, "use_bias": True}
+    everything = gradients(fresh(**changes))
+    model = fresh(**changes)
+    trained = set()
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = bool(re.search(pattern, name))
+        if not parameter.stop_gradient:
+            trained.add(name)
+    found = gradients(model)
+    assert set(found) == trained and 0 < len(trained) < len(everything)
+    for name, gradient in found.items():
+        np.testing.assert_allclose(
+            gradient, everything[name], rtol=0, atol=1e-5 * np.abs(everything[name]).max()
+        )
+
+
+def test_bf16_storage_gives_gradients_near_the_fp32_ones():
+    exact, stored = gradients(fresh()), gradients(fresh("bf16"))
+    assert set(exact) == set(stored)
+    for name, gradient in exact.items():
+        difference = np.linalg.norm(stored[name] - gradient) / np.linalg.norm(gradient)
+        assert difference < 0.05, (name, difference)

@@ -130,6 +130,12 @@ class Ernie45Config:
                 raise CheckpointError(
                     f"{source}: {field.name} is {value!r}; it must be a whole number above 0"
                 )
+            if field.type is bool and not isinstance(value, bool):
+                raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be true or false")
+            if field.type is float and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
+            ):
+                raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be a number above 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"{source}: num_attention_heads {self.num_attention_heads} is not a multiple of "
