@@ -62,6 +62,7 @@ class Ernie45Config:
         ):
             if key not in values:
                 raise CheckpointError(f"{source}: {key} is missing")
+            _check_count(key, values[key], source)  # before others are computed from it
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
         if "num_key_value_heads" not in values:
@@ -126,10 +127,8 @@ class Ernie45Config:
     def _check(self, source: str) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise CheckpointError(
-                    f"{source}: {field.name} is {value!r}; it must be a whole number above 0"
-                )
+            if field.type is int:
+                _check_count(field.name, value, source)
             if field.type is bool and not isinstance(value, bool):
                 raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be true or false")
             if field.type is float and (
@@ -143,6 +142,11 @@ class Ernie45Config:
             )
         if self.head_dim % 2:
             raise CheckpointError(f"{source}: head_dim {self.head_dim} is odd; rotary positions need pairs")
+
+
+def _check_count(name: str, value: Any, source: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{source}: {name} is {value!r}; it must be a whole number above 0")
 
 
 def _refuse_variants(content: Mapping[str, Any], source: str) -> None:

@@ -46,6 +46,7 @@ def test_what_is_written_is_read_back():
     ("change", "message"),
     [
         ({"hidden_size": "32"}, "hidden_size is '32'; it must be a whole number above 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
