@@ -4,7 +4,8 @@
     |- ConfigError         exit 2   a key, a value or a combination of keys is wrong
     |- DataError           exit 2   a data file or a row is wrong
     |- UnsupportedError    exit 2   valid input that this build cannot serve (not built, extra missing)
-    |- CheckpointError     exit 1   a checkpoint is missing, damaged or does not fit
+    |- CheckpointError     exit 1   a checkpoint is damaged or does not fit
+    |  `- MissingModelError exit 2  no model of the name that was given is to be had
     |- RunError            exit 1   the run failed (non-finite loss, full disk, ...)
 
 A message says what was given, why it is wrong and what to write instead. The command line
@@ -38,6 +39,12 @@ class UnsupportedError(ErnieKitError):
 
 class CheckpointError(ErnieKitError):
     """A checkpoint is missing, damaged, or does not fit the model; the message names the file."""
+
+
+class MissingModelError(CheckpointError):
+    """There is no model of the name that was given; says what was tried and what is similar."""
+
+    exit_code = 2
 
 
 class RunError(ErnieKitError):

@@ -10,6 +10,7 @@ def test_input_errors_exit_with_two_and_failures_with_one():
         "DataError": 2,
         "UnsupportedError": 2,
         "CheckpointError": 1,
+        "MissingModelError": 2,
         "RunError": 1,
     }
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from erniekit.checkpoint.starter import cache_folder
-from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
+from erniekit.errors import ConfigError, MissingModelError, UnsupportedError
 from erniekit.log import logger
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*"]
@@ -29,7 +29,7 @@ def download(model: str, *, download_hub: str) -> Path:
 
     Raises:
         UnsupportedError: the hub's package is not installed; names it.
-        CheckpointError: the hub cannot be reached, or does not have the model; says what was tried.
+        MissingModelError: the hub cannot be reached, or does not have the model; says what was tried.
         ConfigError: there is no such hub.
     """
     if download_hub not in HUBS:
@@ -50,7 +50,7 @@ def download(model: str, *, download_hub: str) -> Path:
         folder = Path(hub.fetch(name, revision or None, not online))
     # Each hub's library raises classes of its own, several straight below Exception.
     except Exception as error:
-        raise CheckpointError(_failure(model, download_hub, endpoint, online, error)) from error
+        raise MissingModelError(_failure(model, download_hub, endpoint, online, error)) from error
     logger.info(f"{name}: revision {revision_of(folder) or revision or 'the newest'}, in {folder}")
     return folder
 

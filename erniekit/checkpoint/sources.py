@@ -8,7 +8,7 @@ from erniekit.checkpoint.download import download
 from erniekit.checkpoint.presets import STARTER, find_preset, known_names, preset_hub_id
 from erniekit.checkpoint.starter import build_starter
 from erniekit.checkpoint.store import CheckpointStore
-from erniekit.errors import CheckpointError, UnsupportedError
+from erniekit.errors import CheckpointError, MissingModelError, UnsupportedError
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 _CHECKPOINT = re.compile(r"checkpoint-\d+$")
@@ -20,7 +20,7 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
     A training output folder stands for its best checkpoint, else its latest.
 
     Raises:
-        CheckpointError: nothing of that name is to be had; says what was tried, and what is spelt alike.
+        MissingModelError: nothing of that name is to be had; says what was tried, and what is spelt alike.
         UnsupportedError: the package of the hub or of the starter is not installed, or the model is
             of a kind that is not built yet.
     """
@@ -28,7 +28,7 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
     if path.is_dir():
         return resolve_checkpoint(path)
     if path.is_file():
-        raise CheckpointError(
+        raise MissingModelError(
             f"model_name_or_path: {model_name_or_path} is a file; name the folder that holds config.json"
         )
     if model_name_or_path == STARTER:
@@ -49,9 +49,9 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
             return download(model_name_or_path, download_hub=download_hub)
         except CheckpointError as error:
             known = get_close_matches(name, [n for n in known_names() if n != name], n=2, cutoff=0.8)
-            raise CheckpointError(f"{error}{_local_hint(path)}{_did_you_mean(known)}") from error
+            raise MissingModelError(f"{error}{_local_hint(path)}{_did_you_mean(known)}") from error
     close = beside or get_close_matches(model_name_or_path, known_names(), n=3, cutoff=0.6)
-    raise CheckpointError(
+    raise MissingModelError(
         f"model_name_or_path: there is no folder {model_name_or_path} ({_where(path)}), and it is neither "
         f"{STARTER}, nor a name of `erniekit models list`, nor a hub id (organisation/name)"
         f"{_did_you_mean(close)}"
@@ -67,14 +67,16 @@ def resolve_checkpoint(folder: Path) -> Path:
     """A model folder itself; of a run's folder the best checkpoint, else the latest.
 
     Raises:
-        CheckpointError: the folder is neither.
+        MissingModelError: the folder is neither.
     """
     if (folder / "config.json").is_file():
         return folder
     store = CheckpointStore(folder, save_total_limit=None)
     chosen = store.best() or store.latest()
     if chosen is None:
-        raise CheckpointError(f"{folder} is no model folder (no config.json) and holds no checkpoint-<step>")
+        raise MissingModelError(
+            f"{folder} is no model folder (no config.json) and holds no checkpoint-<step>"
+        )
     return chosen.path
 
 

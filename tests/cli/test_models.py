@@ -90,7 +90,7 @@ def test_get_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["get", "a", "b"], 2, "given: a b"),
         (["list", "x"], 2, "takes no more words"),
         (["get", "--hub"], 2, "given: --hub"),
-        (["get", "startr"], 1, "did you mean starter"),
+        (["get", "startr"], 2, "did you mean starter"),
         (["get", "ERNIE-4.5-21B-A3B"], 2, "not built yet; nothing was downloaded"),
     ],
 )

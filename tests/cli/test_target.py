@@ -37,4 +37,4 @@ def test_no_model_and_no_such_model(told: Told, tmp_path: Path) -> None:
     code, _, err = told("chat")
     assert code == 2 and "needs a configuration, a model folder, or starter" in err
     code, _, err = told("export", tmp_path / "nothing")
-    assert code == 1 and "nothing" in err
+    assert code == 2 and "nothing" in err
