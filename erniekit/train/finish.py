@@ -1,5 +1,6 @@
 """The end of a run: `report.md` with its figures, and the picture of its loss."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _report(
             f"| speed | median {speeds[len(speeds) // 2]:.0f} tokens/s, {seconds:.0f} s of training |"
         )
         lines.append(f"| peak memory | {peak / 2**30:.2f} GiB |")
-    lines.append(f"| machine | {platform.processor() or platform.machine()}, {platform.system()} |")
+    lines.append(f"| machine | {_machine()} |")
     if evaluations:
         lines += ["\n| step | held-out loss | perplexity | token accuracy |", "|---|---|---|---|"]
         lines += [
@@ -69,6 +70,18 @@ def _report(
     if steps:
         lines.append("\n![loss](loss.svg)")
     return lines
+
+
+def _machine() -> str:
+    """Processor, cores of this process and system, so that a figure says where it was taken."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def _announce(path: Path, evaluations: list[dict], model: Path | None) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
+from rich.table import Column
 
 from erniekit.errors import UnsupportedError
 from erniekit.log import error_console, is_terminal, logger
@@ -229,25 +230,20 @@ class Reporter:
             f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | grad {row['grad_norm']:.3f} | "
             f"{timing['tokens_per_second']:.0f} tok/s{mfu} | {timing['memory_bytes'] / 2**30:.1f} GiB"
         )
-        if self._live:
-            self._live.update(self._task, completed=step, figures=text)
-            return
         done = max(step - self._first_step, 1)
         left = (time.perf_counter() - self._started) / done * (self._total_steps - step)
-        logger.info(f"step {step}/{self._total_steps} | {text} | ETA {_duration(left)}")
+        line = f"step {step}/{self._total_steps} | ETA {_duration(left)} | {text}"
+        if self._live:
+            self._live.update(self._task, completed=step, line=line)
+        else:
+            logger.info(line)
 
 
 def _live_line(total_steps: int) -> Progress:
-    progress = Progress(
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[figures]}"),
-        TextColumn("| ETA"),
-        TimeRemainingColumn(compact=True),
-        console=error_console,
-    )
-    progress.add_task("train", total=total_steps, figures="")
+    """One line, cut at the right when the terminal is narrow; what matters most stands first."""
+    column = TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    progress = Progress(column, console=error_console)
+    progress.add_task("train", total=total_steps, line=f"step 0/{total_steps}")
     return progress
 
 
