@@ -5,12 +5,14 @@ from collections.abc import Sequence
 Point = tuple[float, float]
 _WIDTH, _HEIGHT = 760, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 40, 46
-_SMOOTHING = 0.9
+# The average looks back over an eighth of the run, ten points at most: it must not lag behind a short run.
+_LOOK_BACK, _MOST_POINTS = 8, 10
 
 
 def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str) -> str:
     """SVG text of (step, loss) points: each step pale, their moving average, held-out figures as dots."""
-    smooth = moving_average(train)
+    window = max(1.0, min(_MOST_POINTS, len(train) / _LOOK_BACK))
+    smooth = moving_average(train, 1.0 - 1.0 / window)
     values = [y for _, y in (*train, *held_out)]
     steps = [x for x, _ in (*train, *held_out)]
     x_ticks, y_ticks = ticks(min(steps), max(steps)), ticks(min(values), max(values))
@@ -47,12 +49,12 @@ def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str
     return "\n".join([*parts, "</svg>\n"])
 
 
-def moving_average(points: Sequence[Point]) -> list[Point]:
+def moving_average(points: Sequence[Point], decay: float) -> list[Point]:
     """Exponential moving average without the bias of its start."""
     smooth, total, weight = [], 0.0, 0.0
     for x, y in points:
-        total = _SMOOTHING * total + (1 - _SMOOTHING) * y
-        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        total = decay * total + (1 - decay) * y
+        weight = decay * weight + (1 - decay)
         smooth.append((x, total / weight))
     return smooth
 

@@ -6,9 +6,9 @@ from erniekit.train.figure import loss_figure, moving_average, ticks
 
 
 def test_the_moving_average_has_no_bias_at_its_start():
-    assert moving_average([(1, 4.0), (2, 4.0)]) == [(1, pytest.approx(4.0)), (2, pytest.approx(4.0))]
+    assert moving_average([(1, 4.0), (2, 4.0)], 0.9) == [(1, pytest.approx(4.0)), (2, pytest.approx(4.0))]
     # Weights 0.1 * 0.9 and 0.1, normalised.
-    assert moving_average([(1, 1.0), (2, 2.0)])[1][1] == pytest.approx((0.09 * 1 + 0.1 * 2) / 0.19)
+    assert moving_average([(1, 1.0), (2, 2.0)], 0.9)[1][1] == pytest.approx((0.09 * 1 + 0.1 * 2) / 0.19)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.7, 2.3), (3, 4000), (2.0, 2.0), (1e-5, 3e-5)])
