@@ -1,24 +1,42 @@
-"""Memory of a training run at its peak, by cause, in bytes.
+"""Memory of a run at its peak, by cause, in bytes, known before anything is built.
 
-Weights, gradients and optimizer state are exact. Activations count what each operator of the
-reference path keeps for the backward pass, in numbers a token and layer (H hidden, Q = heads x
-head_dim, K = key heads x head_dim, I intermediate, N heads, S tokens that attend to each other):
+Weights, gradients and optimizer state are exact. Activations are what the operators of a CPU keep
+for the backward pass, in numbers a token and layer (H hidden, Q = heads x head_dim, K = key heads
+x head_dim, I intermediate, N heads, S tokens of the sample a token belongs to):
 
-| part | kept |
-|---|---|
-| two norms | the normalised value and the result: 4 H |
-| projections, rotation | qkv, its split, the rotated halves, q and k split: 4 (Q + K) + 2 K + Q |
-| attention | scaled and transposed copies, the result: 3 Q + 2 K; scores and weights: 3 N S |
-| MLP | gate and up, their split, silu, product: 6 I |
-| two residual sums | the branch and the sum: 4 H |
+| part | kept in fp32 | with bf16 storage |
+|---|---|---|
+| two norms, with the residual stream they read | 4 H | 6 H |
+| projections | Q + 2 K | Q + 2 K |
+| rotation, one split for queries and keys | Q + K | - |
+| attention: result; weights of samples up to 1024 tokens, in tiles of 128 | Q + N (S + 128) / 2 | + Q |
+| attention with dropout: result; scores, weights and mask in full | Q + 3 N S | + Q |
+| MLP: gate and up, their product | 3 I | 3 I |
 
-On a CPU bf16 tensors are widened at every operator, so activations are kept in fp32 there too.
+A CPU has no arithmetic in bf16, so with bf16 storage every operator widens its input, and the
+matrix products keep their weights widened until the backward pass has come by.
+
+Not everything is held at once. The peak is the larger of two moments: the end of the last forward
+pass (activations, logits, the gradient of the head, and the gradients of earlier micro-batches),
+and the end of the step (all gradients, and the temporaries of one update). The allocator gives
+nothing back, and what it cannot use again is counted as `allocator`.
+
+Compared with measured peaks in `benchmarks/memory.py`; on a GPU this is a formula only.
 """
 
 from typing import Any
 
-# What Paddle, the tokenizer and the Python process hold before the model is built (measured: 0.5 GiB).
-PROCESS = 512 * 2**20
+MIB = 2**20
+# What Python, Paddle and the data pipeline hold before the model is built; measured.
+PROCESS = 350 * MIB
+# Of `erniekit.losses.cross_entropy` and `erniekit.ops.attention_cpu`, which import Paddle.
+MAX_LOGITS = 1 << 26
+TILE = 128
+KEEP_WEIGHTS_UP_TO = 1024
+# Share of what comes and goes that is lost between blocks; measured.
+_LOST = 0.1
+# Copies of the largest tensor in one update: gradient scaled, squared, and the direction.
+_UPDATE_TEMPORARIES = 3
 
 
 def training_memory(
@@ -31,29 +49,107 @@ def training_memory(
     attended: float,
     logits_rows: int,
     on_cpu: bool,
+    micro_batches: int = 2,
+    attention_dropout: float = 0.0,
 ) -> dict[str, int]:
-    """Bytes at the peak of a step by cause.
+    """Bytes at the peak of a training step by cause; the values add up to the peak.
 
     Args:
         config: numbers of the model (hidden_size, ..., `num_parameters()`).
         num_trained: parameters that are trained.
+        compute_type: `fp32`, or `bf16` for bf16 storage with fp32 master weights.
         rows, seq_len: shape of a micro-batch.
-        attended: tokens of a row that attend to each other: the sample's length when packed.
-        logits_rows: positions whose logits are held at once.
+        attended: tokens of the sample that a token belongs to, on average over tokens.
+        logits_rows: positions whose logits may be held at once (`loss_subbatch_seqlen`).
+        micro_batches: of a step; from the second on, gradients are there in the forward pass.
     """
-    width = 4 if compute_type == "fp32" else 2
-    query = config.num_attention_heads * config.head_dim
-    key = config.num_key_value_heads * config.head_dim
-    token = 8 * config.hidden_size + 4 * (query + key) + 4 * query + 4 * key + 6 * config.intermediate_size
-    token += 3 * config.num_attention_heads * attended
+    narrow = compute_type != "fp32"
+    width = 2 if narrow else 4
+    tokens = rows * seq_len
+    head = config.vocab_size * config.hidden_size
     kept = 4 if on_cpu else width
-    logits = min(logits_rows, rows * seq_len) * config.vocab_size * 4
-    head = config.vocab_size * config.hidden_size * 4
-    return {
-        "weights": config.num_parameters() * width,
-        "gradients": num_trained * (width if width == 4 else width + 4),
-        "optimizer": num_trained * (8 if width == 4 else 12),
-        "activations": int(rows * seq_len * config.num_hidden_layers * token * kept),
-        "logits": 2 * logits + 2 * head,
+    activations = (
+        tokens
+        * kept
+        * _kept_numbers(
+            config,
+            attended,
+            wide_copies=narrow and on_cpu,
+            on_cpu=on_cpu,
+            attention_dropout=attention_dropout,
+        )
+    )
+    if narrow and on_cpu:
+        activations += 4 * (config.num_parameters() - head)
+    logits = 4 * min(logits_rows, max(1, MAX_LOGITS // config.vocab_size), tokens) * config.vocab_size
+    # Logits and what the products make beside them; the gradient of the head, also narrow; the head, wide.
+    logits_and_head = 2 * logits + head * (4 + 4 + 2 if narrow else 4)
+    gradients = 4 * num_trained
+    forward = {"activations": activations, "logits": logits_and_head}
+    if micro_batches > 1:
+        forward["gradients"] = gradients
+    update = {
+        # The last micro-batch leaves gradients in the type of the weights before they are added up.
+        "gradients": gradients + (width * num_trained if narrow else 0),
+        "update": 4 * head * _UPDATE_TEMPORARIES,
+    }
+    at_peak = max(forward, update, key=lambda moment: sum(moment.values()))
+    changing = sum(at_peak.values())
+    held = {
+        "weights": width * config.num_parameters(),
+        "gradients": 0,
+        "optimizer": num_trained * (12 if narrow else 8),
+        "activations": 0,
+        "logits": 0,
+        "update": 0,
+        "allocator": _LOST * changing if on_cpu else 0,
         "process": PROCESS,
     }
+    return {cause: int(size) for cause, size in (held | at_peak).items() if size}
+
+
+def inference_memory(
+    config: Any, *, compute_type: str, rows: int, columns: int, prompt: int, on_cpu: bool
+) -> dict[str, int]:
+    """Bytes of generation by cause.
+
+    Args:
+        rows, columns: of the key-value cache: answers at once, and tokens of prompt and answer.
+        prompt: tokens of the longest prompt, which goes through the model at once.
+    """
+    width = 4 if compute_type == "fp32" else 2
+    key = config.num_key_value_heads * config.head_dim
+    query = config.num_attention_heads * config.head_dim
+    wide = 4 if on_cpu else width
+    # The widest operator of a layer, its input and its output; the scores of all heads.
+    one_layer = max(4 * config.intermediate_size, 2 * (query + 2 * key)) + 2 * config.hidden_size
+    scores = 2 * config.num_attention_heads * prompt
+    widened = 4 * config.vocab_size * config.hidden_size if width == 2 and on_cpu else 0
+    return {
+        "weights": width * config.num_parameters(),
+        "cache": 2 * config.num_hidden_layers * rows * columns * key * width,
+        "activations": rows * prompt * (one_layer + scores) * wide + widened,
+        "logits": 2 * rows * config.vocab_size * 4,
+        "process": PROCESS,
+    }
+
+
+def _kept_numbers(
+    config: Any, attended: float, *, wide_copies: bool, on_cpu: bool, attention_dropout: float
+) -> float:
+    """Numbers a token that all layers and what comes after them keep, see the module docstring."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query = config.num_attention_heads * config.head_dim
+    key = config.num_key_value_heads * config.head_dim
+    weights = 0.0
+    if attention_dropout:
+        weights = 3 * config.num_attention_heads * attended
+    elif on_cpu and attended <= KEEP_WEIGHTS_UP_TO:
+        weights = config.num_attention_heads * (attended + TILE) / 2
+    if wide_copies:
+        layer = 6 * hidden + (query + 2 * key) + 2 * query + 3 * inner
+    else:
+        layer = 4 * hidden + (query + 2 * key) + (query + key) + query + 3 * inner
+    # Last norm and its input, labelled rows of it and their gradient, and the rotation of each position.
+    ends = 4 * hidden + query + key
+    return config.num_hidden_layers * (layer + weights) + ends

@@ -105,6 +105,8 @@ def _memory(config: Config, built: Assembled, report: DataReport, *, on_cpu: boo
         attended=min(typical, sequences.max_seq_len),
         logits_rows=config.model.loss_subbatch_seqlen,
         on_cpu=on_cpu,
+        micro_batches=config.batch.gradient_accumulation_steps,
+        attention_dropout=config.model.attention_probs_dropout_prob,
     )
 
 

@@ -122,6 +122,7 @@ class Trainer:
             (loss_sum / max(num_tokens, 1)).backward()
             self.optimizer.accumulate_grads()
             total += float(loss_sum)
+            del loss_sum  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
         return total / max(num_tokens, 1), num_tokens, self.optimizer.grad_norm_and_clip()
 
     def _log(self, learning_rate: float, grad_norm: float) -> None:

@@ -1,24 +1,68 @@
+"""Limits of containers, from folders that look like the system's; and a clock that does not run."""
+
 import os
 
-from erniekit.estimate import hardware
+import pytest
+
+from erniekit.estimate.hardware import available_memory, measure_flops, usable_cores
+
+GIB = 2**30
 
 
-def test_available_memory_is_within_the_machine():
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < hardware.available_memory() <= total
+def write(root, path, text):
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
-def test_a_limit_of_the_group_counts(tmp_path, monkeypatch):
-    for name, text in (("max", "1000000"), ("current", "400000"), ("none", "max")):
-        (tmp_path / name).write_text(text + "\n")
-    monkeypatch.setattr(hardware, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "max")))
-    monkeypatch.setattr(hardware, "_CGROUP_USED", (str(tmp_path / "missing"), str(tmp_path / "current")))
-    assert hardware.available_memory() == 600_000
+@pytest.fixture
+def machine(tmp_path):
+    write(tmp_path, "proc/meminfo", f"MemTotal: 64 kB\nMemAvailable:   {8 * GIB // 1024} kB\n")
+    return tmp_path
 
 
-def test_the_fastest_call_counts_and_the_first_does_not(monkeypatch):
-    ticks = iter([0.0, 4.0, 10.0, 12.0])
-    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(ticks))
+def test_what_the_kernel_calls_available(machine):
+    assert available_memory(machine) == 8 * GIB
+
+
+def test_the_own_group_and_those_above_limit(machine):
+    write(machine, "proc/self/cgroup", "0::/user/job\n")
+    group = "sys/fs/cgroup/user"
+    write(machine, f"{group}/job/memory.max", "max\n")
+    write(machine, f"{group}/memory.max", f"{4 * GIB}\n")
+    write(machine, f"{group}/memory.current", f"{3 * GIB}\n")
+    assert available_memory(machine) == GIB
+    # Copies of files that were written are no memory in use: the kernel takes them back.
+    write(machine, f"{group}/memory.stat", f"anon {GIB}\ninactive_file {2 * GIB}\n")
+    assert available_memory(machine) == 3 * GIB
+
+
+def test_the_first_version_of_control_groups(machine):
+    write(machine, "proc/self/cgroup", "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n")
+    write(machine, "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{2 * GIB}")
+    write(machine, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{GIB}")
+    write(machine, "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "50000")
+    write(machine, "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000")
+    assert available_memory(machine) == GIB
+    assert usable_cores(machine) == 0.5
+
+
+def test_cores_by_affinity_and_quota(machine):
+    assert usable_cores(machine) == len(os.sched_getaffinity(0))
+    write(machine, "sys/fs/cgroup/cpu.max", "25000 100000\n")
+    assert usable_cores(machine) == 0.25
+    write(machine, "sys/fs/cgroup/cpu.max", "max 100000\n")
+    assert usable_cores(machine) == len(os.sched_getaffinity(0))
+
+
+def test_the_real_machine_has_some():
+    assert 0 < available_memory() < 2**50
+    assert usable_cores() > 0
+
+
+def test_the_fastest_call_counts_and_the_first_does_not():
     calls = []
-    assert hardware.measure_flops(lambda: calls.append(1), 8.0, repeats=2) == 4.0
-    assert len(calls) == 3
+    now = iter([0, 4, 10, 12, 20, 23])
+    flops = measure_flops(lambda: calls.append(1), 100.0, repeats=3, clock=lambda: next(now))
+    assert flops == 100.0 / 2
+    assert len(calls) == 4
