@@ -1,5 +1,6 @@
 """The loss over the steps as an SVG: no plotting library, the same bytes for the same log."""
 
+import math
 from collections.abc import Sequence
 
 Point = tuple[float, float]
@@ -7,10 +8,18 @@ _WIDTH, _HEIGHT = 760, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 40, 46
 # The average looks back over an eighth of the run, ten points at most: it must not lag behind a short run.
 _LOOK_BACK, _MOST_POINTS = 8, 10
+# More points than this are no finer on the screen, only a larger file: means of neighbours are drawn.
+_DRAWN = 800
+# What fits beside the legend.
+_TITLE = 46
 
 
 def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str) -> str:
-    """SVG text of (step, loss) points: each step pale, their moving average, held-out figures as dots."""
+    """SVG text of (step, loss) points: each step pale, their moving average, held-out figures as dots.
+
+    Points that are not finite (skipped steps) are left out; at least one must be finite.
+    """
+    train, held_out = thinned(_finite(train)), _finite(held_out)
     window = max(1.0, min(_MOST_POINTS, len(train) / _LOOK_BACK))
     smooth = moving_average(train, 1.0 - 1.0 / window)
     values = [y for _, y in (*train, *held_out)]
@@ -28,7 +37,9 @@ def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'font-family="sans-serif" font-size="12" fill="#333">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="24" font-size="15">{_escape(title)}</text>',
+        f'<text x="{_LEFT}" y="24" font-size="15">{_escape(shortened(title))}</text>',
+        f'<text x="16" y="{(_TOP + _HEIGHT - _BOTTOM) / 2:.1f}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {(_TOP + _HEIGHT - _BOTTOM) / 2:.1f})">loss</text>',
     ]
     for tick in y_ticks:
         x, y = place((x_low, tick)).split(",")
@@ -41,12 +52,30 @@ def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">step</text>')
     parts.append(_line(" ".join(map(place, train)), "#9ec5e8", 1))
     parts.append(_line(" ".join(map(place, smooth)), "#1f6fb2", 2))
+    if len(held_out) > 1:
+        parts.append(_line(" ".join(map(place, held_out)), "#d9541e", 1, dashes="4 4"))
     parts += [
         '<circle cx="{}" cy="{}" r="4" fill="#d9541e"/>'.format(*place(point).split(","))
         for point in held_out
     ]
     parts += _legend(bool(held_out))
     return "\n".join([*parts, "</svg>\n"])
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most 800 points: the means of as many neighbours as that takes."""
+    size = -(-len(points) // _DRAWN) or 1
+    groups = (points[start : start + size] for start in range(0, len(points), size))
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
+
+
+def shortened(title: str) -> str:
+    """A title that leaves room for the legend: a long one loses its middle."""
+    if len(title) <= _TITLE:
+        return title
+    return f"{title[: _TITLE // 2 - 3]} ... {title[-(_TITLE // 2 - 2) :]}"
 
 
 def moving_average(points: Sequence[Point], decay: float) -> list[Point]:
@@ -78,8 +107,13 @@ def _floor_log10(value: float) -> int:
     return exponent
 
 
-def _line(points: str, colour: str, width: int) -> str:
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def _line(points: str, colour: str, width: int, *, dashes: str = "none") -> str:
+    stroke = f'stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dashes}"'
+    return f'<polyline points="{points}" fill="none" stroke-linejoin="round" {stroke}/>'
 
 
 def _legend(with_held_out: bool) -> list[str]:
