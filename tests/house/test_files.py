@@ -21,6 +21,11 @@ TESTED_ELSEWHERE = {
         for layer in ("attention", "cache", "embedding", "linear", "mlp", "norm")
     },
     # Each version of an operator is compared with its reference in one place, the references with numpy.
+    **{
+        f"erniekit/ops/{operator}.py": "tests/ops/test_pointwise.py"
+        for operator in ("dropout", "linear", "norm", "rope", "swiglu")
+    },
+    "erniekit/ops/attention_cpu.py": "tests/ops/test_backend.py",
     "erniekit/optim/groups.py": "tests/optim/test_adamw.py",
     "erniekit/testing/model_contract.py": "tests/models/test_ernie45.py",
     "erniekit/testing/tiny_run.py": "tests/train/test_trainer_resume.py",
