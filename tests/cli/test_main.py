@@ -40,7 +40,7 @@ def test_interruption_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    line = f"{sys.executable} -m erniekit config reference | head -1"
+    line = f"'{sys.executable}' -m erniekit config reference | head -1"
     done = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
     )
