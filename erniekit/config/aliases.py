@@ -19,6 +19,8 @@ SWITCHES = {
     "no_cuda": ("device", "cpu"),
     "lora": ("fine_tuning", "LoRA"),
 }
+# Values of the key beside a switch that contradict it not: weights may be stored in fewer bits.
+_AGREEING = {"bf16": ("bfloat16", "fp8", "wint8", "wint4", "wint4/8", "nf4")}
 SPLIT = {"batch_size": ("per_device_train_batch_size", "per_device_eval_batch_size")}
 _WSD = re.compile(r"wsd:(\d+)")
 ALIASES = (*RENAMED, *SWITCHES, *SPLIT, "lr_scheduler", "pad_to_max_seqlen")
@@ -29,30 +31,46 @@ def expand_aliases(entries: Iterable[Entry]) -> tuple[dict[str, Entry], list[Pro
 
     A key given beside a wider alias of it (`per_device_eval_batch_size` beside `batch_size`) wins.
     """
-    plain: dict[str, Entry] = {}
+    entries = list(entries)
+    plain = {entry.key: entry for entry in entries if entry.key not in ALIASES}
     meant: dict[str, Entry] = {}
     problems: list[Problem] = []
     for entry in entries:
         if entry.key not in ALIASES:
-            plain[entry.key] = entry
             continue
         try:
-            for present in _present(entry):
-                meant[present.key] = present
+            present = _present(entry)
         except ValueError as error:
-            problems.append(Problem(entry.source, str(error)))
+            problems.append(Problem(entry.place, str(error)))
             continue
-        now = RENAMED.get(entry.key)
-        other = next((e for e in entries if e.key == now), None) if now else None
-        if other is not None and other.value != entry.value:
-            problems.append(
-                Problem(
-                    entry.source,
-                    f"{entry.key}: {entry.shown()} and {now}: {other.shown()} ({other.source}) are one key; "
-                    f"keep {now}",
-                )
-            )
+        for means in present:
+            beside = plain.get(means.key) if entry.key not in SPLIT else None
+            if beside is not None and not _agree(means, beside):
+                problems.append(Problem(entry.place, _contradiction(entry, means, beside)))
+            if beside is not None and _leaves_open(beside):
+                del plain[means.key]
+            meant[means.key] = means
     return meant | plain, problems
+
+
+def _agree(means: Entry, beside: Entry) -> bool:
+    """Whether an alias and the key that it means, both given, say the same."""
+    if means.alias in SWITCHES:
+        word = str(beside.value).lower()
+        return _leaves_open(beside) or word in (str(means.value).lower(), *_AGREEING.get(means.alias, ()))
+    return str(means.value).lower() == str(beside.value).lower()
+
+
+def _leaves_open(entry: Entry) -> bool:
+    return entry.value is None or str(entry.value).lower() == "auto"
+
+
+def _contradiction(entry: Entry, means: Entry, beside: Entry) -> str:
+    what = "are one key" if entry.key in RENAMED or entry.key == "lr_scheduler" else "contradict each other"
+    return (
+        f"{entry.key}: {entry.shown()} and {means.key}: {beside.shown()} ({beside.source}) {what}; "
+        f"keep {means.key}"
+    )
 
 
 def _present(entry: Entry) -> list[Entry]:
@@ -93,5 +111,5 @@ def _schedule(entry: Entry) -> list[Entry]:
 def _padding(entry: Entry) -> Entry:
     """Upstream's vision-language files write a length where the others write true."""
     if isinstance(entry.value, int) and not isinstance(entry.value, bool) and entry.value > 1:
-        return replace(entry, value=True, spelling=None)
+        return replace(entry, value=True)  # its spelling still says the length, for the rule
     return entry

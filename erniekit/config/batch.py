@@ -6,6 +6,11 @@ from typing import ClassVar
 from erniekit.config.fields import key
 
 
+def _steps(steps: int) -> str | None:
+    """Why a number of steps is none."""
+    return None if steps == -1 or steps >= 1 else "write -1 to let num_train_epochs decide, or at least 1"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Data of a step, and number of steps; `batch_size: n` sets both per-device sizes."""
@@ -21,4 +26,9 @@ class Batch:
     num_train_epochs: float = key(
         1.0, "passes over the training data; counts when max_steps is not given", above=0.0
     )
-    max_steps: int = key(-1, "optimizer steps; -1 lets num_train_epochs decide", minimum=-1)
+    max_steps: int = key(
+        -1,
+        "optimizer steps; -1 lets num_train_epochs decide",
+        check=_steps,
+        pattern_help="-1 or at least 1",
+    )

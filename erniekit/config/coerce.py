@@ -17,6 +17,10 @@ from erniekit.config.fields import Rule, describe_limits, rule_of
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _NULLS = ("None", "")
+# As texts these are words like any other; YAML 1.1 reads them as true and false.
+_WORDS = ("yes", "no", "on", "off")
+_OCTAL = re.compile(r"[+-]?0\d+")
+_DIGITS = 100
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -48,6 +52,8 @@ def coerce(declared: "Field[Any]", entry: Entry) -> Any:
         value: Any = _words(entry, rule)
     elif bool in kinds:
         value = _boolean(entry)
+    elif rule.comma_list and isinstance(entry.value, list | tuple):
+        value = _joined(entry.value)
     elif str in kinds:
         value = _text(entry, rule, numbers=float in kinds)
     else:
@@ -86,24 +92,26 @@ def _boolean(entry: Entry) -> bool:
 def _number(entry: Entry, *, whole: bool) -> int | float:
     kind = "a whole number" if whole else "a number"
     value = entry.value
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        text = value.strip().replace("_", "")
-        value = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise WrongValue(f"write {kind}")
-    if not whole:
-        return float(value)
-    if value != int(value):
+    # YAML 1.1 reads 010 as 8, 0x10 as 16 and 1:30 as 90; what was written says what was meant.
+    text = (str(value) if entry.spelling is None else entry.spelling).strip().replace("_", "")
+    if _OCTAL.fullmatch(text):
+        raise WrongValue(f"YAML reads a leading zero as octal; write {text.lstrip('0+-') or 0}")
+    if not _NUMBER.fullmatch(text) or len(text) > _DIGITS:
         raise WrongValue(f"write {kind}")
-    return int(value)
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    if not math.isfinite(number) or (whole and number != int(number)):
+        raise WrongValue(f"write {kind}")
+    return int(number) if whole else float(number)
 
 
 def _text(entry: Entry, rule: Rule, *, numbers: bool) -> Any:
     value = entry.value
     if numbers and isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+        return _number(entry, whole=isinstance(value, int))
     spelling = entry.spelling if entry.spelling is not None else value
-    if isinstance(value, bool) and str(spelling).lower() not in rule.choices:
+    if isinstance(value, bool) and str(spelling).lower() not in (rule.choices or _WORDS):
         raise WrongValue(describe_wanted(rule, "a text"))
     if not isinstance(
         value, str | bool | int | float | datetime.date
@@ -145,6 +153,16 @@ def _words(entry: Entry, rule: Rule) -> tuple[str, ...]:
             continue
         words.append(_choice(str(part), rule))
     return tuple(words)
+
+
+def _joined(parts: "list[Any] | tuple[Any, ...]") -> str:
+    """A list under a key that is a list separated by commas."""
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, str | int | float):
+            raise WrongValue(f"{part!r} is no text; write a list of texts, as in [a, b]")
+        if "," in str(part):
+            raise WrongValue(f"{part!r} holds a comma, which separates entries")
+    return ",".join(map(str, parts))
 
 
 def _check(value: Any, rule: Rule) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from erniekit.config.hidden import HIDDEN, is_secret, masked
+
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
@@ -25,7 +27,9 @@ class Entry:
 
     Args:
         spelling: of the value, where it is a plain scalar.
+        source: where the key stands.
         alias: the key that the user wrote, where it means `key`.
+        value_source: where the value stands, when that is another place.
     """
 
     key: str
@@ -33,6 +37,12 @@ class Entry:
     spelling: str | None
     source: Source
     alias: str = ""
+    value_source: Source | None = None
+
+    @property
+    def place(self) -> Source:
+        """Where the value stands, for problems with the value."""
+        return self.value_source or self.source
 
     @property
     def written_key(self) -> str:
@@ -40,10 +50,12 @@ class Entry:
         return self.alias or self.key
 
     def shown(self) -> str:
-        """The value as the user wrote it, for messages."""
+        """The value as the user wrote it, for messages; a secret is not shown."""
+        if is_secret(self.written_key):
+            return HIDDEN
         if self.spelling is not None:
             return self.spelling
-        text = repr(self.value)
+        text = repr(masked(self.key, self.value))
         return text if len(text) <= 60 else text[:57] + "..."
 
 

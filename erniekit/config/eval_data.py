@@ -14,7 +14,9 @@ class EvalData:
     configures: ClassVar[tuple[str, ...]] = ("erniekit.data.pipeline:open_eval_samples",)
 
     eval_dataset_path: str | None = key(
-        None, "files, folders, globs or hub ids, separated by commas", required_by=("eval",)
+        None, "files, folders, globs or hub ids, separated by commas", comma_list=True, required_by=("eval",)
     )
-    eval_dataset_type: str | None = key(None, "format of each: " + DATASET_TYPES)
-    eval_dataset_prob: str | None = key(None, "share of each, separated by commas; null means by size")
+    eval_dataset_type: str | None = key(None, "format of each: " + DATASET_TYPES, comma_list=True)
+    eval_dataset_prob: str | None = key(
+        None, "share of each, separated by commas; null means by size", comma_list=True
+    )

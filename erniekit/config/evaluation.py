@@ -6,6 +6,11 @@ from typing import ClassVar
 from erniekit.config.fields import key
 
 
+def _batches(batches: int) -> str | None:
+    """Why a number of batches is none."""
+    return None if batches == -1 or batches >= 1 else "write -1 to take all, or at least 1"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """When held-out figures are taken while training, and what they decide."""
@@ -14,7 +19,12 @@ class Evaluation:
 
     evaluation_strategy: str = key("no", "when to evaluate", choices=("no", "steps", "epoch"))
     eval_steps: int | None = key(None, "steps between evaluations; save_steps when not given", minimum=1)
-    max_evaluate_steps: int = key(-1, "batches of an evaluation at most; -1 takes all", minimum=-1)
+    max_evaluate_steps: int = key(
+        -1,
+        "batches of an evaluation at most; -1 takes all",
+        check=_batches,
+        pattern_help="-1 or at least 1",
+    )
     load_best_model_at_end: bool = key(False, "keep the best checkpoint and use it for export and chat")
     metric_for_best_model: str = key(
         "eval_loss",

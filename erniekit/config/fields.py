@@ -25,11 +25,11 @@ class Rule:
         pattern, pattern_help: what a text must match, and the same in words.
         check: gives the reason why a value is wrong, or None.
         required_by: the verbs that cannot work without the key.
+        comma_list: the text is a list separated by commas, and may be written as a YAML list.
     """
 
     help: str
     choices: tuple[str, ...] = ()
-
     synonyms: Mapping[str, str] = field(default_factory=dict)
     not_built: Mapping[str, str] = field(default_factory=dict)
     minimum: float | None = None
@@ -40,6 +40,7 @@ class Rule:
     pattern_help: str = ""
     check: Callable[[Any], str | None] | None = None
     required_by: tuple[str, ...] = ()
+    comma_list: bool = False
 
 
 def key(default: Any, help: str, **limits: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from erniekit.config.entries import Entry, Problem, Source
+from erniekit.config.limits import MAX_BYTES, check_depth, check_nesting, check_nodes, too_deep
 from erniekit.errors import ConfigError
 
 try:
@@ -15,6 +16,7 @@ try:
 except ImportError:  # PyYAML was built without libyaml
     from yaml import SafeLoader as _Loader  # type: ignore[assignment]
 
+_MERGE = "tag:yaml.org,2002:merge"
 _JSON_SPACE = " \t\r\n"
 
 
@@ -27,12 +29,9 @@ def read_file(path: Path) -> tuple[list[Entry], list[Problem]]:
     text = _read_text(path)
     if not text.strip():
         raise ConfigError(
-            f"{path}: the file is empty; write keys and values, as in model_name_or_path: starter"
+            f"{path}:1:1: the file is empty; write keys and values, as in model_name_or_path: starter"
         )
-    try:
-        entries = _json_entries(path, text) if path.suffix == ".json" else _yaml_entries(path, text)
-    except RecursionError as error:
-        raise ConfigError(f"{path}: values are nested too deeply; a configuration is flat") from error
+    entries = _json_entries(path, text) if path.suffix == ".json" else _yaml_entries(path, text)
     return _without_duplicates(entries)
 
 
@@ -41,10 +40,13 @@ def parse_value(text: str) -> tuple[Any, str | None]:
 
     Raises:
         yaml.YAMLError: the text is no YAML value.
+        ConfigError: the value is nested too deeply, or its aliases stand for too much.
     """
+    check_nesting(text, "value", _Loader)
     node = yaml.compose(text, Loader=_Loader)
     if node is None:
         return None, text.strip()
+    check_nodes(node, "value")
     return _construct(node), _spelling(node)
 
 
@@ -54,48 +56,96 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: is a folder; name a YAML or JSON file")
         if not path.exists():
             raise ConfigError(f"{path}: there is no such file")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(
-            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from error
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(
+            f"{path}:1:1: the file is larger than {MAX_BYTES // 1_000_000} MB, which no configuration is; "
+            "was a data file or a model named by mistake?"
+        )
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
+        raise ConfigError(f"{path}:1:1: the file is UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line = before.count(b"\n") + 1
+        column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8")) + 1
+        raise ConfigError(
+            f"{path}:{line}:{column}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from error
 
 
 def _yaml_entries(path: Path, text: str) -> list[Entry]:
     try:
+        check_nesting(text, str(path), _Loader)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{path}:1:1"
         hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{place}: not YAML: {reason}{hint}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}:1:1: not YAML: {' '.join(str(error).split())}") from error
     if node is None:
-        raise ConfigError(f"{path}: the file holds only comments; write keys and values")
+        raise ConfigError(f"{path}:1:1: the file holds only comments; write keys and values")
     if not isinstance(node, yaml.MappingNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise ConfigError(
-            f"{path}:{node.start_mark.line + 1}: is {kind}, not a mapping of `key: value` lines"
-        )
-    entries = []
+        source = _source(path, node)
+        raise ConfigError(f"{source}: is {kind}, not a mapping of `key: value` lines")
+    check_nodes(node, str(path))
+    return _mapping_entries(path, node, text.splitlines())
+
+
+def _mapping_entries(path: Path, node: yaml.MappingNode, lines: list[str]) -> list[Entry]:
+    """The entries of a mapping; `<<: *name` adds those of another that are not given here."""
+    entries, merged = [], []
     for key_node, value_node in node.value:
-        mark = key_node.start_mark
-        source = Source(str(path), mark.line + 1, mark.column + 1)
+        source = _source(path, key_node)
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError(f"{source}: a key must be a word, as in `seed: 42`")
+        if key_node.tag == _MERGE:
+            for other in _merged_mappings(source, value_node):
+                merged += _mapping_entries(path, other, lines)
+            continue
         try:
             value = _construct(value_node)
         except yaml.MarkedYAMLError as error:
             raise ConfigError(f"{source}: {key_node.value}: {error.problem}") from error
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{source}: {key_node.value}: {error}") from error
-        entries.append(Entry(key_node.value, value, _spelling(value_node), source))
+        place = _value_source(path, key_node, value_node, lines)
+        entries.append(Entry(key_node.value, value, _spelling(value_node), source, value_source=place))
+    given = {entry.key for entry in entries}
+    for entry in merged:
+        if entry.key not in given:
+            given.add(entry.key)
+            entries.append(entry)
     return entries
+
+
+def _merged_mappings(source: Source, node: yaml.Node) -> list[yaml.MappingNode]:
+    """The mappings that `<<` names: one, or a list of which the first that has a key counts."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(part, yaml.MappingNode) for part in parts):
+        raise ConfigError(f"{source}: <<: merges mappings, as in <<: *name; write the name of an anchor")
+    return list(parts)
+
+
+def _source(path: Path, node: yaml.Node) -> Source:
+    return Source(str(path), node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _value_source(path: Path, key: yaml.Node, value: yaml.Node, lines: list[str]) -> Source:
+    """Where a value stands; an alias is a node of another place, so its own is looked for."""
+    end = key.end_mark
+    if value.start_mark.index >= end.index and value.start_mark.line >= end.line:
+        return _source(path, value)
+    column = lines[end.line].find("*", end.column) if end.line < len(lines) else -1
+    return _source(path, key) if column < 0 else Source(str(path), end.line + 1, column + 1)
 
 
 def _construct(node: yaml.Node) -> Any:
@@ -115,8 +165,13 @@ def _json_entries(path: Path, text: str) -> list[Entry]:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise too_deep(f"{path}:1:1") from error
+    except ValueError as error:  # a number of more than 4300 digits
+        raise ConfigError(f"{path}:1:1: not JSON: {error}") from error
+    check_depth(whole, f"{path}:1:1")
     if not isinstance(whole, dict):
-        raise ConfigError(f'{path}:1: is not a mapping: write {{"key": value, ...}}')
+        raise ConfigError(f'{path}:1:1: is not a mapping: write {{"key": value, ...}}')
     decoder = json.JSONDecoder()
     entries: list[Entry] = []
     at = text.index("{") + 1
@@ -125,11 +180,13 @@ def _json_entries(path: Path, text: str) -> list[Entry]:
         source = Source(str(path), text.count("\n", 0, at) + 1, at - line_start + 1)
         key, at = scanstring(text, at + 1)
         at = _skip(text, at, _JSON_SPACE + ":")
+        line_start = text.rfind("\n", 0, at) + 1
+        place = Source(str(path), text.count("\n", 0, at) + 1, at - line_start + 1)
         value, end = decoder.raw_decode(text, at)
         spelling = (
             value if isinstance(value, str) else None if isinstance(value, dict | list) else text[at:end]
         )
-        entries.append(Entry(key, value, spelling, source))
+        entries.append(Entry(key, value, spelling, source, value_source=place))
         at = end
     return entries
 

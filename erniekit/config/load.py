@@ -1,16 +1,18 @@
 """From a file and a command line to a frozen Config; every problem is told at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erniekit.config.aliases import expand_aliases
 from erniekit.config.coerce import NotBuiltYet, WrongValue, coerce, is_null
 from erniekit.config.config import Config, build_config
-from erniekit.config.entries import DEFAULT, Entry, Problem, Source
+from erniekit.config.entries import COMMAND_LINE, DEFAULT, Entry, Problem, Source
 from erniekit.config.fields import rule_of
 from erniekit.config.files import read_file
+from erniekit.config.hidden import HIDDEN, is_secret, masked
+from erniekit.config.interpolate import interpolate
 from erniekit.config.keys import NO_EFFECT, NOT_BUILT, NOTE_PREFIX, declared_keys, upstream_keys
 from erniekit.config.overrides import read_overrides
 from erniekit.config.resolved import dump
@@ -20,6 +22,7 @@ from erniekit.errors import ConfigError, UnsupportedError
 
 # Keys whose values only matter to training; other verbs take what this build cannot train.
 _TRAINING_KEYS = ("stage", "optim")
+_BACKWARD_KEYS = ("recompute", "use_recompute")
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, verb: str) -
         UnsupportedError: nothing is wrong, but a feature that is asked for is not built yet.
     """
     entries, problems = read_file(Path(path))
-    return _resolve(entries, overrides, problems, verb, str(path))
+    return _resolve(entries, overrides, problems, verb, Source(str(path), 1, 1))
 
 
 def load_overrides(overrides: Sequence[str], *, verb: str) -> LoadedConfig:
     """A configuration from the words of a command line alone; errors as `load_config`."""
-    return _resolve([], overrides, [], verb, "command line")
+    return _resolve([], overrides, [], verb, Source(COMMAND_LINE))
 
 
 def config_from_dict(values: Mapping[str, Any], verb: str = "train") -> LoadedConfig:
@@ -66,22 +69,23 @@ def config_from_dict(values: Mapping[str, Any], verb: str = "train") -> LoadedCo
         Entry(key, value, None if isinstance(value, list | tuple | dict) else str(value), source)
         for key, value in values.items()
     ]
-    return _resolve(entries, (), [], verb, "values")
+    return _resolve(entries, (), [], verb, source)
 
 
 def _resolve(
-    file_entries: list[Entry], overrides: Sequence[str], problems: list[Problem], verb: str, name: str
+    file_entries: list[Entry], overrides: Sequence[str], problems: list[Problem], verb: str, whole: Source
 ) -> LoadedConfig:
     command_entries, more = read_overrides(overrides)
     file_layer, file_problems = expand_aliases(file_entries)
     command_layer, command_problems = expand_aliases(command_entries)
     collected = _Collected([*problems, *more, *file_problems, *command_problems])
-    entries = _interpolate(file_layer | command_layer, collected)
+    entries, unresolved = interpolate(file_layer | command_layer)
+    collected.give_up(unresolved)
     for entry in entries.values():
         collected.take(entry, verb)
     config = build_config(collected.values)
-    collected.check_together(config, entries, verb, name)
-    collected.raise_problems(name)
+    collected.check_together(config, entries, verb, whole)
+    collected.raise_problems(whole.place)
     sources = {
         key: entries[key].source if key in collected.values else Source(DEFAULT) for key in declared_keys()
     }
@@ -99,17 +103,24 @@ class _Collected:
         self.features: dict[str, list[Entry]] = {}
         self.without_effect: dict[str, list[str]] = {}
 
+    def give_up(self, problems: Mapping[str, Problem]) -> None:
+        """Keys whose values cannot be known."""
+        self.problems += problems.values()
+        self.failed |= set(problems)
+
     def take(self, entry: Entry, verb: str) -> None:
         """Sort one entry into what it is: a note, a key, upstream's key, or a mistake."""
         key = entry.key
+        if key in self.failed:
+            return
         if key.startswith(NOTE_PREFIX):
-            self.notes[key] = entry.value
+            self.notes[key] = masked(key, entry.value)
         elif key in declared_keys():
             self._take_declared(entry, verb)
         elif key in upstream_keys():
-            self._take_upstream(entry)
+            self._take_upstream(entry, verb)
         else:
-            self._problem(entry, _unknown(entry))
+            self._problem(entry, _unknown(entry), entry.source)
 
     def _take_declared(self, entry: Entry, verb: str) -> None:
         declared = declared_keys()[entry.key]
@@ -125,16 +136,20 @@ class _Collected:
         except WrongValue as reason:
             near = nearest_word(entry.shown(), rule_of(declared).choices)
             hint = f" (did you mean {near}?)" if near and len(rule_of(declared).choices) > 1 else ""
-            self._problem(entry, f"{entry.written_key}: {entry.shown()} is not allowed: {reason}{hint}")
+            message = f"{entry.written_key}: {entry.shown()} is not allowed: {reason}{hint}"
+            self._problem(entry, message, entry.place)
 
-    def _take_upstream(self, entry: Entry) -> None:
+    def _take_upstream(self, entry: Entry, verb: str) -> None:
         fate = upstream_keys()[entry.key]
         if fate.fate == NO_EFFECT:
             self._notice(fate.detail, entry.key)
         elif fate.fate == NOT_BUILT and not fate.is_harmless(entry.value):
+            if entry.key in _BACKWARD_KEYS and verb in (*NOT_TRAINING, "eval"):
+                self._notice(f"{fate.detail}: not built yet, and not needed by {verb}", entry.key)
+                return
             self.features.setdefault(fate.detail, []).append(entry)
 
-    def check_together(self, config: Config, entries: Mapping[str, Entry], verb: str, name: str) -> None:
+    def check_together(self, config: Config, entries: Mapping[str, Entry], verb: str, whole: Source) -> None:
         """Rules between keys (where each key alone is fine), features, and keys that are missing."""
         for key, feature in features_not_built(config):
             self.features.setdefault(feature, []).append(entries[key])
@@ -142,13 +157,14 @@ class _Collected:
             return  # a rule would speak about a default where the given value could not be read
         for key, declared in declared_keys().items():
             if verb in rule_of(declared).required_by and not self.values.get(key, declared.default):
-                self.problems.append(Problem(Source(name), f"{key}: is missing: {rule_of(declared).help}"))
-        for key, message in broken_rules(config, verb):
-            self.problems.append(Problem(entries[key].source if key in entries else Source(name), message))
+                self.problems.append(Problem(whole, f"{key}: is missing: {rule_of(declared).help}"))
+        written = {key: entry.spelling for key, entry in entries.items() if entry.spelling is not None}
+        for key, message in broken_rules(config, verb, written):
+            self.problems.append(Problem(entries[key].place if key in entries else whole, message))
 
     def raise_problems(self, name: str) -> None:
         """Tell everything that is wrong, in the order of the file."""
-        wanted = sorted(self.features.items(), key=lambda item: min(entry.source.line for entry in item[1]))
+        wanted = sorted(self.features.items(), key=lambda item: min(entry.place.line for entry in item[1]))
         missing = [_not_built_line(feature, entries) for feature, entries in wanted]
         if self.problems:
             told = sorted(self.problems, key=lambda problem: (problem.source.line, problem.source.column))
@@ -165,17 +181,17 @@ class _Collected:
     def _notice(self, reason: str, key: str) -> None:
         self.without_effect.setdefault(reason, []).append(key)
 
-    def _problem(self, entry: Entry, message: str) -> None:
+    def _problem(self, entry: Entry, message: str, place: Source) -> None:
         self.failed.add(entry.key)
-        problem = Problem(entry.source, message)
+        problem = Problem(place, message)
         if problem not in self.problems:  # an alias of two keys would tell it twice
             self.problems.append(problem)
 
 
 def _not_built_line(feature: str, entries: Sequence[Entry]) -> str:
-    entries = sorted(entries, key=lambda entry: entry.source.line)
+    entries = sorted(entries, key=lambda entry: entry.place.line)
     asked = ", ".join(f"{entry.written_key}: {entry.shown()}" for entry in entries)
-    return f"{entries[0].source}: not built yet: {feature} ({asked})"
+    return f"{entries[0].place}: not built yet: {feature} ({asked})"
 
 
 def _unknown(entry: Entry) -> str:
@@ -185,48 +201,5 @@ def _unknown(entry: Entry) -> str:
             return f"{entry.key}: sections are not written; put {', '.join(inner[:3])} at the left margin"
     near = suggest(entry.key)
     hint = f"did you mean {near}?" if near else "a key of your own may be called x-" + entry.key
-    return f"{entry.key}: {entry.shown()}: there is no such key; {hint}"
-
-
-def _interpolate(entries: dict[str, Entry], collected: _Collected) -> dict[str, Entry]:
-    """Replace `${key}` and `${oc.env:NAME}` in values, as OmegaConf does."""
-    if not any("${" in str(entry.value) for entry in entries.values()):
-        return entries
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    defaults = {key: _plain(declared.default) for key, declared in declared_keys().items()}
-    merged = OmegaConf.create(defaults)
-    failed = {key: _set(merged, entry) for key, entry in entries.items() if entry.value is not None}
-    resolved = {}
-    for key, entry in entries.items():
-        if "${" not in str(entry.value):
-            resolved[key] = entry
-            continue
-        try:
-            if failed[key]:
-                raise failed[key]
-            value = OmegaConf.to_container(OmegaConf.create({"value": merged[key]}))["value"]  # type: ignore[call-overload,index]
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            collected.problems.append(Problem(entry.source, f"{key}: {entry.shown()}: {reason}"))
-            collected.failed.add(key)
-            continue
-        spelling = None if isinstance(value, list | dict) else str(value)
-        resolved[key] = replace(entry, value=value, spelling=spelling)
-    return resolved
-
-
-def _set(merged: Any, entry: Entry) -> Any:
-    """Put a value into an OmegaConf configuration; returns the error where its `${` cannot be read."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        merged[entry.key] = _plain(entry.value)
-    except OmegaConfBaseException as error:
-        return error
-    return None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    shown = HIDDEN if near and is_secret(near) else entry.shown()
+    return f"{entry.key}: {shown}: there is no such key; {hint}"

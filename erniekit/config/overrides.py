@@ -10,6 +10,7 @@ from erniekit.config.coerce import type_words
 from erniekit.config.entries import COMMAND_LINE, Entry, Problem, Source
 from erniekit.config.files import parse_value
 from erniekit.config.keys import declared_keys
+from erniekit.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"(--)?([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?[\d.]")
@@ -46,6 +47,8 @@ def read_overrides(words: Sequence[str]) -> tuple[list[Entry], list[Problem]]:
             entries[key] = _entry(key, text, source)
         except yaml.YAMLError:
             entries[key] = Entry(key, text, text, source)
+        except ConfigError as error:
+            problems.append(Problem(source, f"{key}: {error}"))
     return list(entries.values()), problems
 
 

@@ -8,12 +8,18 @@ import yaml
 from erniekit.config.config import Config
 from erniekit.config.keys import section_of
 
+SAFE_TO_START_AGAIN = {"overwrite_output_dir": False, "resume_from_checkpoint": "auto"}
+
 
 def dump(config: Config, notes: Mapping[str, Any]) -> str:
-    """Every key under the name of its section, then the user's own `x-` keys."""
+    """Every key under the name of its section, then the user's own `x-` keys.
+
+    How a run began is not what it is: a file that kept `overwrite_output_dir: true` would delete its
+    own run when it is started again, and one that kept a checkpoint's path would go back to it.
+    """
     lines: list[str] = []
     section = ""
-    for key, value in config.values().items():
+    for key, value in (config.values() | SAFE_TO_START_AGAIN).items():
         if section_of()[key] != section:
             section = section_of()[key]
             lines += ["", f"# {section}"]

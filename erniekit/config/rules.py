@@ -1,7 +1,7 @@
 """Rules between keys; each names the keys it is about and says what to write instead."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from erniekit.config.config import Config
@@ -14,9 +14,17 @@ _VISION = re.compile(r"(?i)ERNIE-4\.5-VL|PaddleOCR-VL")
 RuleResult = Iterator[tuple[str, str]]
 
 
-def broken_rules(config: Config, verb: str) -> list[tuple[str, str]]:
-    """The (key, message) of each rule that does not hold; the message starts with the keys."""
-    return [found for rule in _RULES if verb not in NOT_TRAINING for found in rule(config)]
+def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The (key, message) of each rule that does not hold; the message starts with the keys.
+
+    Args:
+        written: the spelling of the values that were given.
+    """
+    found = list(_answer_length(config))
+    if verb not in NOT_TRAINING:
+        found += [broken for rule in _RULES for broken in rule(config)]
+        found += _padding(config, written.get("pad_to_max_seqlen", ""))
+    return found
 
 
 def features_not_built(config: Config) -> list[tuple[str, str]]:
@@ -47,6 +55,16 @@ def _best_model(config: Config) -> RuleResult:
             "early_stopping_patience",
             "early_stopping_patience needs evaluations, and evaluation_strategy is no; "
             "write evaluation_strategy: steps",
+        )
+
+
+def _direction(config: Config) -> RuleResult:
+    metric, greater = config.evaluation.metric_for_best_model, config.evaluation.greater_is_better
+    if greater is not None and greater != (metric == "eval_accuracy"):
+        yield (
+            "greater_is_better",
+            f"greater_is_better: {str(greater).lower()} with metric_for_best_model: {metric} would keep the "
+            "worst checkpoint; leave greater_is_better out, it follows from the metric",
         )
 
 
@@ -93,9 +111,7 @@ def _wsd(config: Config) -> RuleResult:
 
 def _steps(config: Config) -> RuleResult:
     steps, warmup = config.batch.max_steps, config.schedule.warmup_steps
-    if steps == 0:
-        yield ("max_steps", "max_steps: 0 trains nothing; write -1 to let num_train_epochs decide")
-    elif 0 < steps <= warmup:
+    if 0 < steps <= warmup:
         yield (
             "warmup_steps",
             f"warmup_steps: {warmup} is not below max_steps: {steps}; "
@@ -135,6 +151,26 @@ def _shares(config: Config) -> RuleResult:
             )
 
 
+def _padding(config: Config, written: str) -> RuleResult:
+    """Some files write the length itself where true is meant."""
+    length, limit = written.replace("_", ""), config.sequences.max_seq_len
+    if config.sequences.pad_to_max_seqlen and length.isdecimal() and int(length) not in (1, limit):
+        yield (
+            "pad_to_max_seqlen",
+            f"pad_to_max_seqlen: {written} is not max_seq_len: {limit}; write pad_to_max_seqlen: true, "
+            "and the length as max_seq_len",
+        )
+
+
+def _answer_length(config: Config) -> RuleResult:
+    least, most = config.generation.min_tokens, config.generation.max_new_tokens
+    if least > most:
+        yield (
+            "min_tokens",
+            f"min_tokens: {least} is above max_new_tokens: {most}; no answer could be long enough",
+        )
+
+
 def _count(text: str | None) -> int:
     return len([part for part in (text or "").split(",") if part.strip()])
 
@@ -146,6 +182,7 @@ def _nothing_to_do(config: Config) -> RuleResult:
 
 _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _best_model,
+    _direction,
     _held_out,
     _saves_when_it_evaluates,
     _learning_rates,

@@ -29,4 +29,13 @@ def test_two_spellings_of_one_key_must_agree(tmp_path: Path) -> None:
 
 def test_a_wrong_value_is_told_under_the_key_that_was_written(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, "batch_size: big\n")
-    assert ":3:1: batch_size: big is not allowed" in line
+    assert ":3:13: batch_size: big is not allowed" in line
+
+
+def test_a_switch_decides_what_auto_leaves_open(tmp_path: Path) -> None:
+    assert load(tmp_path, "bf16: true\ncompute_type: auto\n").config.model.compute_type == "bf16"
+
+
+def test_the_command_line_wins_over_a_switch_of_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path, "bf16: true\n", "compute_type=fp32").config.model.compute_type == "fp32"
+    assert load(tmp_path, "compute_type: fp32\n", "--bf16").config.model.compute_type == "bf16"

@@ -38,3 +38,20 @@ def test_keys_without_effect_are_told_once_by_reason(tmp_path: Path) -> None:
 def test_values_that_ask_for_nothing_are_fine(tmp_path: Path) -> None:
     text = "tensor_parallel_degree: 1\npipeline_model_parallel_size: -1\nhf_hub_id: null\n"
     assert load(tmp_path, text + "lora: false\nfp16: false\n").notices == []
+
+
+@pytest.mark.parametrize("key", ["recompute", "use_recompute"])
+def test_recompute_is_not_built_for_training_and_without_effect_elsewhere(tmp_path: Path, key: str) -> None:
+    for verb in ("train", "check"):
+        with pytest.raises(UnsupportedError, match=f"recomputation of activations \\({key}: true\\)"):
+            load(tmp_path, f"{key}: true\n", verb=verb)
+        assert load(tmp_path, f"{key}: False\n", verb=verb).notices == []
+    for verb in ("eval", "chat", "export"):
+        (notice,) = load(tmp_path, f"eval_dataset_path: a\n{key}: true\n", verb=verb).notices
+        assert notice == f"{key}: recomputation of activations: not built yet, and not needed by {verb}"
+
+
+@pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer", "release_grads"])
+def test_ways_to_save_memory_say_that_they_save_none(tmp_path: Path, key: str) -> None:
+    (notice,) = load(tmp_path, f"{key}: true\n").notices
+    assert notice.startswith(key) and notice.endswith("memory is not lowered")

@@ -36,16 +36,16 @@ def test_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.run.output_dir == "/somewhere/runs/42"
     assert config.schedule.warmup_steps == 7
     (line,) = problems(tmp_path, "output_dir: a/${nothing}\n")
-    assert ":3:1: output_dir" in line and "nothing" in line
+    assert ":3:13: output_dir" in line and "nothing" in line
     (line,) = problems(tmp_path, "output_dir: ${\n")
-    assert ":3:1: output_dir: ${" in line
+    assert ":3:13: output_dir: ${" in line
 
 
 def test_required_keys_depend_on_the_verb(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path, verb="train")
-    assert "model_name_or_path: is missing" in str(caught.value)
+    assert f"{path}:1:1: model_name_or_path: is missing" in str(caught.value)
     assert "train_dataset_path: is missing" in str(caught.value)
     with pytest.raises(ConfigError, match="model_name_or_path: is missing"):
         load_config(path, verb="check")

@@ -20,3 +20,15 @@ def test_the_resolved_file_alone_repeats_the_run(tmp_path: Path) -> None:
         "x-note": "mine",
         **{k: list(v) if isinstance(v, tuple) else v for k, v in loaded.config.values().items()},
     }
+
+
+def test_the_resolved_file_is_safe_to_start_again(tmp_path: Path) -> None:
+    for words in (
+        ["overwrite_output_dir=true"],
+        ["resume_from_checkpoint=output/checkpoint-4"],
+        ["resume_from_checkpoint=none"],
+    ):
+        loaded = load(tmp_path, "", *words)
+        saved = yaml.safe_load(loaded.to_yaml())
+        assert saved["overwrite_output_dir"] is False
+        assert saved["resume_from_checkpoint"] == "auto"

@@ -29,6 +29,23 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
         ({"wsd_steady_steps": 5}, ("wsd_steady_steps", "lr_scheduler_type")),
         ({"warmup_steps": 10, "max_steps": 10}, ("warmup_steps", "max_steps")),
         ({"max_steps": 0}, ("max_steps", "num_train_epochs")),
+        ({"evaluation_strategy": "epoch"}, ("evaluation_strategy", "eval_dataset_path")),
+        ({"min_tokens": 9, "max_new_tokens": 8}, ("min_tokens", "max_new_tokens")),
+        ({"greater_is_better": True}, ("greater_is_better", "metric_for_best_model")),
+        (
+            {"greater_is_better": True, "metric_for_best_model": "perplexity"},
+            ("greater_is_better", "eval_perplexity"),
+        ),
+        (
+            {"greater_is_better": False, "metric_for_best_model": "accuracy"},
+            ("greater_is_better", "eval_accuracy"),
+        ),
+        ({"lr_scheduler": "cosine", "lr_scheduler_type": "linear"}, ("lr_scheduler:", "lr_scheduler_type")),
+        ({"lr_scheduler": "wsd:5", "wsd_steady_steps": 6}, ("lr_scheduler:", "wsd_steady_steps")),
+        ({"bf16": True, "compute_type": "fp32"}, ("bf16", "compute_type")),
+        ({"lora": True, "fine_tuning": "Full"}, ("lora", "fine_tuning")),
+        ({"no_cuda": True, "device": "gpu"}, ("no_cuda", "device")),
+        ({"pad_to_max_seqlen": 8192}, ("pad_to_max_seqlen", "max_seq_len")),
         (
             {"train_dataset_path": "a,b", "train_dataset_prob": "1.0"},
             ("train_dataset_prob", "train_dataset_path"),
@@ -54,6 +71,14 @@ def test_a_broken_rule_names_both_keys(values: dict[str, object], named: tuple[s
         {"evaluation_strategy": "steps", "eval_dataset_path": "b", "load_best_model_at_end": True},
         {"train_dataset_path": "a,b", "train_dataset_prob": "0.5,0.5", "train_dataset_type": "alpaca"},
         {"min_lr": 5e-5},
+        {"greater_is_better": False, "metric_for_best_model": "loss"},
+        {"greater_is_better": True, "metric_for_best_model": "accuracy"},
+        {"lr_scheduler": "Cosine", "lr_scheduler_type": "cosine"},
+        {"lr_scheduler": "wsd:5", "lr_scheduler_type": "wsd"},
+        {"bf16": True, "compute_type": "bf16"},
+        {"bf16": False, "compute_type": "fp32"},
+        {"pad_to_max_seqlen": 8192, "max_seq_len": 8192},
+        {"pad_to_max_seqlen": 1},
         {"warmup_steps": 9, "max_steps": 10},
         {"wsd_steady_steps": 5, "lr_scheduler_type": "wsd"},
     ],
@@ -65,6 +90,11 @@ def test_sound_combinations_pass(values: dict[str, object]) -> None:
 def test_rules_of_training_do_not_bind_other_verbs() -> None:
     values = {"model_name_or_path": "starter", "load_best_model_at_end": True}
     assert config_from_dict(values, "chat").config.evaluation.load_best_model_at_end
+
+
+def test_a_rule_of_generation_binds_every_verb() -> None:
+    with pytest.raises(ConfigError, match="min_tokens: 9 is above max_new_tokens: 8"):
+        config_from_dict({"model_name_or_path": "starter", "min_tokens": 9, "max_new_tokens": 8}, "chat")
 
 
 def test_no_rule_speaks_about_a_value_that_could_not_be_read() -> None:

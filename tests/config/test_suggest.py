@@ -5,6 +5,7 @@ import string
 
 import pytest
 
+from erniekit.config.aliases import ALIASES
 from erniekit.config.keys import declared_keys, upstream_keys
 from erniekit.config.suggest import SYNONYMS, edit_distance, suggest
 
@@ -60,6 +61,12 @@ def test_upstream_keys_are_suggested_too() -> None:
         ("LearningRate", "learning_rate"),
         ("max-seq-len", "max_seq_len"),
         ("warmup_step", "warmup_steps"),
+        ("gradient_checkpointing", "recompute"),
+        ("batch", "batch_size"),
+        ("per_device_batch_size", "per_device_train_batch_size"),
+        ("epochs", "num_train_epochs"),
+        ("model", "model_name_or_path"),
+        ("output", "output_dir"),
     ],
 )
 def test_other_ways_to_write_a_key(word: str, key: str) -> None:
@@ -71,8 +78,9 @@ def test_what_is_near_nothing_gets_no_suggestion() -> None:
 
 
 def test_synonyms_are_no_keys_and_mean_keys() -> None:
-    assert set(SYNONYMS.values()) <= set(declared_keys())
-    assert not set(SYNONYMS) & set(declared_keys())
+    known = {*declared_keys(), *upstream_keys(), *ALIASES}
+    assert set(SYNONYMS.values()) <= known
+    assert not set(SYNONYMS) & known
 
 
 @pytest.mark.parametrize(
