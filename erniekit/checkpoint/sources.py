@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from erniekit.checkpoint.download import download
+from erniekit.checkpoint.manifest import MANIFEST, verify
 from erniekit.checkpoint.presets import STARTER, find_preset, known_names, preset_hub_id
 from erniekit.checkpoint.starter import build_starter
 from erniekit.checkpoint.store import CheckpointStore
@@ -64,20 +65,35 @@ def looks_like_hub_id(name: str) -> bool:
 
 
 def resolve_checkpoint(folder: Path) -> Path:
-    """A model folder itself; of a run's folder the best checkpoint, else the latest.
+    """A model folder itself; of a run's folder the best checkpoint, else the latest; its weights verified.
 
     Raises:
         MissingModelError: the folder is neither.
+        CheckpointError: weights are not as a run wrote them; names the file and the newest good checkpoint.
     """
     if (folder / "config.json").is_file():
-        return folder
+        return _verified(folder)
     store = CheckpointStore(folder, save_total_limit=None)
     chosen = store.best() or store.latest()
     if chosen is None:
         raise MissingModelError(
             f"{folder} is no model folder (no config.json) and holds no checkpoint-<step>"
         )
-    return chosen.path
+    return _verified(chosen.path)
+
+
+def _verified(folder: Path) -> Path:
+    """The folder, when the weights are as its manifest says; other files may have been edited since."""
+    if (folder / MANIFEST).is_file():
+        try:
+            verify(folder, only=_is_weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {CheckpointStore(folder.parent).good_hint()}") from error
+    return folder
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.startswith("optimizer")
 
 
 def _spelt_alike(path: Path) -> list[str]:

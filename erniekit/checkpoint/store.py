@@ -97,7 +97,7 @@ class CheckpointStore:
         try:
             verify(path)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {CheckpointStore(path.parent)._good_hint()}") from error
+            raise CheckpointError(f"{error}; {CheckpointStore(path.parent).good_hint()}") from error
         return Checkpoint(int(match[1]), path)
 
     def latest(self) -> Checkpoint | None:
@@ -195,13 +195,14 @@ class CheckpointStore:
             self._point("latest", path)
         except (CheckpointError, OSError) as error:
             reason = str(error) if isinstance(error, CheckpointError) else str(explain(error, path))
-            raise CheckpointError(f"{reason}; {self._good_hint()}") from error
+            raise CheckpointError(f"{reason}; {self.good_hint()}") from error
         self._retire()
 
     def _point(self, pointer: str, path: Path) -> None:
         write_file_atomic(self.output_dir / pointer, f"{path.name}\n".encode())
 
-    def _good_hint(self) -> str:
+    def good_hint(self) -> str:
+        """What to go back to after an error, in words."""
         good = self.newest_good()
         return f"the newest good checkpoint is {good.path}" if good else "there is no good checkpoint yet"
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from erniekit.checkpoint import sources
+from erniekit.checkpoint.manifest import write_manifest
 from erniekit.checkpoint.sources import locate_model, resolve_checkpoint
 from erniekit.errors import CheckpointError, UnsupportedError
 
@@ -66,6 +67,25 @@ def test_run_folder_stands_for_best_else_latest(here: Path) -> None:
     (run / "best").write_text("checkpoint-2\n")
     assert resolve_checkpoint(run).name == "checkpoint-2"
     assert locate("run/checkpoint-10") == Path("run/checkpoint-10")
+
+
+def test_damaged_weights_of_a_run_are_refused_and_edited_files_are_not(here: Path) -> None:
+    run = here / "run"
+    for step in (1, 2):
+        folder = model(run / f"checkpoint-{step}")
+        (folder / "model.safetensors").write_bytes(bytes(100))
+        (folder / "optimizer.safetensors").write_bytes(bytes(100))
+        write_manifest(folder, number=step)
+    newest = run / "checkpoint-2"
+    (newest / "config.json").write_text("{}  ")
+    (newest / "optimizer.safetensors").write_bytes(b"not needed to answer a question")
+    assert resolve_checkpoint(run) == newest
+    (newest / "model.safetensors").write_bytes(bytes(99) + b"\x01")
+    for folder in (run, newest):
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint-2/model\.safetensors is damaged.*checkpoint-1$"
+        ):
+            resolve_checkpoint(folder)
 
 
 def test_folder_that_is_neither(here: Path) -> None:
