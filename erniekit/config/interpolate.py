@@ -66,10 +66,10 @@ def _refusal(
         if is_secret(name) and not is_secret(key):
             return f"{name} is a secret by its name, and runs save their configuration"
     characters, chain = _measure(key, referring, entries, known)
-    if characters > MAX_CHARACTERS:
-        return f"its references stand for more than {MAX_CHARACTERS:,} characters"
     if chain > MAX_CHAIN:
         return f"its references lead through more than {MAX_CHAIN} keys, or back to itself"
+    if characters > MAX_CHARACTERS:
+        return f"its references stand for more than {MAX_CHARACTERS:,} characters"
     return None
 
 
