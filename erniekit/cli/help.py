@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
-from erniekit.cli.commands import COMMANDS
+from erniekit.cli.commands import COMMANDS, NOT_BUILT
 from erniekit.errors import ConfigError
 
 HELP = "this list, or the usage of a command"
@@ -46,8 +46,14 @@ def usage_of(command: str) -> str:
         ConfigError: there is no such command.
     """
     if command not in COMMANDS:
-        raise ConfigError(f"there is no command {command}; see erniekit help")
+        from erniekit.config.suggest import nearest_word
+
+        near = nearest_word(command, COMMANDS)
+        hint = f"did you mean erniekit help {near}?" if near else "see erniekit help"
+        raise ConfigError(f"there is no command {command}; {hint}")
     module = COMMANDS[command][0]
     if find_spec(module) is None:
         raise ConfigError(f"erniekit {command} is missing from this installation; install ErnieKit again")
+    if command in NOT_BUILT:
+        return f"usage: erniekit {command}\n\n{COMMANDS[command][1]}\n\n{import_module(module).USAGE}"
     return str(import_module(module).USAGE)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from types import TracebackType
 
 from erniekit.cli.commands import COMMANDS
 from erniekit.errors import ErnieKitError
@@ -20,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         0 done, 1 the run failed, 2 the input is wrong, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a process of its own; a caller in Python gets what is unexpected as it is
+        sys.excepthook = _unexpected
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -45,7 +48,7 @@ def _dispatch(words: list[str]) -> int:
     module = COMMANDS[command][0]
     if module.endswith(".not_built"):
         rest = [command, *rest]
-    if command != "help" and any(word in HELP_WORDS for word in rest):
+    if any(word in HELP_WORDS for word in rest):
         rest, module = [command], "erniekit.cli.help"
     if module != "erniekit.cli.help":
         from erniekit.log import set_up_logging
@@ -61,6 +64,21 @@ def _unknown(command: str) -> int:
     near = nearest_word(command, COMMANDS)
     hint = f"did you mean erniekit {near}?" if near else "see erniekit help"
     return _told(ErnieKitError(f"there is no command {command}; {hint}"), WRONG_INPUT)
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tell a defect of ErnieKit: the traceback first, since nobody may be able to repeat it."""
+    sys.__excepthook__(kind, error, trace)
+    if not issubclass(kind, Exception):
+        return
+    reason = " ".join(str(error).split())[:200]
+    _told(
+        ErnieKitError(
+            f"unexpected {kind.__name__}{': ' if reason else ''}{reason}\n"
+            "This is a defect of ErnieKit, or of what it stands on. The traceback is above; report it "
+            "together with the output of erniekit doctor."
+        )
+    )
 
 
 def _told(error: ErnieKitError, code: int | None = None) -> int:

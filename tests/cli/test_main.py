@@ -46,3 +46,26 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     )
     assert done.stdout.startswith("<!--")
     assert done.stderr == ""
+
+
+def test_a_defect_is_told_with_its_traceback() -> None:
+    lines = [
+        "import sys, erniekit.cli.version as version, erniekit.cli.main as cli",
+        "def fail(argv): raise ZeroDivisionError('nothing [bold] to divide by')",
+        "version.run = fail",
+        "sys.argv = ['erniekit', 'version']",
+        "sys.exit(cli.main())",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    traceback, message = done.stderr.split("error: unexpected ", 1)
+    assert traceback.startswith("Traceback") and "in fail" in traceback
+    assert message.startswith("ZeroDivisionError: nothing [bold] to divide by")
+    assert "erniekit doctor" in message and "traceback is above" in message.replace("\n", " ")
