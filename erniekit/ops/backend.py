@@ -8,7 +8,7 @@ Paddle's CPU build has no arithmetic in bf16, only storage. Operators therefore 
 on a CPU: `to_arithmetic` at the entrance and `to_storage` at the exit of an operator are the
 lines where precision changes. On a GPU, and for fp32 everywhere, both return their argument.
 
-The CPU versions are PyLayers with gradients by hand. Paddle 3.3.1 frees what a PyLayer saved in
+Most CPU versions are PyLayers with gradients by hand. Paddle 3.3.1 frees what a PyLayer saved in
 its first backward pass whatever `retain_graph` says, and a second one over the same graph ends
 the process: call `backward` once for each forward pass.
 """
@@ -35,8 +35,8 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "swiglu": {
         "reference": "erniekit.ops.swiglu:swiglu_reference",
-        "cpu": "erniekit.ops.swiglu:swiglu_cpu",
-        "gpu": "erniekit.ops.swiglu:swiglu_gpu",
+        "cpu": "erniekit.ops.swiglu:swiglu_fused",
+        "gpu": "erniekit.ops.swiglu:swiglu_fused",
     },
 }
 

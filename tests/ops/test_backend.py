@@ -10,7 +10,7 @@ from erniekit.ops import attention_cpu, backend
 from erniekit.ops.attention import attention_reference, visibility
 from erniekit.ops.norm import rms_norm_cpu, rms_norm_reference
 from erniekit.ops.rope import rotate_cpu, rotate_reference, rotations
-from erniekit.ops.swiglu import swiglu_cpu, swiglu_reference
+from erniekit.ops.swiglu import swiglu_fused, swiglu_reference
 
 COMPARED = {"attention", "rms_norm", "rotate", "swiglu"}
 
@@ -86,7 +86,7 @@ def test_rotate(dtype, tolerance):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_swiglu(scale, dtype, tolerance):
     inputs = [normal(3, 5, 14, scale=scale)]
-    compare(swiglu_cpu, swiglu_reference, inputs, dtype=dtype, tolerance=tolerance)
+    compare(swiglu_fused, swiglu_reference, inputs, dtype=dtype, tolerance=tolerance)
 
 
 def starts_of(rows, width):
