@@ -22,6 +22,16 @@ class DataReport:
     bad_rows: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
+    @property
+    def trained_share(self) -> float:
+        """Share of the tokens that are trained on."""
+        return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    @property
+    def typical_length(self) -> float:
+        """Tokens of the sample that a token belongs to, on average over tokens."""
+        return sum(length * length for length in self.lengths) / max(1, sum(self.lengths))
+
     def note_bad(self, message: str) -> None:
         """Count a row that is no row; the first ones are listed."""
         self.bad += 1
@@ -30,9 +40,9 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The summary for people."""
-        share = self.trained_tokens / self.tokens if self.tokens else 0.0
         lines = [
-            f"{self.rows} rows, {self.samples} samples, {self.tokens} tokens, {share:.0%} of them trained on"
+            f"{self.rows} rows, {self.samples} samples, {self.tokens} tokens, "
+            f"{self.trained_share:.0%} of them trained on"
         ]
         if self.lengths:
             low, middle, high = (int(v) for v in np.percentile(self.lengths, [5, 50, 95]))

@@ -23,7 +23,9 @@ from erniekit.data.pipeline import (
     open_train_samples,
 )
 from erniekit.data.reader import SampleReader, open_reader
+from erniekit.data.report import DataReport
 from erniekit.data.tokenizer import Tokenizer
+from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
 from erniekit.models.registry import load_family
 from erniekit.optim.build import build_optimizer
@@ -42,8 +44,6 @@ from erniekit.train.trainer import Trainer, memory_items
 if TYPE_CHECKING:
     from erniekit.config.load import LoadedConfig
 
-# A backward pass costs twice the forward pass: gradients to the input and to the weight.
-FORWARD_AND_BACKWARD = 3
 # Sections that decide what a run computes: a run continues only when none of their keys changed,
 # but for those that change when or how fast something happens.
 DECIDING = ("model", "train_data", "eval_data", "sequences", "batch", "optimizer", "schedule", "evaluation")
@@ -77,7 +77,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
     start = run_folder.start_from
     built = _build_model(config, start.path if start else folder, resumed=start is not None)
-    trainer = _build_trainer(config, run_folder, built, loader, held_out, reader.tokenizer, folder)
+    trainer = _build_trainer(config, run_folder, built, loader, held_out, reader, samples.report, folder)
     if start is not None:
         trainer.resume(
             start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer"))
@@ -200,7 +200,8 @@ def _build_trainer(
     built: assemble.Assembled,
     loader: Any,
     held_out: EvalSamples | None,
-    tokenizer: Tokenizer,
+    reader: SampleReader,
+    report: DataReport,
     source: Path,
 ) -> Trainer:
     batch, model = config.batch, config.model
@@ -210,7 +211,12 @@ def _build_trainer(
     objective = _objective(config)
     reporting = asdict(config.reporting)
     policy = NonFinitePolicy(**{key: reporting.pop(key) for key in ("on_nonfinite", "max_skipped_steps")})
-    flops = built.config.flops_per_token(config.sequences.max_seq_len) * FORWARD_AND_BACKWARD
+    flops = training_flops(
+        built.config,
+        attended=report.typical_length,
+        labelled_share=report.trained_share if model.use_sparse_head_and_loss_fn else 1.0,
+        trained_share=built.num_trained / built.num_parameters,
+    )
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
         evaluate_now = lambda: evaluate(built.model, _batches(config, held_out), objective)  # noqa: E731
@@ -226,7 +232,7 @@ def _build_trainer(
         saving=SavingPlan(**asdict(config.saving)),
         nonfinite=policy,
         evaluate=evaluate_now,
-        write_model_files=lambda folder: write_model_files(folder, built, tokenizer, source),
+        write_model_files=lambda folder: write_model_files(folder, built, reader.tokenizer, source),
         model_items=lambda: load_family(built.config).save_layout(
             memory_items(built.model), built.config, "hf"
         ),

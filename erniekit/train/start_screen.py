@@ -95,14 +95,13 @@ def _essentials(
 
 def _memory(config: Config, built: Assembled, report: DataReport, *, on_cpu: bool) -> dict[str, int]:
     sequences = config.sequences
-    typical = sum(length * length for length in report.lengths) / max(1, sum(report.lengths))
     return training_memory(
         built.config,
         num_trained=built.num_trained,
         compute_type=built.compute_dtype,
         rows=config.batch.per_device_train_batch_size,
         seq_len=sequences.max_seq_len if sequences.packing else max(report.lengths, default=1),
-        attended=min(typical, sequences.max_seq_len),
+        attended=min(report.typical_length, sequences.max_seq_len),
         logits_rows=config.model.loss_subbatch_seqlen,
         on_cpu=on_cpu,
         micro_batches=config.batch.gradient_accumulation_steps,
