@@ -9,6 +9,7 @@ from erniekit.config.aliases import SWITCHES
 from erniekit.config.coerce import type_words
 from erniekit.config.entries import COMMAND_LINE, Entry, Problem, Source
 from erniekit.config.files import parse_value
+from erniekit.config.hidden import is_secret
 from erniekit.config.keys import declared_keys
 from erniekit.errors import ConfigError
 
@@ -41,6 +42,8 @@ def read_overrides(words: Sequence[str]) -> tuple[list[Entry], list[Problem]]:
             text = value
         else:
             problems.append(Problem(source, f"{word}: write key=value, --key value or --key=value"))
+            if is_secret(word) and rest and not is_override(rest[0]):
+                rest.pop(0)  # most likely its value, which must not be told
             continue
         key = key if key.startswith("x-") else key.replace("-", "_")
         try:

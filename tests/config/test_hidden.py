@@ -19,6 +19,8 @@ SECRET = "s3cr3t-of-mine"
     [
         f"wandb_api_kye: {SECRET}\n",
         f"hf_token: {SECRET}\n",
+        f"hf_tokn: {SECRET}\n",
+        f"my_pasword: {SECRET}\n",
         f"AWS_SECRET_ACCESS: [{SECRET}]\n",
         f"wandb: {{api_key: {SECRET}, seed: 1}}\n",
         f"hub: {{password: {SECRET}}}\n",
@@ -32,7 +34,7 @@ SECRET = "s3cr3t-of-mine"
 )
 def test_a_secret_is_in_no_message(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EK_TEST_TOKEN", SECRET)
-    for words in ([], ["learning_rate=fast"]):
+    for words in ([], ["learning_rate=fast"], ["wandb_api_key", SECRET], ["--hub_tokne", SECRET]):
         with pytest.raises(ErnieKitError) as caught:
             load_config(write(tmp_path, LEAST + text), words, verb="train")
         assert SECRET not in str(caught.value)

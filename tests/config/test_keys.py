@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from erniekit.config.load import load_config
 from erniekit.errors import UnsupportedError
-from tests.config.loading import load
+from tests.config.loading import load, write
 
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
@@ -48,7 +49,12 @@ def test_recompute_is_not_built_for_training_and_without_effect_elsewhere(tmp_pa
         assert load(tmp_path, f"{key}: False\n", verb=verb).notices == []
     for verb in ("eval", "chat", "export"):
         (notice,) = load(tmp_path, f"eval_dataset_path: a\n{key}: true\n", verb=verb).notices
-        assert notice == f"{key}: recomputation of activations: not built yet, and not needed by {verb}"
+        assert notice == f"{key}: recomputation of activations: not built yet, and only needed to train"
+
+
+def test_a_file_without_training_data_may_ask_to_recompute(tmp_path: Path) -> None:
+    path = write(tmp_path, "model_name_or_path: starter\neval_dataset_path: a\nrecompute: True\n")
+    assert len(load_config(path, verb="check").notices) == 1
 
 
 @pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer", "release_grads"])
