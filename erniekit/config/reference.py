@@ -18,7 +18,8 @@ A configuration is a flat YAML or JSON file; the words after it on a command lin
 serve all commands. Values may refer to others (`output_dir: ./runs/${run_name}`) and to the
 environment (`${oc.env:HOME}`). Keys that start with `x-` are free for notes. Aliases and `<<: *name`
 work as in any YAML. The value of a key whose name is that of a secret (key, token, secret, password)
-is neither shown nor saved; secrets belong in the environment. `erniekit config check` reports all mistakes of a file at once; `erniekit config show` tells where each value comes from.
+is neither shown nor saved; secrets belong in the environment. `erniekit config check` reports all
+mistakes of a file at once; `erniekit config show` tells where each value comes from.
 """
 
 _DEFAULTS = """
