@@ -53,10 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     work = Work(str(folder), work.batch, work.length, work.steps)
     interpreters = {"erniekit": sys.executable} | ({"peer": options.peer} if options.peer else {})
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in interpreters}
+    load = os.getloadavg()[0]
     for _ in range(options.rounds):
         for side, python in interpreters.items():
             rounds[side].append(_run_worker(python, side, work))
-    return _report(work, rounds)
+    return _report(work, rounds, load=load)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,11 +86,12 @@ def _run_worker(python: str, side: str, work: Work) -> dict[str, Any]:
     raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
 
 
-def _report(work: Work, rounds: dict[str, list[dict[str, Any]]]) -> int:
+def _report(work: Work, rounds: dict[str, list[dict[str, Any]]], *, load: float) -> int:
     from erniekit.cli.machine import cores, processor
 
     model, instruction_sets = processor()
     _say(f"machine: {model}, {cores()[1]:g} cores usable, {' '.join(instruction_sets)}")
+    _say(f"load average before: {load:.1f} (other work on the machine makes the figures worthless)")
     _say(f"step: {work.batch} x {work.length} tokens, fp32, all parameters; {work.folder}")
     tokens = work.batch * work.length
     medians = {}

@@ -3,7 +3,9 @@
 import ast
 import re
 
-from tests.house.sources import ROOT, Source, package_sources
+from setuptools import find_packages
+
+from tests.house.sources import PACKAGE, ROOT, Source, package_sources
 
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base", "manager"}
 MOST_LINES = 500
@@ -61,6 +63,26 @@ def test_no_file_is_named_after_nothing() -> None:
     wrong = [source.name for source in sources if source.path.stem in FORBIDDEN_NAMES]
     wrong += [source.name for source in sources if set(source.path.parts) & FORBIDDEN_NAMES]
     assert wrong == []
+
+
+def test_every_room_is_packaged() -> None:
+    """A folder without `__init__.py` works in a clone and is missing from an installed package."""
+    packages = set(find_packages(str(ROOT), include=["erniekit", "erniekit.*"]))
+    folders = {
+        source.module if source.path.name == "__init__.py" else source.module.rpartition(".")[0]
+        for source in package_sources()
+    }
+    assert folders - packages == set()
+    assert len(packages) >= 14
+
+
+def test_data_files_are_packaged() -> None:
+    declared = re.search(r"package_data=\{\"erniekit\": \[(.*?)\]", (ROOT / "setup.py").read_text("utf-8"))
+    assert declared is not None
+    suffixes = set(re.findall(r"\*(\.\w+)", declared[1]))
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {path.suffix for path in files} - suffixes <= {".py"}
+    assert len(files) > 100
 
 
 def test_every_file_says_why_it_exists() -> None:
