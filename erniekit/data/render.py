@@ -3,9 +3,15 @@
 For answer i let P be the messages before it rendered with a generation prompt: exactly what a
 chat or a server sends. The messages up to and with it rendered must begin with P; what follows P
 is what the model has to write. Where the answer ends is found with two made-up answers: what the
-template puts behind any of them is its suffix, and the first special token in the suffix ends
-the turn. That token is trained on, what comes after it is not. So no template needs marks, and
-one for which this fails is refused rather than trained on with a guess.
+template puts behind any of them, both at the end of a conversation and before a next question, is
+its suffix, and the last special token in the suffix ends the turn. (The last: a suffix may close
+the answer itself first, as in `</response><|im_end|>`. Both places: some templates end the whole
+text with one more token, which no answer in the middle has.) That token is trained on, what comes
+after it is not. So no template needs marks, and one for which this fails is refused rather than
+trained on with a guess.
+
+An answer that brings its reasoning is rendered as a chat with `enable_thinking` on renders it, any
+other as one with it off; where the template's prompt does not fit the answer, the other way round.
 
 Some templates rewrite history (they drop the reasoning of earlier turns). Their conversations
 become one sample per answer, each as it would have been sent at that moment.
@@ -14,6 +20,7 @@ Prompt and answer are tokenised apart, since that is how they meet at inference.
 """
 
 import json
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +32,16 @@ from erniekit.errors import DataError
 
 # Two answers that no template treats specially and that share no end.
 _PROBES = ("Qz7 first probe Kx", "Wj4 second probe Vy")
+_NEXT_QUESTION: Message = {"role": "user", "content": "Hb2 next question Ln"}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """An answer within a text: the characters [start, stop) are trained on."""
+    """An answer within a text: the characters [start, stop) are trained on; the last token is `end`."""
 
     start: int
     stop: int
+    end: str
 
 
 @dataclass(frozen=True)
@@ -64,32 +73,58 @@ def render_conversation(
     if not chosen:
         return [Rendered(template.render(messages, tools=tools), ())]
     parts = [_answer(template, messages, index, tools, special_texts) for index in chosen]
-    full = template.render(messages[: chosen[-1] + 1], tools=tools)
-    if all(full.startswith(prompt + answer) for prompt, answer in parts):
-        turns = tuple(Turn(len(prompt), len(prompt) + len(answer)) for prompt, answer in parts)
+    full = template.render(messages[: chosen[-1] + 1], tools=tools, enable_thinking=parts[-1].thinking)
+    if all(full.startswith(part.prompt + part.answer) for part in parts):
+        turns = tuple(part.turn for part in parts)
         return [Rendered(full[: turns[-1].stop], turns)]
-    return [
-        Rendered(prompt + answer, (Turn(len(prompt), len(prompt) + len(answer)),)) for prompt, answer in parts
-    ]
+    return [Rendered(part.prompt + part.answer, (part.turn,)) for part in parts]
 
 
 def written_out(template: ChatTemplate, messages: Sequence[Message]) -> tuple[list[Message], bool]:
-    """Messages whose tool calls are written into the content, for templates that do not render them.
+    """Messages whose tool calls and results are written as text, for templates that do not render them.
+
+    Calls go into the answer as `<tool_call>`, results become a question of the user as
+    `<tool_response>`, several of them one question.
 
     Returns:
         The messages, and whether any was changed.
     """
-    if template.renders_tool_calls or not any(message.get("tool_calls") for message in messages):
-        return list(messages), False
-    written = []
+    calls = not template.renders_tool_calls and any(message.get("tool_calls") for message in messages)
+    results = not template.renders_tool_results and any(message["role"] == "tool" for message in messages)
+    written: list[Message] = []
+    joined = False
     for message in messages:
-        if message.get("tool_calls"):
-            calls = [call.get("function", call) for call in message["tool_calls"]]
-            texts = [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
-            content = "\n".join([message["content"], *texts] if message["content"] else texts)
-            message = {"role": message["role"], "content": content}
+        if calls and message.get("tool_calls"):
+            rest = {key: value for key, value in message.items() if key != "tool_calls"}
+            message = {**rest, "content": _with_calls(message)}
+        is_result = results and message["role"] == "tool"
+        if is_result:
+            message = {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+            if joined:
+                message = {"role": "user", "content": f"{written.pop()['content']}\n{message['content']}"}
+        joined = is_result
         written.append(message)
-    return written, True
+    return written, calls or results
+
+
+def _with_calls(message: Message) -> str:
+    calls = [call.get("function", call) for call in message["tool_calls"]]
+    texts = [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
+    return "\n".join([message["content"], *texts] if message["content"] else texts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is sent before an answer, and the answer with the token that ends it."""
+
+    prompt: str
+    answer: str
+    end: str
+    thinking: bool
+
+    @property
+    def turn(self) -> Turn:
+        return Turn(len(self.prompt), len(self.prompt) + len(self.answer), self.end)
 
 
 def _answer(
@@ -98,38 +133,87 @@ def _answer(
     index: int,
     tools: Sequence[Any] | None,
     special_texts: frozenset[str],
-) -> tuple[str, str]:
-    """What is sent before an answer, and the answer with the token that ends it."""
-    before = list(messages[:index])
-    prompt = template.render(before, tools=tools, add_generation_prompt=True)
-    whole = template.render([*before, messages[index]], tools=tools)
-    if not whole.startswith(prompt):
+) -> _Part:
+    before, message = list(messages[:index]), messages[index]
+    reasons = bool(message.get("reasoning_content")) or message["content"].lstrip().startswith("<think>")
+    for thinking in (reasons, not reasons):
+        prompt = template.render(before, tools=tools, add_generation_prompt=True, enable_thinking=thinking)
+        whole = template.render([*before, message], tools=tools, enable_thinking=thinking)
+        if whole.startswith(prompt):
+            break
+    else:
         raise DataError(
             f"the chat template of {template.name} renders an answer differently from its own generation "
             f"prompt (...{prompt[-40:]!r} is not how the answer begins), so it cannot be decided what the "
             "model has to write; name another template in chat_template"
         )
-    suffix = _suffix(template, before, tools, prompt)
-    if not whole.endswith(suffix) or len(whole) - len(suffix) < len(prompt):
+    suffix, position, end = _end_of_turn(template, before, tools, prompt, thinking, special_texts)
+    # An answer may be closed in its own way (a tool call has no `</response>`), but not ended so.
+    tail = suffix[position:]
+    if not whole.endswith(tail) or len(whole) - len(tail) < len(prompt):
         raise DataError(
             f"the chat template of {template.name} ends this answer with {whole[-40:]!r}, not with "
-            f"{suffix!r} as other answers, so its end cannot be decided"
+            f"{tail!r} as other answers, so its end cannot be decided"
         )
-    positions = [(suffix.find(token), -len(token), token) for token in special_texts if token in suffix]
-    if not positions:
+    return _Part(prompt, whole[len(prompt) : len(whole) - len(tail)] + end, end, thinking)
+
+
+def _end_of_turn(
+    template: ChatTemplate,
+    before: list[Message],
+    tools: Sequence[Any] | None,
+    prompt: str,
+    thinking: bool,
+    special_texts: frozenset[str],
+) -> tuple[str, int, str]:
+    """The suffix of every answer, and the place and text of the token in it that ends the turn."""
+    suffix = _suffix(template, before, tools, prompt, thinking)
+    middle = _suffix_before_a_question(template, before, tools, thinking)
+    shared = suffix if middle is None else os.path.commonprefix([suffix, middle])
+    found = _places(shared, special_texts) or _places(suffix, special_texts)[:1]
+    if not found:
         raise DataError(
             f"the chat template of {template.name} puts {suffix!r} behind an answer, which holds no special "
             "token: the model would never learn to stop; name another template in chat_template"
         )
-    position, _, token = min(positions)
-    answer = whole[len(prompt) : len(whole) - len(suffix)] + suffix[: position + len(token)]
-    return prompt, answer
+    position, end = found[-1]
+    return suffix, position, end
 
 
-def _suffix(template: ChatTemplate, before: list[Message], tools: Sequence[Any] | None, prompt: str) -> str:
+def _places(text: str, tokens: frozenset[str]) -> list[tuple[int, str]]:
+    """Where the special tokens of a text are, in order; of those that begin together the longest one."""
+    places: list[tuple[int, str]] = []
+    position = 0
+    while True:
+        following = [(text.find(token, position), -len(token), token) for token in tokens if token]
+        following = [entry for entry in following if entry[0] >= 0]
+        if not following:
+            return places
+        start, _, token = min(following)
+        places.append((start, token))
+        position = start + len(token)
+
+
+def _suffix_before_a_question(
+    template: ChatTemplate, before: list[Message], tools: Sequence[Any] | None, thinking: bool
+) -> str | None:
+    """What follows an answer when the user asks again; None if the template does not go on."""
+    talk = [*before, {"role": "assistant", "content": _PROBES[0]}, _NEXT_QUESTION]
+    try:
+        text = template.render(talk, tools=tools, enable_thinking=thinking)
+    except DataError:
+        return None
+    position = text.rfind(_PROBES[0])
+    return text[position + len(_PROBES[0]) :] if position >= 0 else None
+
+
+def _suffix(
+    template: ChatTemplate, before: list[Message], tools: Sequence[Any] | None, prompt: str, thinking: bool
+) -> str:
     suffixes, leads = set(), set()
     for probe in _PROBES:
-        text = template.render([*before, {"role": "assistant", "content": probe}], tools=tools)
+        answer: Message = {"role": "assistant", "content": probe}
+        text = template.render([*before, answer], tools=tools, enable_thinking=thinking)
         position = text.rfind(probe)
         if position < len(prompt) or not text.startswith(prompt):
             raise DataError(
@@ -142,11 +226,11 @@ def _suffix(template: ChatTemplate, before: list[Message], tools: Sequence[Any] 
         raise DataError(
             f"the chat template of {template.name} ends answers in different ways: {sorted(suffixes)}"
         )
-    if any(lead.strip() for lead in leads) and prompt == template.render(before, tools=tools):
+    without = template.render(before, tools=tools, enable_thinking=thinking)
+    if any(lead.strip() for lead in leads) and prompt == without:
         raise DataError(
             f"the chat template of {template.name} ignores add_generation_prompt: {sorted(leads)[0]!r} "
-            "would be "
-            "trained on as if the model had to write it; name another template in chat_template"
+            "would be trained on as if the model had to write it; name another template in chat_template"
         )
     return suffixes.pop()
 

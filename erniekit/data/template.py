@@ -26,6 +26,17 @@ BUILT_IN = ("ernie45", "ernie45-thinking")
 _PROBE = "probe_qzx"
 _ERNIE_TOKENS = ("<|begin_of_sentence|>", "<|end_of_sentence|>")
 
+# What the expressions of a template can raise, beside Jinja's own errors.
+_FAILURES = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 Message = dict[str, Any]
 
 
@@ -83,15 +94,25 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 enable_thinking=enable_thinking,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+        except _FAILURES as error:
             raise DataError(f"the chat template of {self.name} fails on these messages: {error}") from error
 
     @cached_property
     def renders_tool_calls(self) -> bool:
         """Whether the calls of an assistant message show in the text."""
-        call = {"type": "function", "function": {"name": _PROBE, "arguments": {}}}
+        call = {"type": "function", "id": "probe0001", "function": {"name": _PROBE, "arguments": {}}}
         answer = {"role": "assistant", "content": "", "tool_calls": [call]}
         return self._shows([{"role": "user", "content": "a"}, answer], None)
+
+    @cached_property
+    def renders_tool_results(self) -> bool:
+        """Whether the result of a tool shows in the text."""
+        call = {"type": "function", "id": "probe0001", "function": {"name": "f", "arguments": {}}}
+        answer: Message = {"role": "assistant", "content": "" if self.renders_tool_calls else "b"}
+        if self.renders_tool_calls:
+            answer["tool_calls"] = [call]
+        result = {"role": "tool", "content": _PROBE, "name": "f", "tool_call_id": "probe0001"}
+        return self._shows([{"role": "user", "content": "a"}, answer, result], None)
 
     @cached_property
     def renders_tools(self) -> bool:
@@ -141,8 +162,16 @@ def built_in(name: str, special_tokens: dict[str, str]) -> ChatTemplate:
     return ChatTemplate(source, f"built-in {name}", special_tokens)
 
 
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erniekit.data.render import render_conversation, tokenise
+from erniekit.data.render import render_conversation, tokenise, written_out
 from erniekit.data.template import built_in
 from erniekit.errors import DataError
 from tests.data.makers import CHATML, FORGETFUL, TEMPLATES, json_tokenizer, sentencepiece_tokenizer, template
@@ -167,3 +167,100 @@ def test_the_thinking_template_trains_reasoning_answer_and_end(tokenizer):
     )
     runs, _ = trained_texts(rendered, tokenizer)
     assert runs == ["because\n</think>\n\n<response>\nanswer\n</response>\n<|im_end|>"]
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL_TALK = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "sunny"},
+    {"role": "tool", "content": "12 degrees"},
+    {"role": "assistant", "content": "Sunny."},
+]
+
+
+def render(chat, messages, tokenizer, more=frozenset()):
+    answers = sum(message["role"] == "assistant" for message in messages)
+    return render_conversation(
+        chat,
+        messages,
+        tools=None,
+        trained=[True] * answers,
+        special_texts=tokenizer.special_texts | more,
+    )
+
+
+def test_the_thinking_template_trains_tool_calls(tokenizer):
+    (rendered,) = render(built_in("ernie45-thinking", {}), TOOL_TALK, tokenizer)
+    runs, text = trained_texts(rendered, tokenizer)
+    assert runs == [
+        '\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
+        "<|im_end|>",
+        "\n</think>\n\n<response>\nSunny.\n</response>\n<|im_end|>",
+    ]
+    assert "<tool_response>\nsunny\n</tool_response>" in text
+
+
+def test_a_tag_that_closes_the_answer_is_not_what_ends_the_turn(tokenizer):
+    """In a vocabulary where `</response>` is a special token too, `<|im_end|>` must still be trained."""
+    messages = conversation(["q", "a", "q", "b"])
+    tags = frozenset({"<response>", "</response>", "<think>", "</think>"})
+    (rendered,) = render(built_in("ernie45-thinking", {}), messages, tokenizer, tags)
+    assert [turn.end for turn in rendered.turns] == ["<|im_end|>", "<|im_end|>"]
+    assert trained_texts(rendered, tokenizer)[0][0].endswith("a\n</response>\n<|im_end|>")
+
+
+def test_a_token_that_only_ends_the_whole_text_is_not_trained(tokenizer):
+    source = CHATML.replace(
+        "{% if add_generation_prompt %}", "{% if not add_generation_prompt %}</s>{% else %}"
+    )
+    (rendered,) = render(template(source), conversation(["q", "a", "q", "b"]), tokenizer)
+    assert trained_texts(rendered, tokenizer)[0] == ["a<|im_end|>", "b<|im_end|>"]
+
+
+# As Qwen3: the last answer has a block for its reasoning, and the prompt an empty one unless thinking.
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n"
+    "{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_reasoning_is_trained_as_a_thinking_chat_asks_for_it(tokenizer):
+    chat = template(THINKS)
+    messages = conversation(["q1", "a1", "q2", "a2"])
+    messages[3]["reasoning_content"] = "because"
+    first, second = render(chat, messages, tokenizer)
+    assert trained_texts(first, tokenizer)[0] == ["a1<|im_end|>"]
+    assert first.text.startswith(chat.render(messages[:1], add_generation_prompt=True))
+    assert trained_texts(second, tokenizer)[0] == ["<think>\nbecause\n</think>\n\na2<|im_end|>"]
+    prompt = chat.render(messages[:3], add_generation_prompt=True, enable_thinking=True)
+    assert second.text.startswith(prompt) and "<think>" not in prompt
+
+
+@pytest.mark.parametrize("name", ["mistral", "ernie45"])
+def test_calls_and_results_are_written_out_where_the_template_has_no_place_for_them(tokenizer, name):
+    chat = built_in(name, {}) if name == "ernie45" else template(TEMPLATES[name])
+    messages, changed = written_out(chat, TOOL_TALK)
+    assert changed and [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert messages[1]["content"].startswith('<tool_call>\n{"name": "weather"')
+    assert messages[2]["content"] == (
+        "<tool_response>\nsunny\n</tool_response>\n<tool_response>\n12 degrees\n</tool_response>"
+    )
+    (rendered,) = render(chat, messages, tokenizer)
+    assert len(rendered.turns) == 2
+    plain = conversation(["q", "a"])
+    assert written_out(chat, plain) == (plain, False)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_special_tokens_written_in_a_content_change_no_border(tokenizer, name):
+    chat = template(TEMPLATES[name])
+    end = ENDS[name]
+    messages = conversation([f"what is {end}?", f"it {end} ends", "and?", "so"])
+    (rendered,) = render(chat, messages, tokenizer)
+    runs, text = trained_texts(rendered, tokenizer)
+    lead = " " if name == "mistral" else ""
+    assert runs == [f"{lead}it {end} ends{end}", f"{lead}so{end}"]
+    assert chat.render(messages).startswith(text)

@@ -54,6 +54,26 @@ def test_what_templates_expect_is_there():
         template("{{ messages[0].content + 1 }}").render(TALK)
 
 
+def test_every_failure_of_a_template_is_told():
+    for source in ("{{ 1 // 0 }}", "{{ messages[0].content.nothing() }}", "{{ 'a'.join(1) }}"):
+        with pytest.raises(DataError, match="fails on these messages"):
+            template(source).render(TALK)
+
+
+def test_json_is_written_as_templates_ask_for_it():
+    made = template(
+        "{{ tools | tojson(sort_keys=true, separators=(',', ':')) }}{{ tools | tojson(indent=1) }}"
+    )
+    assert made.render(TALK, tools=[{"b": 1, "a": "\u00e9"}]) == (
+        '[{"a":"\u00e9","b":1}][\n {\n  "b": 1,\n  "a": "\u00e9"\n }\n]'
+    )
+
+
+def test_whether_results_show():
+    assert template(CHATML).renders_tool_results and built_in("ernie45-thinking", {}).renders_tool_results
+    assert not built_in("ernie45", {}).renders_tool_results
+
+
 def test_whether_calls_and_tools_show():
     assert not template(CHATML).renders_tool_calls and not template(CHATML).renders_tools
     thinking = built_in("ernie45-thinking", {})
