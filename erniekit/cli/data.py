@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
 
 def _with_data(words: list[str]) -> list[str]:
     """A data file in place of a configuration becomes the key that names it."""
-    from erniekit.data.rows import SUFFIXES
+    from erniekit.data.sources import SUFFIXES
 
     name = words[0].removesuffix(".gz")
     is_config = words[0].endswith((".yaml", ".yml"))
@@ -83,7 +83,9 @@ def _preview(words: list[str], count: int, *, held_out: bool) -> int:
         samples = open_train_samples(reader, config.run.seed, **asdict(config.train_data))
         report, shown = samples.report, samples.first_samples(count)
     for sample in shown:
-        console.print(sample_text(sample, reader.tokenizer, most_tokens=400))
+        # Without colour (a pipe, a file, NO_COLOR) the mask is shown by brackets.
+        colours = console.is_terminal and not console.no_color
+        console.print(sample_text(sample, reader.tokenizer, most_tokens=400, colours=colours))
         console.print()
     for line in report.lines():
         console.print(line, markup=False)

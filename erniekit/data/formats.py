@@ -46,22 +46,23 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 def read_erniekit(row: Mapping[str, Any]) -> Conversation:
     """src/tgt lists; the older `is_system: 1` makes the first src the system message."""
-    sources, targets = _texts(row, "src"), _texts(row, "tgt")
+    sources, targets = _texts(row, "src"), _texts(row, "tgt", may_begin_empty=bool(row.get("is_system")))
     system = _optional_text(row, "system")
+    num_given = len(targets)
     if row.get("is_system"):
         system, sources = sources[0], sources[1:]
-        if len(targets) == len(sources) + 1:
-            targets = targets[1:]
+        # Some files answer the system message too, with nothing or with a greeting.
+        targets = targets[len(targets) - len(sources) :] if num_given == len(sources) + 1 else targets
+        if not sources:
+            raise RowError("is_system is set and src has only the system message; a question must follow")
+        if not targets[0].strip():
+            raise RowError("tgt, turn 1 is empty")
     if len(sources) != len(targets):
         raise RowError(f"src has {len(sources)} turns and tgt {len(targets)}; they must be as many")
     label = row.get("label")
-    if label is None:
-        trained = [True] * len(targets)
-    else:
-        values = label if isinstance(label, list) else [label]
-        if len(values) != len(targets) or not all(value in (0, 1, True, False) for value in values):
-            raise RowError(f"label is {label!r}; it must be one 0 or 1 for each of the {len(targets)} turns")
-        trained = [bool(value) for value in values]
+    if isinstance(label, list) and len(label) == num_given:
+        label = label[num_given - len(targets) :]
+    trained = _flags(label, len(targets), "turns")
     messages = [{"role": "system", "content": system}] if system else []
     for source, target in zip(sources, targets, strict=True):
         messages += [{"role": "user", "content": source}, {"role": "assistant", "content": target}]
@@ -99,37 +100,75 @@ def read_messages(row: Mapping[str, Any]) -> Conversation:
         raise RowError("messages must be a list of {role, content} and hold at least one")
     messages, trained = [], []
     for number, message in enumerate(given, start=1):
-        if not isinstance(message, Mapping):
-            raise RowError(
-                f"message {number} is {type(message).__name__}; it must be a mapping with role and content"
-            )
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise RowError(f"message {number}: role {role!r} is not one of {', '.join(_ROLES)}")
-        calls = message.get("tool_calls") or None
-        if content is None and calls:
-            content = ""
-        if not isinstance(content, str):
-            raise RowError(
-                f"message {number} ({role}): content is {type(content).__name__}, it must be a text"
-            )
-        if not content.strip() and not calls:
-            raise RowError(f"message {number} ({role}): content is empty")
-        clean = {"role": role, "content": content}
-        for key in ("tool_calls", "reasoning_content", "name", "tool_call_id"):
-            if message.get(key):
-                clean[key] = message[key]
+        clean = _message(message, f"message {number}")
         messages.append(clean)
-        if role == "assistant":
-            trained.append(bool(message.get("label", message.get("weight", 1))))
+        if clean["role"] == "assistant":
+            where = f"message {number}: label"
+            trained.append(_flag(message.get("label", message.get("weight")), where))
     label = row.get("label")
     if label is not None:
-        if not isinstance(label, list) or len(label) != len(trained):
-            raise RowError(
-                f"label is {label!r}; it must be one 0 or 1 for each of the {len(trained)} assistant messages"
-            )
-        trained = [bool(value) for value in label]
+        trained = _flags(label, len(trained), "assistant messages")
     return _ordered(Conversation(messages, trained, _tools(row)))
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RowError(f"{where} is {type(message).__name__}; it must be a mapping with role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise RowError(f"{where}: role {role!r} is not one of {', '.join(_ROLES)}")
+    where = f"{where} ({role})"
+    calls = message.get("tool_calls") or None
+    if calls is not None and not isinstance(calls, list):
+        raise RowError(f"{where}: tool_calls is {type(calls).__name__}; it must be a list")
+    content = "" if content is None and calls else _content(content, where)
+    # A tool may have nothing to say; a person and a model may not.
+    if not content.strip() and not calls and role != "tool":
+        raise RowError(f"{where}: content is empty")
+    clean: dict[str, Any] = {"role": role, "content": content}
+    if calls:
+        clean["tool_calls"] = [_call(call, where) for call in calls]
+    for key in ("reasoning_content", "name", "tool_call_id"):
+        value = message.get(key)
+        if value is not None and not isinstance(value, str):
+            raise RowError(f"{where}: {key} is {type(value).__name__}; it must be a text")
+        if value:
+            clean[key] = value
+    return clean
+
+
+def _content(content: Any, where: str) -> str:
+    """A content as a text; the parts of one are joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RowError(f"{where}: content is {type(content).__name__}, it must be a text")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError(f"{where}: content has a part of type {kind!r}; only text is read")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """A tool call; arguments that are written as JSON become what they mean, as templates expect."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError(f"{where}: a tool call must be a mapping with the name of a function")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise RowError(
+                f"{where}: the arguments of {function['name']} are no valid JSON ({error})"
+            ) from error
+    clean: dict[str, Any] = {"type": "function", "function": {**function, "arguments": arguments}}
+    if "function" in call and call.get("id"):
+        clean["id"] = call["id"]
+    return clean
 
 
 def read_sharegpt(row: Mapping[str, Any]) -> Conversation:
@@ -176,7 +215,9 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Conversation]] = {
 _SIGNS = {"src": "erniekit", "instruction": "alpaca", "messages": "chatml", "conversations": "sharegpt"}
 
 
-def choose_format(kind: str | None, first_row: Any, *, origin: str, stage: str) -> str:
+def choose_format(
+    kind: str | None, first_row: Any, *, origin: str, stage: str, key: str = "train_dataset_type"
+) -> str:
     """The format to read a file as: the one named, else what its first row looks like.
 
     Raises:
@@ -186,22 +227,25 @@ def choose_format(kind: str | None, first_row: Any, *, origin: str, stage: str) 
     if stage == "PT":
         if kind in (None, "text", "erniekit", "pt"):
             return "text"
-        raise ConfigError(
-            f"train_dataset_type: {kind!r} holds conversations; stage PT reads texts: write text"
-        )
+        raise ConfigError(f"{key}: {kind!r} holds conversations; stage PT reads texts: write text")
     if kind is not None:
         if kind not in FORMATS:
             known = ", ".join(FORMATS)
-            raise ConfigError(f"train_dataset_type: {kind!r} is not known for stage {stage}; known: {known}")
+            hint = "; texts are trained on in stage: PT" if kind == "text" else ""
+            raise ConfigError(f"{key}: {kind!r} is not known for stage {stage}; known: {known}{hint}")
         return kind
     columns = list(first_row) if isinstance(first_row, Mapping) else []
     found = {_SIGNS[column] for column in columns if column in _SIGNS}
     if len(found) == 1:
         return found.pop()
+    if not isinstance(first_row, Mapping):
+        seen = f"The first row is {type(first_row).__name__}, not a JSON object"
+    elif columns == ["text"]:
+        seen = f"It holds texts, and stage {stage} reads conversations; texts are trained on in stage: PT"
+    else:
+        seen = f"The first row has the columns {', '.join(map(str, columns)) or '(none)'}"
     raise DataError(
-        f"{origin}: which format is this? The first row has the columns "
-        f"{', '.join(columns) or '(none)'}; write "
-        f"train_dataset_type: {' or '.join(sorted(found) or FORMATS)}"
+        f"{origin}: which format is this? {seen}; write {key}: {' or '.join(sorted(found) or FORMATS)}"
     )
 
 
@@ -216,7 +260,7 @@ def parse(kind: str, row: Any) -> Conversation | str:
     return read_text(row) if kind == "text" else FORMATS[kind](row)
 
 
-def _texts(row: Mapping[str, Any], key: str) -> list[str]:
+def _texts(row: Mapping[str, Any], key: str, *, may_begin_empty: bool = False) -> list[str]:
     if key not in row:
         raise RowError(f"{key} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
     values = row[key] if isinstance(row[key], list) else [row[key]]
@@ -225,7 +269,7 @@ def _texts(row: Mapping[str, Any], key: str) -> list[str]:
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str):
             raise RowError(f"{key}, turn {number} is {type(value).__name__}; it must be a text")
-        if not value.strip():
+        if not value.strip() and not (may_begin_empty and number == 1):
             raise RowError(f"{key}, turn {number} is empty")
     return values
 
@@ -260,12 +304,32 @@ def _tools(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _calls(value: str, number: int) -> list[Any]:
+    where = f"turn {number} (function_call)"
     try:
         calls = json.loads(value)
     except ValueError as error:
-        raise RowError(f"turn {number} (function_call): not valid JSON ({error})") from error
-    calls = calls if isinstance(calls, list) else [calls]
-    return [{"type": "function", "function": call} for call in calls]
+        raise RowError(f"{where}: not valid JSON ({error})") from error
+    return [_call(call, where) for call in (calls if isinstance(calls, list) else [calls])]
+
+
+def _flag(value: Any, where: str) -> bool:
+    """0 or 1; without a word an answer is trained on."""
+    if value is None:
+        return True
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise RowError(f"{where} is {value!r}; it must be 0 or 1")
+
+
+def _flags(label: Any, count: int, what: str) -> list[bool]:
+    """One flag for each answer; a single one serves a single answer."""
+    if label is None:
+        return [True] * count
+    values = label if isinstance(label, list) else [label]
+    fits = all(isinstance(value, bool | int | float) and value in (0, 1) for value in values)
+    if len(values) != count or not fits:
+        raise RowError(f"label is {label!r}; it must be one 0 or 1 for each of the {count} {what}")
+    return [bool(value) for value in values]
 
 
 def _ordered(conversation: Conversation) -> Conversation:

@@ -15,6 +15,7 @@ import numpy as np
 
 from erniekit.errors import ConfigError
 
+_LONGEST_EPOCH = 10**9
 STRATEGIES = ("concat", "random", "interleave_under", "interleave_over")
 
 
@@ -82,19 +83,27 @@ def _concatenated(sizes: list[int], limit: int | None, shuffle: bool, rng: np.ra
 
 
 def _in_turn(sizes: list[int], weights: np.ndarray, *, until_all: bool) -> np.ndarray:
-    """The set of each draw: always the one that is furthest behind its share."""
-    taken = np.zeros(len(sizes), dtype=np.int64)
-    finished = np.array([weight == 0 for weight in weights])
-    draws: list[int] = []
-    while True:
-        behind = weights * (len(draws) + 1) - taken
-        behind[weights == 0] = -np.inf
-        chosen = int(np.argmax(behind))
-        draws.append(chosen)
-        taken[chosen] += 1
-        finished[chosen] = finished[chosen] or taken[chosen] >= sizes[chosen]
-        if finished.all() if until_all else taken[chosen] >= sizes[chosen]:
-            return np.array(draws)
+    """The set of each draw: row k of set i is due at (k + 1/2) / p_i, and the rows come as they are due."""
+    drawn = [index for index, weight in enumerate(weights) if weight > 0]
+    last = {index: (sizes[index] - 0.5) / weights[index] for index in drawn}
+    end = max(last.values()) if until_all else min(last.values())
+    counts = {index: int(end * weights[index] + 0.5 + 1e-9) for index in drawn}
+    total = sum(counts.values())
+    if total > _LONGEST_EPOCH:
+        raise ConfigError(
+            f"mix_strategy: interleave_over with these shares repeats small sets until an epoch has "
+            f"{total:.2g} rows; raise the smallest share, or use interleave_under or random"
+        )
+    sets = np.repeat(drawn, [counts[index] for index in drawn])
+    due = np.concatenate([(np.arange(counts[index]) + 0.5) / weights[index] for index in drawn])
+    draws = sets[np.argsort(due, kind="stable")]
+    if until_all:
+        return draws
+    # Sets that are due at the same moment as the one that is used up may stand behind it.
+    finished = [
+        np.flatnonzero(draws == index)[sizes[index] - 1] for index in drawn if counts[index] >= sizes[index]
+    ]
+    return draws[: min(finished) + 1]
 
 
 def _rounds(size: int, count: int, shuffle: bool, rng: np.random.Generator) -> np.ndarray:

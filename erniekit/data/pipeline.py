@@ -19,20 +19,22 @@ from erniekit.data.mix import epoch_order, parse_shares
 from erniekit.data.pack import Batch, BatchShape, Pack, collate, pack
 from erniekit.data.reader import SampleReader
 from erniekit.data.report import DataReport
-from erniekit.data.rows import Rows, open_rows
+from erniekit.data.rows import BadRow, Rows
 from erniekit.data.sample import Sample
+from erniekit.data.sources import open_rows
 from erniekit.errors import ConfigError, DataError
 
 # Tokenised samples are kept in memory up to this many tokens (8 bytes each).
 _CACHED_TOKENS = 64_000_000
+_ROWS_TO_GUESS = 100
 
 
 @dataclass
 class DataSet:
-    """One entry of a `..._dataset_path` list: its files as one sequence of rows, all of one format."""
+    """One entry of a `..._dataset_path` list: its files as one sequence of rows, each file of one format."""
 
     name: str
-    kind: str
+    kinds: list[str]
     files: list[Rows]
     _starts: np.ndarray = field(init=False)
 
@@ -42,11 +44,12 @@ class DataSet:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def row(self, index: int) -> tuple[Any, str]:
-        """A row and its `file:line`."""
+    def row(self, index: int) -> tuple[Any, str, str]:
+        """A row, its `file:line`, and the format of its file."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         inside = index - int(self._starts[number])
-        return self.files[number].row(inside), self.files[number].origin(inside)
+        rows = self.files[number]
+        return rows.row(inside), rows.origin(inside), self.kinds[number]
 
 
 class SampleSet:
@@ -67,8 +70,8 @@ class SampleSet:
         key = (number, index)
         if key in self._cache and report is None:
             return self._cache[key]
-        row, origin = self.sets[number].row(index)
-        found = self.reader.read(self.sets[number].kind, row, origin, report)
+        row, origin, kind = self.sets[number].row(index)
+        found = self.reader.read(kind, row, origin, report)
         size = sum(map(len, found))
         if self._cached_tokens + size <= _CACHED_TOKENS and key not in self._cache:
             self._cache[key] = found
@@ -222,9 +225,20 @@ def open_sets(paths: str, kinds: str | None, stage: str, what: str) -> list[Data
     sets = []
     for name, kind in zip(names, types, strict=True):
         files = open_rows(name)
-        chosen = choose_format(kind, files[0].row(0), origin=files[0].origin(0), stage=stage)
-        sets.append(DataSet(name, chosen, files))
+        sets.append(DataSet(name, [_format_of(rows, kind, stage, what) for rows in files], files))
     return sets
+
+
+def _format_of(rows: Rows, kind: str | None, stage: str, what: str) -> str:
+    """The format of a file, by what is named or by the first of its rows that is one."""
+    first, place = rows.row(0), 0
+    while isinstance(first, BadRow) and place + 1 < min(len(rows), _ROWS_TO_GUESS):
+        place += 1
+        first = rows.row(place)
+    if isinstance(first, BadRow) and kind is None and stage != "PT":
+        raise DataError(f"{rows.origin(0)}: {rows.row(0).reason}")
+    key = f"{what}_dataset_type"
+    return choose_format(kind, first, origin=rows.origin(place), stage=stage, key=key)
 
 
 class Loader:
@@ -254,7 +268,8 @@ class Loader:
         self._pool = ThreadPoolExecutor(1, "loader") if dataloader_num_workers > 0 else None
         self._ahead: tuple[tuple[int, int], Future[list[Pack]]] | None = None
         self._epoch = self._window = self._position = 0
-        self._order_epoch, self._order = -1, np.empty((0, 2), dtype=np.int64)
+        # Replaced as a whole, never changed: the thread that works ahead may be in another epoch.
+        self._orders: dict[int, np.ndarray] = {}
         self._packs_key, self._packs = (-1, -1), list[Pack]()
 
     @cached_property
@@ -293,7 +308,10 @@ class Loader:
     def next_step(self) -> list[Batch]:
         """The micro-batches of the next step."""
         rows: list[Pack] = []
+        begun = self._epoch
         while len(rows) < self._rows_per_step:
+            if self._epoch > begun + 1:
+                raise DataError("a whole epoch has no sample with a trained token: there is nothing to train")
             packs = self._window_packs()
             taken = packs[self._position : self._position + self._rows_per_step - len(rows)]
             rows += taken
@@ -307,12 +325,28 @@ class Loader:
             for start in range(0, len(rows), size)
         ]
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader is."""
-        return {"epoch": self._epoch, "window": self._window, "position": self._position}
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, and of which data."""
+        return {
+            "epoch": self._epoch,
+            "window": self._window,
+            "position": self._position,
+            "seed": self._seed,
+            "rows": self._samples.sizes,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state_dict` was taken."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where `state_dict` was taken.
+
+        Raises:
+            DataError: it was taken with another seed or with data of another size.
+        """
+        for key, ours in (("seed", self._seed), ("rows", self._samples.sizes)):
+            if state.get(key, ours) != ours:
+                raise DataError(
+                    f"the run cannot go on where it was: its data had {key} {state[key]}, now it has {ours}; "
+                    "restore the data, or start anew with resume_from_checkpoint: none"
+                )
         self._epoch, self._window, self._position = state["epoch"], state["window"], state["position"]
 
     def close(self) -> None:
@@ -322,29 +356,37 @@ class Loader:
 
     def _next_window(self) -> bool:
         """Step to the next window; True when that began a new epoch."""
-        self._window, self._position = self._window + 1, 0
-        if self._window * self._window_rows < len(self._order_of(self._epoch)):
-            return False
-        self._epoch, self._window = self._epoch + 1, 0
-        return True
+        before = self._epoch
+        self._epoch, self._window = self._after(self._epoch, self._window)
+        self._position = 0
+        return self._epoch > before
 
     def _window_packs(self) -> list[Pack]:
         key = (self._epoch, self._window)
         if self._packs_key != key:
-            if self._ahead is not None and self._ahead[0] == key:
-                self._packs = self._ahead[1].result()
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == key:
+                self._packs = ahead[1].result()
             else:
                 self._packs = self._prepare(*key)
-            self._packs_key, self._ahead = key, None
-            following = (self._epoch, self._window + 1)
-            if self._pool is not None and following[1] * self._window_rows < len(self._order):
+            self._packs_key = key
+            if self._pool is not None:
+                following = self._after(*key)
                 self._ahead = (following, self._pool.submit(self._prepare, *following))
         return self._packs
 
+    def _after(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window after this one."""
+        inside = (window + 1) * self._window_rows < len(self._order_of(epoch))
+        return (epoch, window + 1) if inside else (epoch + 1, 0)
+
     def _order_of(self, epoch: int) -> np.ndarray:
-        if self._order_epoch != epoch:
-            self._order_epoch, self._order = epoch, self._samples.order(epoch)
-        return self._order
+        orders = self._orders
+        if epoch not in orders:
+            # The epoch before is kept, since the thread begins the next one while this one ends.
+            kept = {number: order for number, order in orders.items() if number == epoch - 1}
+            self._orders = orders = {**kept, epoch: self._samples.order(epoch)}
+        return orders[epoch]
 
     def _prepare(self, epoch: int, window: int) -> list[Pack]:
         """The rows of one window, packed, in the order they are trained on."""

@@ -88,23 +88,30 @@ class SampleReader:
                 raise RowError(row.reason)
             parsed = parse(kind, row)
             samples = self._text(parsed, origin) if isinstance(parsed, str) else self._chat(parsed, origin)
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(error.object[error.start]):04X}"
+            return self._bad(f"{origin}: holds {half}, half of a pair and no character", report, error)
         except (RowError, DataError) as error:
-            message = f"{origin}: {error}"
-            if not self.skip_bad_rows:
-                hint = " (skip_bad_rows: true counts and lists such rows instead)"
-                raise DataError(message + hint) from error
-            if report is not None:
-                report.rows += 1
-                report.note_bad(message)
-            return []
+            return self._bad(f"{origin}: {error}", report, error)
         kept = [fitted for sample in samples if (fitted := self._fit(sample, report)) is not None]
         if report is not None:
             report.rows += 1
+            report.empty += not samples
             report.samples += len(kept)
             report.tokens += sum(map(len, kept))
             report.trained_tokens += sum(sample.num_trained for sample in kept)
             report.lengths += [len(sample) for sample in kept]
         return kept
+
+    def _bad(self, message: str, report: DataReport | None, error: Exception) -> list[Sample]:
+        """A bad row is counted or, unless bad rows are skipped, an error."""
+        if not self.skip_bad_rows:
+            hint = " (skip_bad_rows: true counts and lists such rows instead)"
+            raise DataError(message + hint) from error
+        if report is not None:
+            report.rows += 1
+            report.note_bad(message)
+        return []
 
     def _chat(self, conversation: Conversation, origin: str) -> list[Sample]:
         if not self._use_template or self.template is None:
@@ -112,14 +119,13 @@ class SampleReader:
         messages, changed = written_out(self.template, conversation.messages)
         if changed:
             self._warn_once(
-                f"{origin}: the chat template of {self.template.name} does not render tool calls; they are "
-                "written into the answers as <tool_call> JSON </tool_call>"
+                f"{origin}: the chat template of {self.template.name} does not render tool calls or results; "
+                "they are written out as <tool_call> in answers and <tool_response> in questions"
             )
         if conversation.tools and not self.template.renders_tools:
             self._warn_once(
                 f"{origin}: the chat template of {self.template.name} does not render `tools`: the model "
-                "will "
-                "not see the definitions of the tools"
+                "will not see the definitions of the tools"
             )
         rendered = render_conversation(
             self.template,
@@ -128,6 +134,13 @@ class SampleReader:
             trained=conversation.trained,
             special_texts=self.tokenizer.special_texts,
         )
+        for part in rendered:
+            for turn in part.turns:
+                if turn.end in part.text[turn.start : turn.stop - len(turn.end)]:
+                    self._warn_once(
+                        f"{origin}: an answer holds the text {turn.end!r}, which is the token that ends an "
+                        "answer: the model learns to stop there"
+                    )
         return [make_sample(*tokenise(part, self.tokenizer), origin) for part in rendered]
 
     def _warn_once(self, message: str) -> None:

@@ -15,6 +15,7 @@ class DataReport:
     samples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    empty: int = 0
     untrained: int = 0
     truncated: int = 0
     too_long: int = 0
@@ -55,6 +56,8 @@ class DataReport:
             lines.append(f"{self.too_long} samples longer than max_seq_len were left out (overlong: drop)")
         if self.untrained:
             lines.append(f"{self.untrained} samples without a trained token were left out")
+        if self.empty:
+            lines.append(f"{self.empty} rows are too short to predict a token in them")
         if self.bad:
             lines.append(f"{self.bad} bad rows were skipped (skip_bad_rows: true):")
             lines += [f"  {message}" for message in self.bad_rows]

@@ -1,5 +1,6 @@
 """Samples and their figures as a person reads them."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -10,18 +11,38 @@ from erniekit.data.tokenizer import Tokenizer
 _BAR = 40
 
 
-def sample_text(sample: Sample, tokenizer: Tokenizer, *, most_tokens: int = 160) -> Text:
-    """A decoded sample; what is trained on is green and underlined, the context is dim."""
-    text = Text(f"({sample.origin}; trained tokens are green)\n")
+def sample_text(
+    sample: Sample, tokenizer: Tokenizer, *, most_tokens: int = 160, colours: bool = True
+) -> Text:
+    """A decoded sample; what is trained on is green and underlined, the context is dim.
+
+    Args:
+        colours: False puts what is trained on between `[[` and `]]`, for places that show no colour.
+    """
+    how = "green" if colours else "in [[ ]]"
+    count, share = sample.num_trained, sample.num_trained / max(1, len(sample))
+    text = Text(f"({sample.origin}; {len(sample)} tokens, {count} trained ({share:.0%}): {how})\n")
     ids = sample.input_ids[:most_tokens].tolist()
     trained = [False, *(label != IGNORED for label in sample.labels)]
+    if len(sample) <= most_tokens and sample.labels[-1] != IGNORED:
+        ids.append(int(sample.labels[-1]))
     for piece, is_trained in decoded_runs(ids, trained, tokenizer):
-        text.append(piece, style="green underline" if is_trained else "dim")
+        shown = visible(piece)
+        if is_trained and not colours:
+            text.append(f"[[{shown}]]")
+        else:
+            text.append(shown, style="green underline" if is_trained else "dim")
     if len(sample) > most_tokens:
         text.append(f" ... and {len(sample) - most_tokens} more tokens", style="italic")
-    elif sample.labels[-1] != IGNORED:
-        text.append(tokenizer.decode([int(sample.labels[-1])]), style="green underline")
     return text
+
+
+def visible(text: str) -> str:
+    """Text without the control characters that a terminal would obey; they appear as `\\x1b`."""
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else f"\\x{ord(letter):02x}"
+        for letter in text
+    )
 
 
 def decoded_runs(ids: Sequence[int], trained: Sequence[bool], tokenizer: Tokenizer) -> list[tuple[str, bool]]:

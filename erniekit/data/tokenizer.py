@@ -45,7 +45,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens written in it count as such, nothing is added."""
+        """Ids of a text; special tokens written in it count as such, nothing is added.
+
+        Raises:
+            UnicodeEncodeError: the text holds half of a surrogate pair, which is no character.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -113,6 +117,8 @@ class JsonTokenizer(Tokenizer):
         self._special_ids, self._special_texts = frozenset(special), frozenset(special.values())
 
     def encode(self, text: str) -> list[int]:
+        if not text.isascii():
+            text.encode("utf-8")  # the library would say of it that it is no text
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:

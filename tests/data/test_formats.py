@@ -39,6 +39,22 @@ GOOD = [
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
         Conversation([SYSTEM, *turns("a", "b")], [True]),
     ),
+    (
+        "erniekit",
+        {"src": ["s", "a", "c"], "tgt": ["", "b", "d"], "is_system": 1, "label": [0, 0, 1]},
+        Conversation([SYSTEM, *turns("a", "b", "c", "d")], [False, True]),
+    ),
+    (
+        "chatml",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                {"role": "assistant", "content": "c", "label": 0},
+                *turns("d", "e"),
+            ]
+        },
+        Conversation(turns("ab", "c", "d", "e"), [False, True]),
+    ),
     ("text", {"text": "hello"}, "hello"),
 ]
 
@@ -64,7 +80,47 @@ def test_sharegpt_calls():
     assert parsed.tools == [{"name": "w"}] and parsed.trained == [True, True]
 
 
+def test_calls_are_read_in_every_way_they_are_written():
+    wanted = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    written = [
+        {"function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}},
+        {"name": "f", "arguments": {"x": 1}},
+    ]
+    for call in written:
+        row = {"messages": [*turns("a"), {"role": "assistant", "content": None, "tool_calls": [call]}]}
+        assert parse("chatml", row).messages[1] == {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [wanted],
+        }
+    with_id = {"id": "c1", **written[0]}
+    row["messages"] += [{"role": "tool", "content": "", "tool_call_id": "c1"}, *turns("x", "b")[1:]]
+    row["messages"][1]["tool_calls"] = [with_id]
+    parsed = parse("chatml", row)
+    assert parsed.messages[1]["tool_calls"] == [{**wanted, "id": "c1"}]
+    assert parsed.messages[2] == {"role": "tool", "content": "", "tool_call_id": "c1"}
+
+
 BAD = [
+    ("erniekit", {"src": ["s"], "tgt": ["b"], "is_system": 1}, "a question must follow"),
+    ("erniekit", {"src": ["s", "a"], "tgt": ["", ""], "is_system": 1}, "tgt, turn 2 is empty"),
+    ("erniekit", {"src": ["s", "a"], "tgt": [""], "is_system": 1}, "tgt, turn 1 is empty"),
+    ("chatml", {"messages": [*turns("a"), {"role": "assistant", "content": "b", "label": "0"}]}, "0 or 1"),
+    ("chatml", {"messages": turns("a", "b"), "label": ["x"]}, "one 0 or 1 for each of the 1 assistant"),
+    ("chatml", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of type 'image'"),
+    ("chatml", {"messages": [*turns("a"), {"role": "assistant", "tool_calls": [{}]}]}, "name of a function"),
+    ("chatml", {"messages": [*turns("a"), {"role": "assistant", "tool_calls": {"name": "f"}}]}, "is dict"),
+    (
+        "chatml",
+        {"messages": [*turns("a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
+        "the arguments of f are no valid JSON",
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "[1]"}]},
+        "name of a function",
+    ),
     ("erniekit", ["a"], "must be a JSON object"),
     ("erniekit", {"src": "a"}, "tgt is missing"),
     ("erniekit", {"src": ["a", "b"], "tgt": ["c"]}, "src has 2 turns and tgt 1"),
@@ -119,5 +175,11 @@ def test_the_format_is_guessed_from_the_columns():
         guess({"src": 1, "instruction": 2})
     with pytest.raises(ConfigError, match="'alpca' is not known"):
         guess({}, "SFT", "alpca")
+    with pytest.raises(ConfigError, match="eval_dataset_type: 'text' .* stage: PT"):
+        choose_format("text", {}, origin="f:1", stage="SFT", key="eval_dataset_type")
+    with pytest.raises(DataError, match="It holds texts, .* trained on in stage: PT"):
+        guess({"text": "a"})
+    with pytest.raises(DataError, match="The first row is list, not a JSON object"):
+        guess([1])
     with pytest.raises(ConfigError, match="stage PT reads texts"):
         guess({}, "PT", "alpaca")

@@ -51,6 +51,32 @@ def test_interleaving_by_hand():
     assert np.bincount(third[:, 0]).tolist() == [9, 4]
 
 
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=4),
+    weights=st.lists(st.integers(1, 9), min_size=4, max_size=4),
+    shuffle=st.booleans(),
+)
+def test_interleaving_ends_where_a_set_is_used_up_and_keeps_the_shares(sizes, weights, shuffle):
+    shares = weights[: len(sizes)]
+    for strategy in ("interleave_under", "interleave_over"):
+        rows = order(sizes, shares, strategy=strategy, shuffle=shuffle)
+        counts = np.bincount(rows[:, 0], minlength=len(sizes))
+        finished = [count >= size for count, size in zip(counts, sizes, strict=True)]
+        if strategy == "interleave_under":
+            assert any(finished) and all(count <= size for count, size in zip(counts, sizes, strict=True))
+            last = int(rows[-1, 0])
+            assert counts[last] == sizes[last] and sum(finished) == 1
+        else:
+            assert all(finished)
+        wanted = np.array(shares) / sum(shares) * len(rows)
+        assert np.all(np.abs(counts - wanted) <= len(sizes))
+
+
+def test_an_epoch_that_would_never_end_is_refused():
+    with pytest.raises(ConfigError, match="interleave_over with these shares"):
+        order([10, 10_000_000], [1, 1e-4], strategy="interleave_over")
+
+
 @given(strategy=st.sampled_from(STRATEGIES), epoch=st.integers(0, 3))
 def test_the_order_follows_from_seed_and_epoch(strategy, epoch):
     def again(**changes):
