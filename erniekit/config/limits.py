@@ -26,14 +26,23 @@ def check_nesting(text: str, place: str, loader: Any) -> None:
         yaml.YAMLError: the text is no YAML.
     """
     depth = 0
-    for event in yaml.parse(text, Loader=loader):
-        if isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                mark: Any = event.start_mark
-                raise ConfigError(f"{place}:{mark.line + 1}:{mark.column + 1}: {_TOO_DEEP}")
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            if isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise _too_deep_at(place, event.start_mark)
+    except yaml.MarkedYAMLError as error:
+        # Newer parsers have a limit of their own, and meet it while they look ahead for the next event.
+        if "nesting depth" not in str(error.problem):
+            raise
+        raise _too_deep_at(place, error.problem_mark) from error
+
+
+def _too_deep_at(place: str, mark: Any) -> ConfigError:
+    return ConfigError(f"{place}:{mark.line + 1}:{mark.column + 1}: {_TOO_DEEP}")
 
 
 _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; a configuration is flat"

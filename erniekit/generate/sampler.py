@@ -234,7 +234,7 @@ def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, 
         The tokens that are left, and their probabilities (fp64, they sum to 1).
     """
     scaled_V = logits_V.astype(np.float64) / sampling.temperature
-    tokens = np.arange(scaled_V.size)
+    tokens: np.ndarray = np.arange(scaled_V.size)
     if 0 < sampling.top_k < scaled_V.size:
         kth = np.partition(scaled_V, -sampling.top_k)[-sampling.top_k]
         tokens = np.flatnonzero(scaled_V >= kth)
@@ -244,8 +244,8 @@ def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, 
         kept = _nucleus(weights, sampling.top_p)
         tokens, weights = tokens[kept], weights[kept]
     if sampling.min_p > 0.0:
-        kept = np.flatnonzero(weights >= sampling.min_p * weights.max())
-        tokens, weights = tokens[kept], weights[kept]
+        likely = weights >= sampling.min_p * weights.max()
+        tokens, weights = tokens[likely], weights[likely]
     return tokens, weights / weights.sum()
 
 
