@@ -50,7 +50,7 @@ def samples(tokenizer, path, seed=3, **changes):
     return open_train_samples(made, seed, train_dataset_path=str(path), **{**FIELDS, **changes})
 
 
-def loader(found, batch=2, accumulation=2, **changes):
+def loader(found, batch=2, accumulation=2, seed=3, **changes):
     shape = BatchShape(
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=2,
@@ -59,7 +59,7 @@ def loader(found, batch=2, accumulation=2, **changes):
     fields = dict(
         max_seq_len=128, packing=True, buffer_size=16, pad_to_max_seqlen=False, dataloader_num_workers=0
     )
-    return build_loader(found, shape, 3, **{**fields, **changes})
+    return build_loader(found, shape, seed, **{**fields, **changes})
 
 
 def origins(batches):
@@ -193,3 +193,99 @@ def test_conversations_without_a_template_are_refused(tokenizer):
         SampleReader(
             tokenizer, None, "SFT", max_seq_len=8, overlong="truncate", skip_bad_rows=False, use_template=True
         )
+
+
+def test_a_run_does_not_go_on_with_other_data(tokenizer, data, tmp_path):
+    state = loader(samples(tokenizer, data)).state_dict()
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("\n".join(data.read_text().splitlines()[:-1]))
+    with pytest.raises(DataError, match=r"had rows \[53\], now it has \[52\]"):
+        loader(samples(tokenizer, fewer)).load_state_dict(state)
+    with pytest.raises(DataError, match="had seed 3, now it has 4"):
+        loader(samples(tokenizer, data), seed=4).load_state_dict(state)
+
+
+def test_an_epoch_without_a_trained_token_ends(tokenizer, tmp_path):
+    path = tmp_path / "none.jsonl"
+    path.write_text('{"src": "a", "tgt": "b", "label": [0]}\n' * 40)
+    with pytest.raises(DataError, match="a whole epoch has no sample with a trained token"):
+        loader(samples(tokenizer, path)).next_step()
+
+
+def test_rows_without_a_sample_in_between_lose_nothing(tokenizer, tmp_path):
+    """Windows that give no row at all are stepped over."""
+    path = tmp_path / "holes.jsonl"
+    rows = [{"src": "a", "tgt": "b", "label": [int(number >= 40)]} for number in range(45)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    feed = loader(samples(tokenizer, path, random_shuffle=False), buffer_size=8, packing=False)
+    seen = []
+    while feed.epoch < 1:
+        seen += origins(feed.next_step())
+    assert len(seen) == 5
+
+
+def test_working_ahead_reaches_into_the_next_epoch(tokenizer, data):
+    feed = loader(samples(tokenizer, data), batch=1, accumulation=1, dataloader_num_workers=1)
+    while (feed._epoch, feed._window) < (0, 3):
+        feed.next_step()
+    feed.next_step()
+    assert feed._ahead is not None and feed._ahead[0] == (1, 0)
+    feed.close()
+    with pytest.raises(RuntimeError):
+        feed._pool.submit(int)
+
+
+def test_an_error_of_the_thread_comes_where_its_rows_are_needed(tokenizer, tmp_path):
+    path = tmp_path / "late.jsonl"
+    path.write_text('{"src": "a", "tgt": "b"}\n' * 16 + "nonsense\n")
+    found = samples(tokenizer, path, random_shuffle=False)
+    feed = loader(found, packing=False, dataloader_num_workers=1)
+    for _ in range(4):
+        feed.next_step()
+    with pytest.raises(DataError, match=r"late.jsonl:17: not valid JSON"):
+        feed.next_step()
+    feed.close()
+
+
+def test_files_of_a_folder_may_have_different_formats(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"src": "q", "tgt": "a"}\n')
+    (tmp_path / "b.json").write_text('[{"instruction": "q", "output": "a"}]')
+    found = samples(tokenizer, tmp_path)
+    assert found.sets[0].kinds == ["erniekit", "alpaca"] and found.report.samples == 2
+
+
+def test_the_format_is_guessed_from_the_first_row_that_is_one(tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('nonsense\n{"instruction": "q", "output": "a"}\n')
+    found = samples(tokenizer, path, skip_bad_rows=True)
+    assert found.sets[0].kinds == ["alpaca"] and found.report.bad == 1
+    path.write_text("nonsense\nmore\n")
+    with pytest.raises(DataError, match="a.jsonl:1: not valid JSON"):
+        samples(tokenizer, path, skip_bad_rows=True)
+
+
+def test_half_of_a_pair_is_a_bad_row(tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"src": "a", "tgt": "b \\ud83d"}\n{"src": "a", "tgt": "b \\ud83d\\ude00"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:1: holds U\+D83D, half of a pair"):
+        _ = samples(tokenizer, path).report
+    report = samples(tokenizer, path, skip_bad_rows=True).report
+    assert (report.bad, report.samples) == (1, 1)
+
+
+def test_an_answer_with_the_end_in_it_is_told(tokenizer, tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"src": "a", "tgt": "b<|im_end|>c"}\n' * 2)
+    with caplog.at_level("WARNING", logger="erniekit"):
+        assert samples(tokenizer, path).report.samples == 2
+    told = [record for record in caplog.records if "the token that ends an answer" in record.getMessage()]
+    assert len(told) == 1
+
+
+def test_a_text_too_short_to_predict_in_is_counted(tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "q"}\n{"text": "long enough"}\n')
+    monkeypatch.setattr(tokenizer, "eos_id", None)
+    report = samples(tokenizer, path, stage="PT").report
+    assert (report.rows, report.empty, report.samples) == (2, 1, 1)
+    assert any("1 rows are too short" in line for line in report.lines())
