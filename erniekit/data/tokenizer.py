@@ -117,8 +117,7 @@ class JsonTokenizer(Tokenizer):
         self._special_ids, self._special_texts = frozenset(special), frozenset(special.values())
 
     def encode(self, text: str) -> list[int]:
-        if not text.isascii():
-            text.encode("utf-8")  # the library would say of it that it is no text
+        _refuse_halves(text)
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -168,6 +167,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
     def encode(self, text: str) -> list[int]:
+        _refuse_halves(text)
         pieces = self._splitter.split(text) if self._splitter else [text]
         ids: list[int] = []
         for piece in pieces:
@@ -249,6 +249,12 @@ class StreamDecoder:
             return ""
         self._start, self._shown = self._shown, len(self._ids)
         return after[len(before) :]
+
+
+def _refuse_halves(text: str) -> None:
+    """Raise UnicodeEncodeError for half of a surrogate pair; of that the libraries say anything but this."""
+    if not text.isascii():
+        text.encode("utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -37,6 +37,20 @@ def test_a_stream_gives_the_text_in_whole_characters(tokenizer, parts):
         assert not any("\ufffd" in piece for piece in pieces)
 
 
+def test_half_of_a_pair_is_refused_by_its_name(tokenizer):
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        tokenizer.encode("a \ud83d")
+    assert tokenizer.decode(tokenizer.encode("a \U0001f642")) == "a \U0001f642"
+
+
+def test_the_files_are_enough_to_make_it_again(tokenizer, tmp_path):
+    for path in tokenizer.files():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    again = load_tokenizer(tmp_path)
+    text = "hello <|end_of_sentence|> \u4f60\u597d</s>"
+    assert again.encode(text) == tokenizer.encode(text) and again.special_tokens == tokenizer.special_tokens
+
+
 def test_special_tokens_are_one_token(tokenizer):
     ids = tokenizer.encode("hello</s><|end_of_sentence|>")
     assert ids[-2:] == [tokenizer.eos_id, tokenizer.token_id("<|end_of_sentence|>")]
