@@ -41,6 +41,14 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "system": "system",
 }
+# Keys of a message beside role, content and tool_calls, under the one name that templates get.
+_OTHER_KEYS = {
+    "reasoning_content": "reasoning_content",
+    "reasoning": "reasoning_content",
+    "thinking": "reasoning_content",
+    "name": "name",
+    "tool_call_id": "tool_call_id",
+}
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -128,12 +136,12 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     clean: dict[str, Any] = {"role": role, "content": content}
     if calls:
         clean["tool_calls"] = [_call(call, where) for call in calls]
-    for key in ("reasoning_content", "name", "tool_call_id"):
+    for key, meaning in _OTHER_KEYS.items():
         value = message.get(key)
         if value is not None and not isinstance(value, str):
             raise RowError(f"{where}: {key} is {type(value).__name__}; it must be a text")
         if value:
-            clean[key] = value
+            clean.setdefault(meaning, value)
     return clean
 
 

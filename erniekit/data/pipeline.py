@@ -23,6 +23,7 @@ from erniekit.data.rows import BadRow, Rows
 from erniekit.data.sample import Sample
 from erniekit.data.sources import open_rows
 from erniekit.errors import ConfigError, DataError
+from erniekit.log import logger
 
 # Tokenised samples are kept in memory up to this many tokens (8 bytes each).
 _CACHED_TOKENS = 64_000_000
@@ -207,7 +208,9 @@ def open_eval_samples(
             "eval_dataset_path is missing: name a file, a folder, a glob or a comma list of them"
         )
     sets = open_sets(eval_dataset_path, eval_dataset_type, reader.stage, "eval")
-    parse_shares(eval_dataset_prob, len(sets), "eval_dataset_prob")
+    shares = parse_shares(eval_dataset_prob, len(sets), "eval_dataset_prob")
+    if shares is not None and len(set(shares)) > 1:
+        logger.warning("eval_dataset_prob changes nothing: every held-out sample is evaluated once")
     return EvalSamples(reader, sets)
 
 

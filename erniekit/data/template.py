@@ -89,7 +89,7 @@ class ChatTemplate:
         try:
             return self._template.render(
                 **self._special_tokens,
-                messages=list(messages),
+                messages=[_with_thinking(message) for message in messages],
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 enable_thinking=enable_thinking,
@@ -160,6 +160,12 @@ def built_in(name: str, special_tokens: dict[str, str]) -> ChatTemplate:
     """A built-in template by its name."""
     source = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     return ChatTemplate(source, f"built-in {name}", special_tokens)
+
+
+def _with_thinking(message: Message) -> Message:
+    """Some templates (gpt-oss) read the reasoning under another name; transformers gives both as well."""
+    reasoning = message.get("reasoning_content")
+    return message if reasoning is None else {"thinking": reasoning, **message}
 
 
 def _to_json(

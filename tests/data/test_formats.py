@@ -102,6 +102,16 @@ def test_calls_are_read_in_every_way_they_are_written():
     assert parsed.messages[2] == {"role": "tool", "content": "", "tool_call_id": "c1"}
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_has_one_name(key):
+    row = {"messages": [*turns("a"), {"role": "assistant", "content": "b", key: "why"}]}
+    assert parse("chatml", row).messages[1] == {
+        "role": "assistant",
+        "content": "b",
+        "reasoning_content": "why",
+    }
+
+
 BAD = [
     ("erniekit", {"src": ["s"], "tgt": ["b"], "is_system": 1}, "a question must follow"),
     ("erniekit", {"src": ["s", "a"], "tgt": ["", ""], "is_system": 1}, "tgt, turn 2 is empty"),

@@ -179,6 +179,19 @@ def test_evaluation_takes_every_sample_once(tokenizer, data):
         assert len(seen) == 53 and len(set(seen)) == 53
 
 
+@pytest.mark.parametrize(("shares", "told"), [("0.5,0.5", 0), ("0.9,0.1", 1)])
+def test_shares_of_held_out_sets_are_told_to_change_nothing(tokenizer, data, caplog, shares, told):
+    with caplog.at_level("WARNING", logger="erniekit"):
+        found = open_eval_samples(
+            reader(tokenizer),
+            eval_dataset_path=f"{data},{data}",
+            eval_dataset_type=None,
+            eval_dataset_prob=shares,
+        )
+    assert sum("eval_dataset_prob" in record.getMessage() for record in caplog.records) == told
+    assert len(list(found.all())) == 106
+
+
 def test_lists_must_fit_each_other(tokenizer, data):
     with pytest.raises(ConfigError, match="train_dataset_type has 2 entries and train_dataset_path 1"):
         samples(tokenizer, data, train_dataset_type="erniekit,alpaca")

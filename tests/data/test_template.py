@@ -69,6 +69,12 @@ def test_json_is_written_as_templates_ask_for_it():
     )
 
 
+def test_reasoning_is_there_under_both_names():
+    made = template("{% for m in messages %}{{ m.thinking }}|{{ m.reasoning_content }};{% endfor %}")
+    talk = [TALK[0], {**TALK[1], "reasoning_content": "why"}]
+    assert made.render(talk) == "|;why|why;" and "thinking" not in talk[1]
+
+
 def test_whether_results_show():
     assert template(CHATML).renders_tool_results and built_in("ernie45-thinking", {}).renders_tool_results
     assert not built_in("ernie45", {}).renders_tool_results
