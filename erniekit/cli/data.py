@@ -1,10 +1,11 @@
 """`erniekit data preview`: what a configuration trains on, before anything is trained."""
 
 HELP = "look at the samples that a configuration trains on"
-USAGE = """usage: erniekit data preview CONFIG|DATA_FILE [key=value ...] [-n N] [--eval]
+USAGE = """usage: erniekit data preview CONFIG|DATA [key=value ...] [-n N] [--eval]
 
 Shows decoded samples with the trained tokens in colour, token counts, the share that is trained on,
-a histogram of lengths and the steps of an epoch. Needs no Paddle.
+a histogram of lengths and the steps of an epoch. Without colour, as in a pipe, [[ ]] stand around what
+is trained on. DATA is a file, a folder or a quoted glob. Needs no Paddle.
 
   -n N     samples to show (3)
   --eval   the held-out set instead
@@ -20,7 +21,7 @@ def run(argv: list[str]) -> int:
 
     options, words = take_options(argv, valued=("-n",), flags=("--eval",))
     if len(words) < 2 or words[0] != "preview":
-        raise ConfigError(f"write erniekit data preview CONFIG or DATA_FILE\n{USAGE}")
+        raise ConfigError(f"write erniekit data preview CONFIG or DATA\n{USAGE}")
     count = options.get("-n", "3")
     if not count.isdigit():
         raise ConfigError(f"-n: {count!r} is not a number of samples")
@@ -28,14 +29,17 @@ def run(argv: list[str]) -> int:
 
 
 def _with_data(words: list[str]) -> list[str]:
-    """A data file in place of a configuration becomes the key that names it."""
+    """A data file, folder or glob in place of a configuration becomes the key that names it."""
+    from pathlib import Path
+
     from erniekit.data.sources import SUFFIXES
 
-    name = words[0].removesuffix(".gz")
-    is_config = words[0].endswith((".yaml", ".yml"))
-    if is_config or "=" in words[0] or not (name.endswith(SUFFIXES) and not _is_config(words[0])):
+    given = words[0]
+    if given.endswith((".yaml", ".yml")) or "=" in given or _is_config(given):
         return words
-    return [f"train_dataset_path={words[0]}", *words[1:]]
+    is_folder = Path(given).is_dir() and not (Path(given) / "erniekit.yaml").is_file()
+    is_data = is_folder or "*" in given or given.removesuffix(".gz").endswith(SUFFIXES)
+    return [f"train_dataset_path={given}", *words[1:]] if is_data else words
 
 
 def _is_config(path: str) -> bool:

@@ -62,6 +62,10 @@ def test_a_data_file_is_told_from_a_configuration(tmp_path):
     assert _with_data([str(objects)]) == [f"train_dataset_path={objects}"]
     for path in (str(config), "run.yaml", "train_dataset_path=a.jsonl"):
         assert _with_data([path]) == [path]
+    assert _with_data([str(tmp_path)]) == [f"train_dataset_path={tmp_path}"]
+    assert _with_data(["data/*.json"]) == ["train_dataset_path=data/*.json"]
+    (tmp_path / "erniekit.yaml").write_text("")
+    assert _with_data([str(tmp_path)]) == [str(tmp_path)]
     assert _with_data(["a.jsonl.gz"]) == ["train_dataset_path=a.jsonl.gz"]
 
 
