@@ -71,3 +71,11 @@ def test_errors_have_their_place(tmp_path, window, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         index_array(path, "a", window=window)
+
+
+@pytest.mark.parametrize("window", range(1, 60))
+def test_numbers_are_not_cut_where_the_window_ends(tmp_path, window):
+    path = tmp_path / "a.json"
+    path.write_text("[1.5e+3,-0.25, 12345678901234567890 ,0, 1e-7]")
+    rows = JsonRows(path, "a", index_array(path, "a", window=window))
+    assert [rows.row(i) for i in range(len(rows))] == [1500.0, -0.25, 12345678901234567890, 0, 1e-7]

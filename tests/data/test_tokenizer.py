@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,15 @@ def test_added_tokens_keep_their_ids(tmp_path):
     assert tokenizer.encode("<|begin_of_sentence|><think>") == [1001, 1002]
     assert tokenizer.vocab_size == 1003
     assert 1002 not in tokenizer.special_ids and 1000 in tokenizer.special_ids
+
+
+def test_of_added_tokens_that_begin_alike_the_longest_is_meant(tmp_path):
+    folder = sentencepiece_tokenizer(tmp_path / "sp").folder
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for index, token in enumerate(["<mask:1", "<mask:1>", "<mask:1>>"], start=2000):
+        settings["added_tokens_decoder"][str(index)] = {"content": token, "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(folder).encode("<mask:1>><mask:1<mask:1>") == [2002, 2000, 2001]
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
