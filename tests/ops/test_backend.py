@@ -43,10 +43,12 @@ def compare(fast, plain, inputs, *, frozen=(), dtype="float32", tolerance=1e-5):
             if index not in frozen
         ]
         results.append([out.astype("float32").numpy(), *grads])
+    # Where the exact result is 0 (a token that sees itself only), terms of order 1 cancel to their rounding.
+    least = 0.1
     for expected, found in zip(*results, strict=True):
         assert found.shape == expected.shape
         np.testing.assert_allclose(
-            found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-3)
+            found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), least)
         )
 
 
