@@ -6,7 +6,7 @@ reached by preparing one window: resuming replays nothing.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -217,6 +217,8 @@ def open_eval_samples(
 def open_sets(paths: str, kinds: str | None, stage: str, what: str) -> list[DataSet]:
     """The data sets of a comma list of paths and of types (one type may serve all)."""
     names = [part.strip() for part in paths.split(",") if part.strip()]
+    if not names:
+        raise ConfigError(f"{what}_dataset_path: {paths!r} names nothing; write a file, a folder or a glob")
     types: list[str | None] = [part.strip() for part in kinds.split(",")] if kinds else [None]
     if len(types) == 1:
         types = types * len(names)
@@ -234,12 +236,12 @@ def open_sets(paths: str, kinds: str | None, stage: str, what: str) -> list[Data
 
 def _format_of(rows: Rows, kind: str | None, stage: str, what: str) -> str:
     """The format of a file, by what is named or by the first of its rows that is one."""
-    first, place = rows.row(0), 0
-    while isinstance(first, BadRow) and place + 1 < min(len(rows), _ROWS_TO_GUESS):
-        place += 1
-        first = rows.row(place)
+    place = next(
+        (place for place in range(min(len(rows), _ROWS_TO_GUESS)) if isinstance(rows.row(place), Mapping)), 0
+    )
+    first = rows.row(place)
     if isinstance(first, BadRow) and kind is None and stage != "PT":
-        raise DataError(f"{rows.origin(0)}: {rows.row(0).reason}")
+        raise DataError(f"{rows.origin(place)}: {first.reason}")
     key = f"{what}_dataset_type"
     return choose_format(kind, first, origin=rows.origin(place), stage=stage, key=key)
 

@@ -197,6 +197,8 @@ def test_lists_must_fit_each_other(tokenizer, data):
         samples(tokenizer, data, train_dataset_type="erniekit,alpaca")
     with pytest.raises(ConfigError, match="2 shares for 1 data sets"):
         samples(tokenizer, data, train_dataset_prob="1,2")
+    with pytest.raises(ConfigError, match="train_dataset_path: ' , ' names nothing"):
+        samples(tokenizer, " , ")
     both = samples(tokenizer, f"{data},{data}", train_dataset_type="erniekit", train_dataset_prob="0.5,0.5")
     assert both.sizes == [53, 53]
 
@@ -272,6 +274,8 @@ def test_the_format_is_guessed_from_the_first_row_that_is_one(tokenizer, tmp_pat
     path.write_text('nonsense\n{"instruction": "q", "output": "a"}\n')
     found = samples(tokenizer, path, skip_bad_rows=True)
     assert found.sets[0].kinds == ["alpaca"] and found.report.bad == 1
+    path.write_text('["a", "b"]\n{"instruction": "q", "output": "a"}\n')
+    assert samples(tokenizer, path, skip_bad_rows=True).report.bad_rows[0].endswith("must be a JSON object")
     path.write_text("nonsense\nmore\n")
     with pytest.raises(DataError, match="a.jsonl:1: not valid JSON"):
         samples(tokenizer, path, skip_bad_rows=True)
