@@ -8,6 +8,8 @@ Paddle's CPU build has no arithmetic in bf16, only storage. Operators therefore 
 on a CPU: `to_arithmetic` at the entrance and `to_storage` at the exit of an operator are the
 lines where precision changes. On a GPU, and for fp32 everywhere, both return their argument.
 
+`native` stands for the kernels of `ops/kernels` (see `use_kernels`), which do compute on bf16.
+
 Most CPU versions are PyLayers with gradients by hand. Paddle 3.3.1 frees what a PyLayer saved in
 its first backward pass whatever `retain_graph` says, and a second one over the same graph ends
 the process: call `backward` once for each forward pass.
@@ -18,6 +20,10 @@ from importlib import import_module
 from typing import Any
 
 import paddle
+
+from erniekit.errors import UnsupportedError
+from erniekit.log import logger
+from erniekit.ops.kernels import library
 
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "attention": {
@@ -41,10 +47,40 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
 }
 
 
+_kernels = "auto"
+
+
+def use_kernels(kernels: str) -> None:
+    """Choose what computes on a CPU: `native`, `paddle`, or `auto` (native where they can be had).
+
+    Raises:
+        UnsupportedError: `native` was asked for and the kernels cannot be built or loaded here.
+    """
+    global _kernels
+    _kernels = kernels
+    _native_runs.cache_clear()
+    if kernels == "native":
+        library.load()
+
+
+@lru_cache
+def _native_runs() -> bool:
+    if _kernels == "paddle":
+        return False
+    try:
+        library.load()
+    except (UnsupportedError, OSError) as error:
+        logger.warning(f"plain Paddle operators run, which are several times slower: {error}")
+        return False
+    return True
+
+
 def current_backend() -> str:
-    """`cpu` or `gpu`, whichever this process computes on; other devices use the references."""
+    """What this process computes with: `gpu`, `native` or `cpu`; other devices use the references."""
     device = paddle.device.get_device().partition(":")[0]
-    return device if device in ("cpu", "gpu") else "reference"
+    if device == "cpu":
+        return "native" if _native_runs() else "cpu"
+    return "gpu" if device == "gpu" else "reference"
 
 
 @lru_cache
@@ -56,12 +92,15 @@ def _load(target: str) -> Any:
 def choose(operator: str) -> Any:
     """The implementation of `operator` for the device of this process."""
     known = IMPLEMENTATIONS[operator]
-    return _load(known.get(current_backend(), known["reference"]))
+    backend = current_backend()
+    if backend == "native" and "native" not in known:
+        backend = "cpu"
+    return _load(known.get(backend, known["reference"]))
 
 
 def to_arithmetic(*tensors: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-    """Tensors in a type that this device can compute in."""
-    if tensors[0].dtype != paddle.bfloat16 or current_backend() != "cpu":
+    """Tensors in a type that Paddle's operators can compute in on this device."""
+    if tensors[0].dtype != paddle.bfloat16 or not paddle.device.get_device().startswith("cpu"):
         return tensors
     return tuple(tensor.astype("float32") for tensor in tensors)
 

@@ -1,0 +1,47 @@
+"""Gradients of parameters, summed in fp32 by the operators themselves.
+
+Paddle gives a gradient the type of its parameter: in bf16, and a new tensor for every contribution.
+Native operators add theirs to `parameter.main_grad` instead, an fp32 tensor that a matrix product
+writes or adds to directly, and give Paddle none. Where an operator leaves the gradient to Paddle it
+is in `.grad`; `of` looks at both.
+"""
+
+import paddle
+
+
+def target(parameter: paddle.Tensor) -> tuple[paddle.Tensor, float]:
+    """Where to write the gradient of a weight: an fp32 tensor of its shape and what to multiply it by before adding.
+
+    The factor is 0.0 when the tensor is new: its memory then holds anything and is to be overwritten.
+    A weight that is itself computed (no leaf of the graph) gets a tensor of its own; see `hand_over`.
+    """
+    if not parameter.is_leaf:
+        return paddle.empty(parameter.shape, dtype="float32"), 0.0
+    found = getattr(parameter, "main_grad", None)
+    if found is not None:
+        return found, 1.0
+    parameter.main_grad = paddle.empty(parameter.shape, dtype="float32")
+    return parameter.main_grad, 0.0
+
+
+def hand_over(parameter: paddle.Tensor, written: paddle.Tensor) -> paddle.Tensor | None:
+    """What a backward pass returns for a weight whose gradient it has written: None for a leaf."""
+    if parameter.is_leaf:
+        return None
+    return written if written.dtype == parameter.dtype else written.astype(parameter.dtype)
+
+
+def of(parameter: paddle.Tensor) -> paddle.Tensor | None:
+    """The gradient of a parameter in fp32, or None without one."""
+    main = getattr(parameter, "main_grad", None)
+    rest = parameter.grad
+    if rest is None:
+        return main
+    rest = rest.astype("float32")
+    return rest if main is None else main + rest
+
+
+def clear(parameter: paddle.Tensor) -> None:
+    """Forget the gradient and free its memory."""
+    parameter.grad = None  # clear_gradient would keep the memory
+    parameter.main_grad = None

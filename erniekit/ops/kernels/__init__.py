@@ -1,0 +1,1 @@
+"""Native code: its sources, how they are compiled, and the loaded library."""
