@@ -33,13 +33,16 @@ class Assembled:
     num_trained: int
 
 
-def set_device(*, device: str, seed: int) -> str:
-    """Choose the device of this process and seed its generators; returns Paddle's name of the device.
+def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
+    """Choose device and kernels of this process and seed its generators; returns Paddle's name of the device.
 
     Raises:
         ConfigError: the device does not exist here.
+        UnsupportedError: the kernels cannot run here.
     """
     import paddle
+
+    from erniekit.ops.backend import use_kernels
 
     num_gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
     if device == "auto":
@@ -49,6 +52,7 @@ def set_device(*, device: str, seed: int) -> str:
             f"device: {device} was asked for, but this Paddle sees no GPU; write device: cpu or auto"
         )
     paddle.device.set_device(device)
+    use_kernels(kernels)
     paddle.seed(seed)
     return device
 

@@ -137,7 +137,8 @@ def open_generator(target: Target) -> "TextGenerator":
     from erniekit.generate.text import TextGenerator, read_generation_defaults
 
     config = target.config
-    assemble.set_device(device=config.run.device, seed=config.run.seed)
+    run = config.run
+    assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     tokenizer = load_tokenizer(Path(config.model.tokenizer) if config.model.tokenizer else target.folder)
     template = load_template(tokenizer, chat_template=config.sequences.chat_template)
     built = assemble.load_for_inference(target.folder, compute_type=config.model.compute_type)

@@ -1,4 +1,4 @@
-"""What a run is: its stage, its folder, its seed and device."""
+"""What a run is: its stage, its folder, its seed, device and kernels."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,6 +27,12 @@ class Run:
         "the device; auto takes a GPU when there is one",
         pattern=r"auto|cpu|gpu(:\d+)?",
         pattern_help="auto, cpu, gpu or gpu:N",
+    )
+    kernels: str = key(
+        "auto",
+        "what computes on a CPU: native is compiled kernels, paddle Paddle's own operators (several times "
+        "slower); auto is native where a library is built or a C++ compiler can build one, else paddle",
+        choices=("auto", "native", "paddle"),
     )
     stage: str = key(
         "SFT",

@@ -2,7 +2,10 @@
 
 Every operator has a plain Paddle reference. Faster ones of the same signature stand in
 `IMPLEMENTATIONS` under the backend that can run them, and a test compares each with the
-reference. A backend that lacks an operator uses the reference.
+reference. A backend that lacks an operator uses the next one of `NEXT`, at last the reference.
+
+On a CPU there are two: `native`, compiled kernels (`ops/kernels/`), and `cpu`, Paddle's own
+operators. The key `kernels` chooses (`use_kernels`); without a choice they are `auto`.
 
 Paddle's CPU build has no arithmetic in bf16, only storage. Operators therefore compute in fp32
 on a CPU: `to_arithmetic` at the entrance and `to_storage` at the exit of an operator are the
@@ -15,15 +18,16 @@ its first backward pass whatever `retain_graph` says, and a second one over the 
 the process: call `backward` once for each forward pass.
 """
 
+import os
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import paddle
 
-from erniekit.errors import UnsupportedError
+from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.log import logger
-from erniekit.ops.kernels import library
+from erniekit.ops.kernels.library import find_library
 
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "attention": {
@@ -46,41 +50,69 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
 }
 
+KERNELS = ("auto", "native", "paddle")
+# Set for tests and for CI, which run everything with both; it counts before the configuration.
+VARIABLE = "ERNIEKIT_KERNELS"
+# The backend whose operator stands in for a missing one.
+NEXT = {"native": "cpu"}
 
-_kernels = "auto"
+_backend: str | None = None
+_warned: set[str] = set()
 
 
-def use_kernels(kernels: str) -> None:
-    """Choose what computes on a CPU: `native`, `paddle`, or `auto` (native where they can be had).
+def use_kernels(kernels: str) -> str:
+    """Choose the kernels of this process on its present device; returns the backend that runs.
+
+    Args:
+        kernels: `native` (compiled kernels), `paddle` (Paddle's own operators), or `auto`, native
+            where they can be built and are the faster ones. On a GPU only `auto` and `paddle`.
 
     Raises:
-        UnsupportedError: `native` was asked for and the kernels cannot be built or loaded here.
+        ConfigError: the word is none of these, or native kernels were asked for on a GPU.
+        UnsupportedError: native kernels were asked for and cannot be built or loaded here.
     """
-    global _kernels
-    _kernels = kernels
-    _native_runs.cache_clear()
-    if kernels == "native":
-        library.load()
+    global _backend
+    given = os.environ.get(VARIABLE)
+    place = f"{VARIABLE}={given}" if given else f"kernels: {kernels}"
+    kernels = given or kernels
+    if kernels not in KERNELS:
+        raise ConfigError(f"{place}: there are no such kernels; write {', '.join(KERNELS)}")
+    device = paddle.device.get_device().partition(":")[0]
+    if device != "cpu":
+        if kernels == "native":
+            raise ConfigError(
+                f"{place}: native kernels are for a CPU, and this run is on {device}; write auto"
+            )
+        _backend = device if device == "gpu" else "reference"
+    else:
+        _backend = "native" if kernels != "paddle" and _native_runs(kernels, place) else "cpu"
+    return _backend
 
 
-@lru_cache
-def _native_runs() -> bool:
-    if _kernels == "paddle":
+def _native_runs(kernels: str, place: str) -> bool:
+    """Whether the native kernels can be used, and for `auto` whether they should be."""
+    found = find_library()
+    if found.library is None:
+        if kernels == "native":
+            raise UnsupportedError(
+                f"{place}: native kernels cannot run here: {found.reason}\n"
+                "Write kernels: auto (Paddle's own operators, several times slower)."
+            )
+        if found.reason not in _warned:
+            _warned.add(found.reason)
+            logger.warning(f"Paddle's own operators run, which are several times slower: {found.reason}")
         return False
-    try:
-        library.load()
-    except (UnsupportedError, OSError) as error:
-        logger.warning(f"plain Paddle operators run, which are several times slower: {error}")
-        return False
-    return True
+    return kernels == "native" or found.library.level != "portable"
 
 
 def current_backend() -> str:
-    """What this process computes with: `gpu`, `native` or `cpu`; other devices use the references."""
-    device = paddle.device.get_device().partition(":")[0]
-    if device == "cpu":
-        return "native" if _native_runs() else "cpu"
-    return "gpu" if device == "gpu" else "reference"
+    """`native` or `cpu` on a CPU, `gpu` on a GPU; other devices use the references."""
+    return _backend or use_kernels("auto")
+
+
+def on_cpu() -> bool:
+    """Whether this process computes on a CPU, by whichever kernels."""
+    return current_backend() in ("native", "cpu")
 
 
 @lru_cache
@@ -92,15 +124,15 @@ def _load(target: str) -> Any:
 def choose(operator: str) -> Any:
     """The implementation of `operator` for the device of this process."""
     known = IMPLEMENTATIONS[operator]
-    backend = current_backend()
-    if backend == "native" and "native" not in known:
-        backend = "cpu"
-    return _load(known.get(backend, known["reference"]))
+    backend: str | None = current_backend()
+    while backend is not None and backend not in known:
+        backend = NEXT.get(backend)
+    return _load(known[backend or "reference"])
 
 
 def to_arithmetic(*tensors: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
     """Tensors in a type that Paddle's operators can compute in on this device."""
-    if tensors[0].dtype != paddle.bfloat16 or not paddle.device.get_device().startswith("cpu"):
+    if tensors[0].dtype != paddle.bfloat16 or not on_cpu():
         return tensors
     return tuple(tensor.astype("float32") for tensor in tensors)
 

@@ -59,7 +59,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     if not work.train:
         eval_session(config, find_model(config))
         return 0
-    device = assemble.set_device(device=run.device, seed=run.seed)
+    device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -97,7 +97,8 @@ def train_session(loaded: "LoadedConfig") -> int:
 
 def eval_session(config: Config, folder: Path) -> EvaluationResult:
     """Evaluate a model folder on the held-out set of a configuration, and tell the figures."""
-    assemble.set_device(device=config.run.device, seed=config.run.seed)
+    run = config.run
+    assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
     built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)

@@ -1,32 +1,54 @@
-"""The loaded library of kernels: which level of instructions runs, and its functions by name.
+"""The loaded library of kernels: where it is, which level of instructions runs, its functions by name.
 
 The library is looked for in the package (where `pip install` puts it), then in the cache folder,
-and is compiled into the cache when it is in neither.
+and is compiled into the cache when it is in neither. A library that was damaged on the disk is not
+loaded (the loader would end the process), but compiled again.
 """
 
 import ctypes
+import fcntl
+import json
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from erniekit.errors import UnsupportedError
-from erniekit.ops.kernels.build import LEVELS, build, build_key, compiler
+from erniekit.log import logger
+from erniekit.ops.kernels import build
+from erniekit.ops.kernels.build import LEVELS, BuildError
 
-PACKAGED = Path(__file__).parent / "built" / "kernels.so"
+PACKAGED = Path(__file__).parent / "built"
+# In a clone compiled files are kept: a change of one source compiles only that one.
+_CLONE = Path(__file__).parents[3] / ".git"
+LEVEL_VARIABLE = "ERNIEKIT_KERNEL_LEVEL"
 FP32, BF16 = 0, 1
 
 
 class Library:
-    """Functions of one level. `lib.name(...)` calls the C function `name` of that level."""
+    """Functions of one level. `lib.declare(name, ...)` gives the C function `name` of that level."""
 
-    def __init__(self, path: Path, level: str | None = None) -> None:
-        self.path = path
-        self._library = ctypes.CDLL(str(path))
-        best = list(LEVELS)[min(self._library.ek_cpu_level(), len(LEVELS) - 1)]
-        self.level = level or best
-        if list(LEVELS).index(self.level) > list(LEVELS).index(best):
-            raise UnsupportedError(f"this processor runs {best} at most, not {self.level}")
+    def __init__(self, folder: Path, level: str | None = None) -> None:
+        """Load the library of a folder.
+
+        Args:
+            level: a row of `LEVELS`; None takes the best that was compiled and runs here.
+
+        Raises:
+            UnsupportedError: the level does not run here.
+            OSError: the file is no library.
+        """
+        self.folder = folder
+        self.record: dict[str, Any] = read_record(folder) or {}
+        self._library = ctypes.CDLL(str(folder / build.LIBRARY))
+        runs = list(LEVELS)[: self._library.ek_cpu_level() + 1]
+        built = [name for name in runs if name in self.record["levels"]]
+        self.level = level or built[-1]
+        if self.level not in built:
+            raise UnsupportedError(
+                f"kernels for {self.level} do not run here; those that do: {', '.join(built)}"
+            )
         self._functions: dict[str, Any] = {}
 
     def set_threads(self, threads: int) -> None:
@@ -49,6 +71,23 @@ class Library:
         return function
 
 
+@dataclass(frozen=True)
+class Found:
+    """The library that runs here, or the reason why there is none."""
+
+    library: Library | None
+    reason: str = ""
+
+
+@lru_cache
+def find_library() -> Found:
+    """The library of this process, or why there is none; looked for (and compiled) once."""
+    try:
+        return Found(load())
+    except UnsupportedError as error:
+        return Found(None, str(error))
+
+
 @lru_cache
 def load(level: str | None = None) -> Library:
     """The library, compiled first where that has not happened yet.
@@ -57,32 +96,82 @@ def load(level: str | None = None) -> Library:
         level: a row of `LEVELS`; None takes ERNIEKIT_KERNEL_LEVEL, or the best that runs here.
 
     Raises:
-        UnsupportedError: there is none and no compiler, or the compiler failed.
+        UnsupportedError: there is none and no compiler, the compiler failed, or the cache folder cannot
+            be written; says which.
     """
-    level = level or os.environ.get("ERNIEKIT_KERNEL_LEVEL")
-    path = locate()
-    library = Library(path, level)
+    level = level or os.environ.get(LEVEL_VARIABLE) or None
+    try:
+        folder = _locate()
+    except (BuildError, OSError) as error:
+        raise UnsupportedError(f"the native kernels could not be built: {error}") from error
+    try:
+        library = Library(folder, level)
+    except (OSError, AttributeError) as error:
+        raise UnsupportedError(f"the native kernels in {folder} could not be loaded: {error}") from error
     library.set_threads(wanted_threads())
     return library
 
 
-def locate() -> Path:
-    """The file of the library; builds it where there is none."""
-    if PACKAGED.exists():
+def _locate() -> Path:
+    """The folder of a library made from these sources; builds it where there is none."""
+    if not build.extra_flags() and is_whole(PACKAGED) and _from_these_sources(PACKAGED):
         return PACKAGED
-    program = compiler()
-    if program is None:
-        raise UnsupportedError("the kernels have not been built, and there is no C++ compiler (g++ or clang++)")
-    path = cache_folder() / build_key(program) / "kernels.so"
-    if not path.exists():
-        build(path, program)
-    return path
+    cache = cache_folder()
+    try:
+        program = build.compiler()
+    except BuildError:
+        return _built_before(cache)
+    folder = cache / build.build_key(program)
+    if not is_whole(folder):
+        _build_alone(folder, program)
+    return folder
+
+
+def _built_before(cache: Path) -> Path:
+    """A library of an earlier time, when there was a compiler."""
+    for folder in sorted(cache.iterdir()) if cache.is_dir() else ():
+        record = read_record(folder) or {}
+        if _from_these_sources(folder) and record["flags"] == list(build.extra_flags()) and is_whole(folder):
+            return folder
+    build.compiler()  # raises: there is none, and that is the reason
+    raise AssertionError("a compiler appeared while it was looked for")
+
+
+def _build_alone(folder: Path, program: tuple[str, ...]) -> None:
+    """Build, one process at a time; the others wait and find it done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_whole(folder):
+            return
+        logger.info(f"compiling the native kernels (once, about a minute) into {folder}")
+        build.build(folder, program, objects=folder.parent / "objects" if _CLONE.exists() else None)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `build` wrote beside a library; None where there is nothing readable."""
+    try:
+        record = json.loads((folder / build.RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a library that is what `build` wrote."""
+    record = read_record(folder)
+    path = folder / build.LIBRARY
+    return record is not None and path.is_file() and build.file_digest(path) == record.get("sha256")
+
+
+def _from_these_sources(folder: Path) -> bool:
+    record = read_record(folder)
+    return record is not None and record.get("sources") == build.source_digest()
 
 
 def cache_folder() -> Path:
-    """Where libraries that were compiled at first use are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "erniekit" / "kernels"
+    """Where libraries that were compiled at first use are kept: in ERNIEKIT_CACHE, else ~/.cache/erniekit."""
+    return Path(os.environ.get("ERNIEKIT_CACHE") or Path.home() / ".cache" / "erniekit") / "kernels"
 
 
 def wanted_threads() -> int:
