@@ -2,21 +2,59 @@
 
 Recipes, example configurations and example data stand at the top of the repository, where people
 look for them; an installed package carries a copy in `erniekit/_bundled` (see `erniekit/cli/recipes.py`).
+
+Where there is a C++ compiler the native kernels are compiled into the package, which then belongs to
+this platform. Without one, or when it fails, the package is complete all the same: kernels that are
+missing are compiled at first use, and Paddle's own operators do their work until then.
 """
 
+import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "erniekit/__init__.py").read_text(encoding="utf-8"))[1]
 
 
+def kernels_build() -> ModuleType:
+    """`erniekit/ops/kernels/build.py`, without the package around it."""
+    path = ROOT / "erniekit/ops/kernels/build.py"
+    spec = importlib.util.spec_from_file_location("kernels_build", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class DistributionWithKernels(Distribution):
+    """Belongs to a platform when its kernels can be compiled."""
+
+    def has_ext_modules(self) -> bool:
+        build = kernels_build()
+        try:
+            build.compiler()
+        except build.BuildError:
+            return False
+        return True
+
+
+class WheelWithKernels(bdist_wheel):
+    """The kernels know nothing of Python: one wheel serves every version of it on a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+
+
 class BuildWithBundle(build_py):
-    """Copies recipes and examples into the package that is built."""
+    """Copies recipes and examples into the package that is built, and compiles its kernels."""
 
     def run(self) -> None:
         super().run()
@@ -27,6 +65,17 @@ class BuildWithBundle(build_py):
             if (ROOT / name).is_dir():
                 ignored = shutil.ignore_patterns("__pycache__", "output", "outputs")
                 shutil.copytree(ROOT / name, bundle / name, dirs_exist_ok=True, ignore=ignored)
+        self.compile_kernels(Path(self.build_lib) / "erniekit/ops/kernels/built")
+
+    def compile_kernels(self, folder: Path) -> None:
+        """Compile into the package; an installation does not fail when that does."""
+        build = kernels_build()
+        try:
+            build.build(folder, build.compiler())
+        except (build.BuildError, OSError) as error:
+            sys.stderr.write(
+                f"the native kernels were not compiled ({error}); the package works without them\n"
+            )
 
 
 setup(
@@ -38,8 +87,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["erniekit", "erniekit.*"]),
-    package_data={"erniekit": ["**/*.jinja", "**/*.json", "**/*.yaml", "**/*.tsv", "**/*.txt"]},
-    cmdclass={"build_py": BuildWithBundle},
+    package_data={
+        "erniekit": ["**/*.jinja", "**/*.json", "**/*.yaml", "**/*.tsv", "**/*.txt", "**/*.cpp", "**/*.h"]
+    },
+    distclass=DistributionWithKernels,
+    cmdclass={"build_py": BuildWithBundle, "bdist_wheel": WheelWithKernels},
     entry_points={"console_scripts": ["erniekit = erniekit.cli.main:main"]},
     install_requires=[
         "pyyaml>=6.0,<7",
@@ -64,7 +116,7 @@ setup(
         "visualdl": ["visualdl>=2.5,<3"],
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
-        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "setuptools>=69,<83"],
+        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "setuptools>=70.1,<83"],
         "dev": ["ruff>=0.11,<1", "mypy>=1.14,<3", "types-PyYAML>=6,<7"],
     },
 )

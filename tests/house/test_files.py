@@ -77,7 +77,8 @@ def test_every_room_is_packaged() -> None:
 
 
 def test_data_files_are_packaged() -> None:
-    declared = re.search(r"package_data=\{\"erniekit\": \[(.*?)\]", (ROOT / "setup.py").read_text("utf-8"))
+    setup = (ROOT / "setup.py").read_text("utf-8")
+    declared = re.search(r"package_data=\{\s*\"erniekit\": \[(.*?)\]", setup, re.DOTALL)
     assert declared is not None
     suffixes = set(re.findall(r"\*(\.\w+)", declared[1]))
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]

@@ -1,13 +1,18 @@
 """Every faster operator that runs here against its reference: values, gradients, what is frozen."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import paddle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.ops import attention_cpu, backend
 from erniekit.ops.attention import attention_reference, visibility
+from erniekit.ops.kernels.library import Found
 from erniekit.ops.norm import rms_norm_cpu, rms_norm_reference
 from erniekit.ops.rope import rotate_cpu, rotate_reference, rotations
 from erniekit.ops.swiglu import swiglu_fused, swiglu_reference
@@ -20,6 +25,71 @@ def test_every_operator_with_a_cpu_version_is_compared_here():
     for known in backend.IMPLEMENTATIONS.values():
         for target in known.values():
             assert callable(backend._load(target)), target
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No kernels chosen yet, and none by the environment."""
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+    monkeypatch.setattr(backend, "_backend", None)
+    monkeypatch.setattr(backend, "_warned", set())
+    return monkeypatch
+
+
+def found(level):
+    return lambda: Found(SimpleNamespace(level=level))
+
+
+def missing():
+    return Found(None, "there is no C++ compiler")
+
+
+def test_kernels_are_chosen(fresh):
+    fresh.setattr(backend, "find_library", found("avx2"))
+    assert backend.current_backend() == "native" and backend.on_cpu()
+    assert backend.use_kernels("paddle") == backend.current_backend() == "cpu" and backend.on_cpu()
+    assert backend.use_kernels("native") == backend.use_kernels("auto") == "native"
+    fresh.setenv(backend.VARIABLE, "paddle")
+    assert backend.use_kernels("native") == "cpu"
+    fresh.setenv(backend.VARIABLE, "natve")
+    with pytest.raises(ConfigError, match="ERNIEKIT_KERNELS=natve.*auto, native, paddle"):
+        backend.use_kernels("auto")
+
+
+def test_portable_kernels_run_only_when_asked_for(fresh):
+    fresh.setattr(backend, "find_library", found("portable"))
+    assert backend.use_kernels("auto") == "cpu"
+    assert backend.use_kernels("native") == "native"
+
+
+def test_kernels_that_cannot_run_are_an_error_or_one_warning(fresh, caplog):
+    fresh.setattr(backend, "find_library", missing)
+    fresh.setattr(backend.logger, "propagate", True)
+    with pytest.raises(UnsupportedError, match=r"kernels: native.*no C\+\+ compiler\n.*kernels: auto"):
+        backend.use_kernels("native")
+    assert backend.use_kernels("auto") == backend.use_kernels("auto") == "cpu"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "there is no C++ compiler" in caplog.text
+
+
+def test_a_gpu_has_no_native_kernels(fresh):
+    fresh.setattr(backend.paddle.device, "get_device", lambda: "gpu:0")
+    assert backend.use_kernels("auto") == backend.use_kernels("paddle") == "gpu"
+    assert not backend.on_cpu()
+    with pytest.raises(ConfigError, match="this run is on gpu"):
+        backend.use_kernels("native")
+
+
+def test_a_missing_operator_is_the_next_one(fresh):
+    rows = {"reference": "math:sin", "cpu": "math:cos"}
+    fresh.setitem(backend.IMPLEMENTATIONS, "one", rows)
+    fresh.setitem(backend.IMPLEMENTATIONS, "other", {"reference": "math:sin"})
+    fresh.setattr(backend, "_backend", "native")
+    assert backend.choose("one") is math.cos and backend.choose("other") is math.sin
+    fresh.setitem(backend.IMPLEMENTATIONS, "one", {**rows, "native": "math:tan"})
+    assert backend.choose("one") is math.tan
+    fresh.setattr(backend, "_backend", "gpu")
+    assert backend.choose("one") is math.sin
 
 
 def compare(fast, plain, inputs, *, frozen=(), dtype="float32", tolerance=1e-5):
