@@ -6,9 +6,10 @@ from typing import Any
 HELP = "versions, devices, memory, disk and network, as a block to paste into a bug report"
 USAGE = """usage: erniekit doctor [--offline] [--json]
 
-Looks at Python, the installed packages and whether their versions fit, Paddle (imported in a process
-of its own), processor, memory, disks, and which package registries and model hubs answer. Sends
-nothing but one request to each of those; secrets in environment variables are not shown.
+Looks at Python, the installed packages and whether their versions fit, Paddle and the native kernels
+(each in a process of its own; the kernels are compiled when they have not been yet), processor, memory,
+disks, and which package registries and model hubs answer. Sends nothing but one request to each of
+those; secrets in environment variables are not shown.
 
   --offline   ask no registry or hub
   --json      the same facts as one JSON object
@@ -93,6 +94,7 @@ def examine(*, offline: bool) -> Report:
     _examine_software(report)
     _examine_packages(report)
     _examine_paddle(report)
+    _examine_kernels(report)
     _examine_machine(report)
     _examine_disks(report)
     report.facts["environment variables"] = given or {"set": "none of those that matter"}
@@ -200,6 +202,18 @@ def _examine_paddle(report: Report) -> None:
     report.facts["paddle"] = {name.replace("_", " "): str(value) for name, value in facts.items()}
     if "error" in facts:
         report.errors.append(f"Paddle is installed but cannot be used: {facts['error']}")
+
+
+def _examine_kernels(report: Report) -> None:
+    from erniekit.cli.probes import kernel_facts
+
+    facts = kernel_facts()
+    report.facts["kernels"] = {name: str(value) for name, value in facts.items()}
+    told = str(facts.get("native kernels", ""))
+    if "error" in facts:
+        report.errors.append(f"the process that loads the native kernels failed: {facts['error']}")
+    elif told.startswith("do not run"):
+        report.notes.append(f"kernels: Paddle's own operators are several times slower. Native ones {told}")
 
 
 def _examine_machine(report: Report) -> None:

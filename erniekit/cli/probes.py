@@ -45,14 +45,34 @@ facts["fp32_matmul_gflops"] = round(2 * 1024**3 / best / 1e9)
 print("FACTS " + json.dumps(facts))
 """
 
+# A damaged library or compiler may do anything too.
+_KERNELS = """
+import json
+from erniekit.log import set_up_logging
+from erniekit.ops.kernels.describe import describe
+set_up_logging()
+print("FACTS " + json.dumps(describe()))
+"""
+_KERNELS_SECONDS = 600
+
 
 def paddle_facts(seconds: float = _PADDLE_SECONDS) -> dict[str, Any]:
     """What Paddle says of itself, or `{"error": why not}`."""
-    command = [sys.executable, "-W", "ignore", "-c", _PADDLE]
+    return _facts_of(_PADDLE, seconds)
+
+
+def kernel_facts(seconds: float = _KERNELS_SECONDS) -> dict[str, Any]:
+    """Which kernels run, or `{"error": why not}`; compiles them when that has not happened yet."""
+    return _facts_of(_KERNELS, seconds)
+
+
+def _facts_of(program: str, seconds: float) -> dict[str, Any]:
+    """The facts that a program prints in a process of its own, or `{"error": why not}`."""
+    command = [sys.executable, "-W", "ignore", "-c", program]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return {"error": f"importing it took more than {seconds:g} s"}
+        return {"error": f"it took more than {seconds:g} s"}
     for line in answer.stdout.splitlines():
         if line.startswith("FACTS "):
             facts: dict[str, Any] = json.loads(line.removeprefix("FACTS "))

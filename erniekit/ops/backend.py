@@ -115,6 +115,16 @@ def on_cpu() -> bool:
     return current_backend() in ("native", "cpu")
 
 
+def kernels_in_words() -> str:
+    """What computes in this process, for people."""
+    backend = current_backend()
+    if backend == "native":
+        library = find_library().library
+        assert library is not None, "native kernels run without a library"
+        return f"native kernels ({library.level}, {library.threads} threads)"
+    return "Paddle's operators"
+
+
 @lru_cache
 def _load(target: str) -> Any:
     module, _, name = target.partition(":")

@@ -21,6 +21,8 @@ from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.hardware import available_memory, measure_flops
 from erniekit.estimate.memory import training_memory
 from erniekit.log import error_console, logger
+from erniekit.ops.backend import kernels_in_words, on_cpu
+from erniekit.ops.linear import linear
 from erniekit.train.trainer import Trainer
 
 
@@ -76,12 +78,12 @@ def _essentials(
     rows = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
     where = f"{config.run.output_dir}, from step {trainer.progress.step}"
     packed = "packed" if config.sequences.packing else "padded"
-    peak = f"{trainer.reporter.peak_flops / 1e9:.0f} GFLOP/s measured in {built.compute_dtype}"
+    peak = f"{trainer.reporter.peak_flops / 1e9:.0f} GFLOP/s measured"
     trained = f"{built.num_trained:,} trained" if built.num_trained != built.num_parameters else "all trained"
     return {
         "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
         "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, "
-        f"{built.compute_dtype} on {device} ({peak})",
+        f"{built.compute_dtype} on {device} by {kernels_in_words()}, {peak}",
         "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, "
         f"{report.tokens:,} tokens",
         "step": f"{rows} sequences of {config.sequences.max_seq_len} tokens ({packed}), in "
@@ -110,13 +112,12 @@ def _memory(config: Config, built: Assembled, report: DataReport, *, on_cpu: boo
 
 
 def _peak_flops(compute_dtype: str) -> float:
-    """FLOP/s of a large matrix product here, in the type that this device computes in."""
-    size = 1024 if paddle.device.get_device() == "cpu" else 8192
-    wide = compute_dtype == "fp32" or paddle.device.get_device() == "cpu"
-    matrix = paddle.ones([size, size], dtype="float32" if wide else "bfloat16")
+    """FLOP/s of a large matrix product here, by the kernels and in the type that the run computes with."""
+    size = 1024 if on_cpu() else 8192
+    matrix = paddle.ones([size, size]).astype("float32" if compute_dtype == "fp32" else "bfloat16")
 
     def multiply() -> float:
-        return float(paddle.matmul(matrix, matrix)[0, 0])
+        return float(linear(matrix, matrix)[0, 0])
 
     # Many short calls: the fastest of them met no other work on the machine.
     return measure_flops(multiply, 2.0 * size**3, repeats=20)

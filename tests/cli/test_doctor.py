@@ -32,6 +32,7 @@ def installation(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: REQUIRES)
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(probes, "paddle_facts", lambda: {"version": "3.3.1"})
+    monkeypatch.setattr(probes, "kernel_facts", lambda: {"native kernels": "run here"})
     return versions
 
 
@@ -59,6 +60,16 @@ def test_a_missing_core_package_is_an_error(installation: dict[str, str]) -> Non
 def test_a_paddle_that_crashes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "paddle_facts", lambda: {"error": "its process was ended by signal 4"})
     assert any("signal 4" in text for text in examine(offline=True).errors)
+
+
+def test_kernels_that_do_not_run_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine(offline=True).facts["kernels"] == {"native kernels": "run here"}
+    why = "do not run: there is no C++ compiler"
+    monkeypatch.setattr(probes, "kernel_facts", lambda: {"native kernels": why})
+    report = examine(offline=True)
+    assert report.errors == [] and any(why in text for text in report.notes)
+    monkeypatch.setattr(probes, "kernel_facts", lambda: {"error": "its process was ended by signal 7"})
+    assert any("signal 7" in text for text in examine(offline=True).errors)
 
 
 def test_a_missing_paddle_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def fresh(monkeypatch):
 
 
 def found(level):
-    return lambda: Found(SimpleNamespace(level=level))
+    return lambda: Found(SimpleNamespace(level=level, threads=2))
 
 
 def missing():
@@ -47,7 +47,9 @@ def missing():
 def test_kernels_are_chosen(fresh):
     fresh.setattr(backend, "find_library", found("avx2"))
     assert backend.current_backend() == "native" and backend.on_cpu()
+    assert backend.kernels_in_words() == "native kernels (avx2, 2 threads)"
     assert backend.use_kernels("paddle") == backend.current_backend() == "cpu" and backend.on_cpu()
+    assert backend.kernels_in_words() == "Paddle's operators"
     assert backend.use_kernels("native") == backend.use_kernels("auto") == "native"
     fresh.setenv(backend.VARIABLE, "paddle")
     assert backend.use_kernels("native") == "cpu"
