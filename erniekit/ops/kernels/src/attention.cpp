@@ -1,0 +1,183 @@
+// Attention of queries over earlier keys, forward: blocks of keys, softmax as they come.
+//
+// For every block of keys the running maximum m, sum l and output O of a query are corrected
+// (Milakov and Gimelshein 2018; Dao et al. 2022):
+//   m' = max(m, max s),  p = 2^(c (s - m')),  l' = l 2^(c (m - m')) + sum p,  O' = O 2^(c (m - m')) + p V
+// with c = log2(e) / sqrt(D). Scores exist for six rows and one block at a time. Blocks that none of the
+// six rows sees are skipped, and so are vectors of keys at the ends of a block.
+//
+// Rows of a tile are (query column, query head of the key head): keys are never repeated.
+#include "attention_tiles.h"
+
+namespace EK_NS {
+namespace {
+
+struct Forward {
+    Shape shape;
+    const void* qkv;
+    void* out;
+    float* log_sum;  // [rows, heads, columns]
+};
+
+// Per-thread memory of a task: queries, outputs and sums of its rows; packed keys and values.
+struct ForwardScratch {
+    float *queries, *outputs, *largest, *sums;
+    float *columns, *keys, *values;
+    float *scores, *weights;
+    int32_t *low, *high;
+    long used;
+    ForwardScratch(const Shape& s, const Groups& groups, bool pairs, float* base) {
+        Arena arena{base};
+        const long rows = groups.rows, cells = s.cells(pairs);
+        queries = arena.take(rows * cells);
+        outputs = arena.take(rows * s.lanes());
+        largest = arena.take(rows);
+        sums = arena.take(rows);
+        columns = arena.take(kBlock * cells);
+        keys = arena.take(kBlock * cells);
+        values = arena.take((pairs ? kBlock / 2 : kBlock) * s.lanes());
+        scores = arena.take(kGroup * kBlock);
+        weights = arena.take(kGroup * kBlock);
+        low = (int32_t*)arena.take(groups.count());
+        high = (int32_t*)arena.take(groups.count());
+        used = arena.used;
+    }
+};
+
+// Scores of one row over lanes [low, high) of a block to weights; lanes outside [from, to) are hidden.
+// Returns the factor that corrects what was summed before.
+template <bool PAIRS>
+EK_INLINE float softmax_row(float* scores, float* weights, long low, long high, long from, long to, float scale2,
+                            float* largest, float* sum) {
+    from = smaller(larger(from, low), high);
+    to = larger(smaller(to, high), from);
+    if (from > low) fill(scores + low, from - low, kHidden);
+    if (to < high) fill(scores + to, high - to, kHidden);
+    vf most = vload(scores + low);
+    for (long j = low + VW; j < high; j += VW) most = vmax(most, vload(scores + j));
+    const float before = *largest, now = vlargest(vmax(most, vset(before)));
+    const float keep = exp2_of_one((before - now) * scale2);
+    const vf scale = vset(scale2), shift = vset(-now * scale2);
+    vf total = vzero();
+    for (long j = low; j < high; j += VW) {
+        const vf p = exp2_of<PAIRS>(vfma(vload(scores + j), scale, shift));
+        total = vadd(total, p);
+        if (PAIRS) vstore((bf16*)weights + j, p);
+        else vstore(weights + j, p);
+    }
+    *largest = now;
+    *sum = *sum * keep + vsum(total);
+    return keep;
+}
+
+// One group of rows over lanes [low, high) of the packed block that starts at column `start`.
+template <bool PAIRS>
+static void forward_group(const Shape& s, const Groups& groups, const ForwardScratch& x, long row, long g,
+                          long start, long low, long high, float scale2) {
+    constexpr long per_cell = PAIRS ? 2 : 1;
+    const long size = groups.size(g), r0 = g * kGroup, cells = s.cells(PAIRS), lanes = s.lanes();
+    multiply<PAIRS>({x.queries + r0 * cells, cells, 1, x.keys + low, kBlock, x.scores + low, kBlock, cells, nullptr},
+                    size, high - low);
+    float keep[kGroup];
+    for (long i = 0; i < size; i++) {
+        const long t = groups.column(r0 + i);
+        keep[i] = softmax_row<PAIRS>(x.scores + i * kBlock, x.weights + i * kBlock, low, high,
+                                     s.from(row, t) - start, t + 1 - start, scale2, x.largest + r0 + i,
+                                     x.sums + r0 + i);
+    }
+    multiply<PAIRS>({x.weights + low / per_cell, kBlock, 1, x.values + low / per_cell * lanes, lanes,
+                     x.outputs + r0 * lanes, lanes, (high - low) / per_cell, keep},
+                    size, lanes);
+}
+
+// Queries [first, last) of one row and key head.
+template <bool PAIRS, class T>
+static void forward_task(const Forward& f, long row, long head, long first, long last, int thread) {
+    const Shape& s = f.shape;
+    const T* qkv = (const T*)f.qkv;
+    const long group = s.group(), dim = s.dim, cells = s.cells(PAIRS), lanes = s.lanes();
+    const Groups groups = Groups::of(first, last, group);
+    const ForwardScratch x(s, groups, PAIRS, ek_scratch<float>(thread, 0, ForwardScratch(s, groups, PAIRS, nullptr).used));
+    for (long r = 0; r < (last - first) * group; r++) {
+        const long t = first + r / group;
+        const T* q = qkv + (row * s.columns + t) * s.width() + (head * group + r % group) * dim;
+        pack_row<PAIRS>(q, s.turn(row, t), dim, x.queries + r * cells);
+    }
+    fill(x.queries + (last - first) * group * cells, (groups.rows - (last - first) * group) * cells, 0.0f);
+    fill(x.outputs, groups.rows * lanes, 0.0f);
+    fill(x.sums, groups.rows, 0.0f);
+    fill(x.largest, groups.rows, kNothing);
+    groups.ranges(s, row, x.low, x.high);
+
+    const float scale = 1.0f / __builtin_sqrtf((float)dim), scale2 = scale * kLog2e;
+    for (long start = s.lowest_from(row, first, last) / kBlock * kBlock; start < last; start += kBlock) {
+        const long stop = smaller(start + kBlock, last);
+        bool packed = false;
+        for (long g = 0; g < groups.count(); g++) {
+            const long low = larger(x.low[g] - start, 0) / VW * VW;
+            const long high = round_up(smaller(x.high[g], stop) - start, VW);
+            if (low >= high) continue;
+            if (!packed) {
+                const long k = (s.heads + head) * dim, v = k + s.key_heads * dim;
+                long count = pack_columns<PAIRS>(s, qkv, row, k, true, start, stop - start, x.columns);
+                rows_as_lanes(x.columns, cells, count, cells, x.keys);
+                count = pack_columns<PAIRS>(s, qkv, row, v, false, start, stop - start, x.columns);
+                rows_as_steps<PAIRS>(x.columns, cells, count, dim, lanes, x.values);
+                packed = true;
+            }
+            forward_group<PAIRS>(s, groups, x, row, g, start, low, high, scale2);
+        }
+    }
+
+    for (long r = 0; r < (last - first) * group; r++) {
+        const long t = first + r / group, n = head * group + r % group;
+        T* out = (T*)f.out + (row * s.columns + t) * s.heads * dim + n * dim;
+        const vf inverse = vset(1.0f / x.sums[r]);
+        for (long d = 0; d < dim; d += VW) vstore_n(out + d, vmul(vload(x.outputs + r * lanes + d), inverse), dim - d);
+        f.log_sum[(row * s.heads + n) * s.columns + t] = x.largest[r] * scale + __builtin_logf(x.sums[r]);
+    }
+}
+
+// Query columns of a task: as many as leave enough tasks for the threads and fit the second cache.
+// A query's result does not depend on it, since blocks of keys stand at fixed columns.
+static long columns_of_a_task(const Shape& s) {
+    const long bytes = s.group() * s.lanes() * 4;
+    long columns = 512;
+    while (columns > 16 && columns * bytes > (512 << 10)) columns /= 2;
+    const long wanted = 4L * ek_get_threads();
+    while (columns > 32 && ek_get_threads() > 1) {
+        const long tasks = s.rows * s.key_heads * ((s.columns + columns - 1) / columns);
+        if (tasks >= wanted) break;
+        columns /= 2;
+    }
+    return columns;
+}
+
+template <bool PAIRS, class T>
+static void forward(const Forward& f) {
+    const Shape& s = f.shape;
+    const long columns = columns_of_a_task(s), units = s.rows * s.key_heads;
+    const long pieces = (s.columns + columns - 1) / columns;
+    ek_parallel(units * pieces, [&](long task, int thread) {
+        const long unit = task % units, piece = pieces - 1 - task / units;  // the longest first
+        const long first = piece * columns, last = smaller(first + columns, s.columns);
+        forward_task<PAIRS, T>(f, unit / s.key_heads, unit % s.key_heads, first, last, thread);
+    });
+}
+
+}  // namespace
+}  // namespace EK_NS
+
+using namespace EK_NS;
+
+// qkv [rows, columns, (heads + 2 key_heads) dim], out [rows, columns, heads dim] in `dtype`;
+// turns [rows, columns, turn_stride] fp32: dim/2 times cos, sin; attend_from [rows, columns];
+// log_sum [rows, heads, columns].
+extern "C" __attribute__((visibility("default"))) void EK_CONCAT(ek_attention_forward__, EK_NS)(
+    const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, void* out, float* log_sum,
+ long rows, long columns, long heads, long key_heads, long dim, int dtype) {
+    const Shape shape{rows, columns, heads, key_heads, dim, turns, turn_stride, attend_from};
+    const Forward f{shape, qkv, out, log_sum};
+    if (dtype == EK_FP32) forward<false, float>(f);
+    else forward<(EK_LEVEL >= 3), bf16>(f);
+}
