@@ -16,7 +16,7 @@ struct Forward {
     Shape shape;
     const void* qkv;
     void* out;
-    float* log_sum;  // [rows, heads, columns]
+    float* log_sum;  // [rows, heads, columns], or null: not wanted
 };
 
 // Per-thread memory of a task: queries, outputs and sums of its rows; packed keys and values.
@@ -134,7 +134,7 @@ static void forward_task(const Forward& f, long row, long head, long first, long
         T* out = (T*)f.out + (row * s.columns + t) * s.heads * dim + n * dim;
         const vf inverse = vset(1.0f / x.sums[r]);
         for (long d = 0; d < dim; d += VW) vstore_n(out + d, vmul(vload(x.outputs + r * lanes + d), inverse), dim - d);
-        f.log_sum[(row * s.heads + n) * s.columns + t] = x.largest[r] * scale + __builtin_logf(x.sums[r]);
+        if (f.log_sum) f.log_sum[(row * s.heads + n) * s.columns + t] = x.largest[r] * scale + __builtin_logf(x.sums[r]);
     }
 }
 
@@ -172,7 +172,7 @@ using namespace EK_NS;
 
 // qkv [rows, columns, (heads + 2 key_heads) dim], out [rows, columns, heads dim] in `dtype`;
 // turns [rows, columns, turn_stride] fp32: dim/2 times cos, sin; attend_from [rows, columns];
-// log_sum [rows, heads, columns].
+// log_sum [rows, heads, columns] fp32, or null.
 extern "C" __attribute__((visibility("default"))) void EK_CONCAT(ek_attention_forward__, EK_NS)(
     const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, void* out, float* log_sum,
  long rows, long columns, long heads, long key_heads, long dim, int dtype) {
