@@ -24,7 +24,7 @@ struct ForwardScratch {
     float *queries, *outputs, *largest, *sums;
     float *columns, *keys, *values;
     float *scores, *weights;
-    int32_t *low, *high;
+    int32_t *from, *to, *low, *high;
     long used;
     ForwardScratch(const Shape& s, const Groups& groups, bool pairs, float* base) {
         Arena arena{base};
@@ -38,53 +38,67 @@ struct ForwardScratch {
         values = arena.take((pairs ? kBlock / 2 : kBlock) * s.lanes());
         scores = arena.take(kGroup * kBlock);
         weights = arena.take(kGroup * kBlock);
+        from = (int32_t*)arena.take(rows);
+        to = (int32_t*)arena.take(rows);
         low = (int32_t*)arena.take(groups.count());
         high = (int32_t*)arena.take(groups.count());
         used = arena.used;
     }
 };
 
-// Scores of one row over lanes [low, high) of a block to weights; lanes outside [from, to) are hidden.
-// Returns the factor that corrects what was summed before.
+// Scores of a group of rows over lanes [low, high) of a block to weights; corrects the largest scores and
+// the sums. Writes the factor that corrects what was summed before.
 template <bool PAIRS>
-EK_INLINE float softmax_row(float* scores, float* weights, long low, long high, long from, long to, float scale2,
-                            float* largest, float* sum) {
-    from = smaller(larger(from, low), high);
-    to = larger(smaller(to, high), from);
-    if (from > low) fill(scores + low, from - low, kHidden);
-    if (to < high) fill(scores + to, high - to, kHidden);
-    vf most = vload(scores + low);
-    for (long j = low + VW; j < high; j += VW) most = vmax(most, vload(scores + j));
-    const float before = *largest, now = vlargest(vmax(most, vset(before)));
-    const float keep = exp2_of_one((before - now) * scale2);
-    const vf scale = vset(scale2), shift = vset(-now * scale2);
-    vf total = vzero();
-    for (long j = low; j < high; j += VW) {
-        const vf p = exp2_of<PAIRS>(vfma(vload(scores + j), scale, shift));
-        total = vadd(total, p);
-        if (PAIRS) vstore((bf16*)weights + j, p);
-        else vstore(weights + j, p);
+EK_INLINE void softmax_group(const ForwardScratch& x, long r0, long size, long low, long high, float scale2,
+                             float* keep) {
+    vf rows[8];
+    float now[16], totals[16];
+    for (long i = 0; i < 8; i++) {
+        rows[i] = vzero();
+        if (i >= size) continue;
+        const float* scores = x.scores + i * kBlock;
+        vf most = vload(scores + low);
+        for (long j = low + VW; j < high; j += VW) most = vmax(most, vload(scores + j));
+        rows[i] = most;
     }
-    *largest = now;
-    *sum = *sum * keep + vsum(total);
-    return keep;
+    across_lanes<false>(rows, now);
+    for (long i = 0; i < size; i += VW) {
+        const vf before = vload_n(x.largest + r0 + i, size - i), after = vmax(before, vload(now + i));
+        vstore(keep + i, exp2_of<false>(vmul(vsub(before, after), vset(scale2))));
+        vstore(now + i, after);
+        vstore_n(x.largest + r0 + i, after, size - i);
+    }
+    for (long i = 0; i < size; i++) {
+        const float* scores = x.scores + i * kBlock;
+        float* weights = x.weights + i * kBlock;
+        const vf scale = vset(scale2), shift = vset(-now[i] * scale2);
+        vf total = vzero();
+        for (long j = low; j < high; j += VW) {
+            const vf p = exp2_of<PAIRS>(vfma(vload(scores + j), scale, shift));
+            total = vadd(total, p);
+            if (PAIRS) vstore((bf16*)weights + j, p);
+            else vstore(weights + j, p);
+        }
+        rows[i] = total;
+    }
+    across_lanes<true>(rows, totals);
+    for (long i = 0; i < size; i += VW) {
+        float* sums = x.sums + r0 + i;
+        vstore_n(sums, vfma(vload_n(sums, size - i), vload(keep + i), vload(totals + i)), size - i);
+    }
 }
 
 // One group of rows over lanes [low, high) of the packed block that starts at column `start`.
 template <bool PAIRS>
-static void forward_group(const Shape& s, const Groups& groups, const ForwardScratch& x, long row, long g,
-                          long start, long low, long high, float scale2) {
+static void forward_group(const Shape& s, const Groups& groups, const ForwardScratch& x, long g, long start,
+                          long low, long high, float scale2) {
     constexpr long per_cell = PAIRS ? 2 : 1;
     const long size = groups.size(g), r0 = g * kGroup, cells = s.cells(PAIRS), lanes = s.lanes();
     multiply<PAIRS>({x.queries + r0 * cells, cells, 1, x.keys + low, kBlock, x.scores + low, kBlock, cells, nullptr},
                     size, high - low);
-    float keep[kGroup];
-    for (long i = 0; i < size; i++) {
-        const long t = groups.column(r0 + i);
-        keep[i] = softmax_row<PAIRS>(x.scores + i * kBlock, x.weights + i * kBlock, low, high,
-                                     s.from(row, t) - start, t + 1 - start, scale2, x.largest + r0 + i,
-                                     x.sums + r0 + i);
-    }
+    hide(x.scores, size, x.from + r0, x.to + r0, start, low, high);
+    float keep[16];
+    softmax_group<PAIRS>(x, r0, size, low, high, scale2, keep);
     multiply<PAIRS>({x.weights + low / per_cell, kBlock, 1, x.values + low / per_cell * lanes, lanes,
                      x.outputs + r0 * lanes, lanes, (high - low) / per_cell, keep},
                     size, lanes);
@@ -107,7 +121,7 @@ static void forward_task(const Forward& f, long row, long head, long first, long
     fill(x.outputs, groups.rows * lanes, 0.0f);
     fill(x.sums, groups.rows, 0.0f);
     fill(x.largest, groups.rows, kNothing);
-    groups.ranges(s, row, x.low, x.high);
+    groups.ranges(s, row, x.from, x.to, x.low, x.high);
 
     const float scale = 1.0f / __builtin_sqrtf((float)dim), scale2 = scale * kLog2e;
     for (long start = s.lowest_from(row, first, last) / kBlock * kBlock; start < last; start += kBlock) {
@@ -125,7 +139,7 @@ static void forward_task(const Forward& f, long row, long head, long first, long
                 rows_as_steps<PAIRS>(x.columns, cells, count, dim, lanes, x.values);
                 packed = true;
             }
-            forward_group<PAIRS>(s, groups, x, row, g, start, low, high, scale2);
+            forward_group<PAIRS>(s, groups, x, g, start, low, high, scale2);
         }
     }
 

@@ -48,7 +48,7 @@ struct BackwardScratch {
     float *queries, *query_steps, *grads, *grad_steps, *shifts, *deltas, *grad_queries;
     float *scores, *grad_weights, *row_scores, *weights, *grad_scores;
     float *grad_keys, *grad_values;
-    int32_t *low, *high, *block_low, *block_high;
+    int32_t *from, *to, *low, *high, *block_low, *block_high;
     long key_cells, step_cells, used;
     BackwardScratch(const Shape& s, long rows, long blocks, bool pairs, bool sums, float* base) {
         Arena arena{base};
@@ -74,6 +74,8 @@ struct BackwardScratch {
         grad_scores = arena.take(rows / per_cell * kBlock);
         grad_keys = arena.take(sums ? blocks * kBlock * lanes : 0);
         grad_values = arena.take(sums ? blocks * kBlock * lanes : 0);
+        from = (int32_t*)arena.take(rows);
+        to = (int32_t*)arena.take(rows);
         low = (int32_t*)arena.take(groups);
         high = (int32_t*)arena.take(groups);
         block_low = (int32_t*)arena.take(groups);
@@ -134,8 +136,8 @@ EK_INLINE void weights_of_two(const BackwardScratch& x, long r, long i, long low
 
 // One group of rows over lanes [low, high) of a block: weights, score gradients, and its part of dQ.
 template <bool PAIRS>
-static void backward_group(const Shape& s, const Groups& groups, const BackwardScratch& x, long row, long g,
-                           long start, long block, float scale2) {
+static void backward_group(const Shape& s, const Groups& groups, const BackwardScratch& x, long g, long start,
+                           long block, float scale2) {
     constexpr long per_cell = PAIRS ? 2 : 1;
     const long size = groups.size(g), r0 = g * kGroup, cells = s.cells(PAIRS), lanes = s.lanes();
     const long low = x.block_low[g], high = x.block_high[g];
@@ -144,13 +146,7 @@ static void backward_group(const Shape& s, const Groups& groups, const BackwardS
                     high - low);
     multiply<PAIRS>({x.grads + r0 * cells, cells, 1, values, kBlock, x.grad_weights + low, kBlock, cells, nullptr},
                     size, high - low);
-    for (long i = 0; i < size; i++) {
-        const long t = groups.column(r0 + i);
-        const long from = smaller(larger(s.from(row, t) - start, low), high);
-        const long to = larger(smaller(t + 1 - start, high), from);
-        if (from > low) fill(x.scores + i * kBlock + low, from - low, kHidden);
-        if (to < high) fill(x.scores + i * kBlock + to, high - to, kHidden);
-    }
+    hide(x.scores, size, x.from + r0, x.to + r0, start, low, high);
     for (long i = 0; i < size; i += 2) weights_of_two<PAIRS>(x, r0 + i, i, low, high, scale2);
     const float* row_scores = PAIRS ? x.row_scores : x.grad_scores + r0 * kBlock;
     multiply<PAIRS>({row_scores + low / per_cell, kBlock, 1,
@@ -209,7 +205,7 @@ static void backward_block(const Shape& s, const Groups& groups, const BackwardS
             fill(x.grad_scores + r + low, a - low, 0.0f);
             fill(x.grad_scores + r + b, high - b, 0.0f);
         }
-        if (a < b) backward_group<PAIRS>(s, groups, x, range.row, g, start, block, scale2);
+        if (a < b) backward_group<PAIRS>(s, groups, x, g, start, block, scale2);
     }
     const long offset = start * s.lanes();
     backward_keys<PAIRS>(s, groups, x, low, high, sums.keys + offset, sums.values + offset);
@@ -305,7 +301,7 @@ static void backward_range(const Backward& b, const Range& range, Sums sums, int
         const long tile_low = larger(s.lowest_from(row, first, last) / kBlock * kBlock, base);
         if (tile_low >= stop) continue;
         const Groups groups = Groups::of(first, last, s.group());
-        groups.ranges(s, row, x.low, x.high);
+        groups.ranges(s, row, x.from, x.to, x.low, x.high);
         pack_tile<PAIRS, T>(b, groups, x, row, head);
         fill(x.grad_queries, groups.rows * lanes, 0.0f);
         float* waiting = whole ? nullptr : sums.queries + first * s.group() * lanes;

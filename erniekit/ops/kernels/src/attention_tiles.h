@@ -65,13 +65,31 @@ EK_INLINE vf dot(vf a, vf b, vf c) {
     return vfma(a, b, c);
 }
 
+#if EK_LEVEL >= 2
+// 2^x: exactly 0 for very low x, NaN stays NaN. Relative error 3e-6 where the result is rounded to bf16,
+// 2e-9 before rounding otherwise (minimax polynomials of 2^r, 0 <= r < 1).
+template <bool PAIRS>
+EK_INLINE vf exp2_of(vf x) {
+    const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+    vf p;
+    if (PAIRS) {
+        p = vfma(vset(1.342668428e-02f), r, vset(5.224247421e-02f));
+        p = vfma(p, r, vset(2.412802048e-01f));
+        p = vfma(p, r, vset(6.930448449e-01f));
+    } else {
+        p = vfma(vset(2.161291496e-04f), r, vset(1.246784644e-03f));
+        p = vfma(p, r, vset(9.675451567e-03f));
+        p = vfma(p, r, vset(5.548528062e-02f));
+        p = vfma(p, r, vset(2.402293056e-01f));
+        p = vfma(p, r, vset(6.931470444e-01f));
+    }
+    return _mm512_scalef_ps(vfma(p, r, vset(1.0f)), x);
+}
+#else
 // 2^n p for the whole number n that stands in the last bits of `shifted`.
 EK_INLINE vf add_exponent(vf p, vf shifted) {
-#if EK_LEVEL >= 2
-    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n));
-#elif EK_LEVEL == 1
-    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+#if EK_LEVEL == 1
+    const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n));
 #else
     uint32_t a[VW], b[VW];
@@ -83,35 +101,41 @@ EK_INLINE vf add_exponent(vf p, vf shifted) {
 #endif
 }
 
-// 2^x for x <= 128: exactly 0 from -127 downwards, NaN stays NaN. Relative error 3e-6 where the result
-// is rounded to bf16, 2e-9 before rounding otherwise (minimax polynomials of 2^r, |r| <= 1/2).
+// 2^x for x <= 128: exactly 0 from -127 downwards, NaN stays NaN; relative error 2e-9 before rounding
+// (minimax polynomial of 2^r, |r| <= 1/2).
 template <bool PAIRS>
 EK_INLINE vf exp2_of(vf x) {
     const vf magic = vset(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
     x = vmax(vset(-127.0f), x);
-    const vf shifted = vadd(x, magic);
-    const vf r = vsub(x, vsub(shifted, magic));
-    vf p;
-    if (PAIRS) {
-        p = vset(9.582852866e-03f);
-        p = vfma(p, r, vset(5.590642492e-02f));
-        p = vfma(p, r, vset(2.402409862e-01f));
-        p = vfma(p, r, vset(6.931241934e-01f));
-    } else {
-        p = vset(1.535336181e-04f);
-        p = vfma(p, r, vset(1.339887445e-03f));
-        p = vfma(p, r, vset(9.618437358e-03f));
-        p = vfma(p, r, vset(5.550332471e-02f));
-        p = vfma(p, r, vset(2.402264791e-01f));
-        p = vfma(p, r, vset(6.931472029e-01f));
-    }
+    const vf shifted = vadd(x, magic), r = vsub(x, vsub(shifted, magic));
+    vf p = vfma(vset(1.535336181e-04f), r, vset(1.339887445e-03f));
+    p = vfma(p, r, vset(9.618437358e-03f));
+    p = vfma(p, r, vset(5.550332471e-02f));
+    p = vfma(p, r, vset(2.402264791e-01f));
+    p = vfma(p, r, vset(6.931472029e-01f));
     return add_exponent(vfma(p, r, vset(1.0f)), shifted);
 }
+#endif
 
-EK_INLINE float exp2_of_one(float x) {
-    float out[VW];
-    vstore(out, exp2_of<false>(vset(x)));
-    return out[0];
+// out[i] = the largest lane (or the sum of the lanes) of x[i], for i below kGroup; x and out hold 8 and 16.
+template <bool SUM>
+EK_INLINE void across_lanes(const vf* x, float* out) {
+#if EK_LEVEL >= 2
+    auto both = [](vf a, vf b) __attribute__((always_inline)) { return SUM ? vadd(a, b) : vmax(a, b); };
+    vf two[4], four[2];
+    for (int i = 0; i < 4; i++)
+        two[i] = both(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+    for (int i = 0; i < 2; i++) {
+        const __m512d a = _mm512_castps_pd(two[2 * i]), b = _mm512_castps_pd(two[2 * i + 1]);
+        four[i] = both(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    vf all = both(_mm512_shuffle_f32x4(four[0], four[1], 0x44), _mm512_shuffle_f32x4(four[0], four[1], 0xee));
+    all = both(all, _mm512_shuffle_f32x4(all, all, 0xb1));
+    vstore(out, _mm512_shuffle_f32x4(all, all, 0x08));
+#else
+    for (int i = 0; i < kGroup; i++) out[i] = SUM ? vsum(x[i]) : vlargest(x[i]);
+    for (int i = kGroup; i < 16; i++) out[i] = 0.0f;
+#endif
 }
 
 // Pairs of channels turned by [cos, sin], or turned back.
@@ -314,15 +338,26 @@ struct Groups {
     static Groups of(long first, long last, long group) {
         return {first, last - first, group, round_up((last - first) * group, 2)};
     }
-    // Writes [low, high) of every group.
-    void ranges(const Shape& s, long row, int32_t* low, int32_t* high) const {
-        for (long g = 0; g < count(); g++) {
-            const long a = column(g * kGroup), b = column(g * kGroup + size(g) - 1);
-            low[g] = (int32_t)s.lowest_from(row, a, b + 1);
-            high[g] = (int32_t)b + 1;
+    // Writes which columns [from, to) each row sees, and [low, high) of every group.
+    void ranges(const Shape& s, long row, int32_t* from, int32_t* to, int32_t* low, int32_t* high) const {
+        for (long r = 0; r < rows; r++) {
+            const long t = column(r), g = r / kGroup;
+            from[r] = (int32_t)s.from(row, t);
+            to[r] = high[g] = (int32_t)t + 1;
+            low[g] = r % kGroup == 0 || from[r] < low[g] ? from[r] : low[g];
         }
     }
 };
+
+// Hides lanes [low, high) of the block at `start` that the rows of a group do not see.
+EK_INLINE void hide(float* scores, long size, const int32_t* from, const int32_t* to, long start, long low,
+                    long high) {
+    for (long i = 0; i < size; i++, scores += kBlock) {
+        const long a = smaller(larger(from[i] - start, low), high), b = larger(smaller(to[i] - start, high), a);
+        if (a > low) fill(scores + low, a - low, kHidden);
+        if (b < high) fill(scores + b, high - b, kHidden);
+    }
+}
 
 }  // namespace
 }  // namespace EK_NS

@@ -16,7 +16,7 @@
 #define EK_CONCAT_(a, b) a##b
 #define EK_CONCAT(a, b) EK_CONCAT_(a, b)
 // The C name of an exported function: name__avx512bf16 and so on.
-#define EK_EXPORT(name) extern "C" __attribute__((visibility("default"))) EK_CONCAT(name##__, EK_NS)
+#define EK_EXPORT(name) extern "C" __attribute__((visibility("default"))) void EK_CONCAT(name##__, EK_NS)
 #define EK_INLINE static inline __attribute__((always_inline, unused))
 
 typedef uint16_t bf16;
