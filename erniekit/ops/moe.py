@@ -1,0 +1,219 @@
+"""Routing of tokens to experts, and matrix products over tokens that are sorted by expert.
+
+With scores s (a softmax over the experts, or a sigmoid of each), a correction bias b that balances
+the load and gets no gradient, and k experts a token:
+
+    chosen  = the k experts with the largest s + b
+    weight  = s[chosen] / max(sum of s[chosen], norm_min)          (b is not in the weights)
+    output  = sum over the chosen of weight * expert(x)
+
+With a capacity, an expert takes its first tokens in the order of the batch; a slot beyond it gets
+weight 0 BEFORE the division, so what is left of a token still sums to 1.
+
+Grouped experts: the E experts are k groups, the softmax runs within each, and scores are divided by
+the largest of their group for the choice, so that without a bias every group gives one expert.
+
+    N tokens, E experts, k experts a token, M = N k slots less the dropped ones, H, I, O features
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+from erniekit.ops import remake
+from erniekit.ops.backend import choose, to_arithmetic, to_storage
+
+SCORES = ("softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which experts every token goes to.
+
+    scores_NE: softmax or sigmoid of the logits, fp32 (with grouped experts each group sums to 1).
+    chosen_Nk: int64 expert ids; weights_Nk: fp32, 0 where dropped.
+    dropped_Nk: whether an expert was full; None when nothing can be dropped.
+    """
+
+    scores_NE: paddle.Tensor
+    chosen_Nk: paddle.Tensor
+    weights_Nk: paddle.Tensor
+    dropped_Nk: paddle.Tensor | None
+
+
+@dataclass(frozen=True)
+class SortedSlots:
+    """The slots (token, choice) in the order of their experts; within an expert in that of the tokens.
+
+    tokens_M: int64 token of each sorted slot. slots_M: int64 place of it in the flattened [N, k].
+    places_Nk: int64 sorted place of each slot; -1 for a dropped one.
+    offsets: int64 [E + 1], expert e has the sorted slots offsets[e] to offsets[e + 1].
+    """
+
+    tokens_M: paddle.Tensor
+    slots_M: paddle.Tensor
+    places_Nk: paddle.Tensor
+    offsets: paddle.Tensor
+
+
+def route(
+    logits_NE: paddle.Tensor,
+    bias_E: paddle.Tensor,
+    *,
+    top_k: int,
+    scoring: str = "softmax",
+    norm_min: float = 1e-12,
+    normalise: bool = True,
+    grouped: bool = False,
+    capacity: int | None = None,
+) -> Routing:
+    """Choose experts from fp32 logits; see the module docstring.
+
+    Args:
+        norm_min: the least that weights are divided by.
+        normalise: whether the weights of a token sum to 1.
+        grouped: the experts are `top_k` groups.
+        capacity: tokens that an expert takes; None for all.
+    """
+    assert scoring in SCORES, scoring
+    num_tokens, num_experts = logits_NE.shape
+    groups = [num_tokens, top_k, num_experts // top_k] if grouped else [num_tokens, 1, num_experts]
+    grouped_logits = logits_NE.reshape(groups)
+    scores = F.softmax(grouped_logits, axis=-1) if scoring == "softmax" else F.sigmoid(grouped_logits)
+    compared = scores.detach()
+    if grouped:
+        compared = compared / compared.max(-1, keepdim=True)
+    scores_NE = scores.reshape([num_tokens, num_experts])
+    compared_NE = compared.reshape([num_tokens, num_experts]) + bias_E.detach()
+    chosen_Nk = paddle.topk(compared_NE, top_k, axis=-1)[1]
+    weights_Nk = paddle.take_along_axis(scores_NE, chosen_Nk, axis=1)
+    dropped_Nk = None
+    if capacity is not None and capacity < num_tokens:
+        dropped_Nk = beyond_capacity(chosen_Nk, num_experts, capacity)
+        weights_Nk = weights_Nk * (1.0 - dropped_Nk.astype("float32"))
+    if normalise:
+        weights_Nk = weights_Nk / paddle.clip(weights_Nk.sum(-1, keepdim=True), min=norm_min)
+    return Routing(scores_NE, chosen_Nk, weights_Nk, dropped_Nk)
+
+
+def expert_capacity(
+    factors: tuple[float, float, float], num_tokens: int, num_experts: int, *, training: bool
+) -> int:
+    """Tokens that an expert takes: int(factor * tokens // experts).
+
+    Args:
+        factors: in training, in evaluation, and for fewer tokens than experts.
+    """
+    factor = factors[0] if training else factors[1]
+    if num_tokens < num_experts:
+        factor = factors[2]
+    return int(factor * num_tokens // num_experts)
+
+
+@paddle.no_grad()
+def beyond_capacity(chosen_Nk: paddle.Tensor, num_experts: int, capacity: int) -> paddle.Tensor:
+    """bool [N, k]: the slots that find their expert full."""
+    flat = chosen_Nk.flatten()
+    order = paddle.argsort(flat, stable=True)
+    experts = paddle.gather(flat, order)
+    first = _offsets(flat, num_experts)
+    rank = paddle.arange(flat.shape[0], dtype="int64") - paddle.gather(first, experts)
+    back = paddle.argsort(order)
+    return (paddle.gather(rank, back) >= capacity).reshape(chosen_Nk.shape)
+
+
+@paddle.no_grad()
+def sort_slots(
+    chosen_Nk: paddle.Tensor, num_experts: int, dropped_Nk: paddle.Tensor | None = None
+) -> SortedSlots:
+    """Sort the slots by expert; dropped ones are left out."""
+    top_k = chosen_Nk.shape[1]
+    flat = chosen_Nk.flatten()
+    if dropped_Nk is not None:  # to the end, as an expert that does not exist
+        flat = paddle.where(dropped_Nk.flatten(), paddle.full_like(flat, num_experts), flat)
+    offsets = _offsets(flat, num_experts)
+    order = paddle.argsort(flat, stable=True)
+    places = paddle.argsort(order)
+    if dropped_Nk is not None:
+        order = order[: int(offsets[-1])]
+        places = paddle.where(flat == num_experts, paddle.full_like(places, -1), places)
+    return SortedSlots(order // top_k, order, places.reshape(chosen_Nk.shape), offsets)
+
+
+def _offsets(experts: paddle.Tensor, num_experts: int) -> paddle.Tensor:
+    counts = paddle.bincount(experts, minlength=num_experts)[:num_experts]
+    return paddle.concat([paddle.zeros([1], dtype="int64"), counts.cumsum().astype("int64")])
+
+
+def grouped_linear(x_MI: paddle.Tensor, weight: paddle.Tensor, offsets: paddle.Tensor) -> paddle.Tensor:
+    """Rows offsets[e] to offsets[e + 1] of x [M, I] times weight[e] of [E, I, O]; in the type of x.
+
+    Args:
+        offsets: int64 [E + 1] on the CPU, ascending from 0 to M; experts without rows get no gradient
+            but zeros.
+    """
+    return choose("grouped_linear")(x_MI, weight, offsets)
+
+
+def grouped_linear_reference(
+    x_MI: paddle.Tensor, weight: paddle.Tensor, offsets: paddle.Tensor
+) -> paddle.Tensor:
+    """`grouped_linear` expert by expert."""
+    dtype = x_MI.dtype
+    bounds = offsets.tolist()
+    assert bounds[-1] == x_MI.shape[0], (bounds, x_MI.shape)
+    x_MI, weight = to_arithmetic(x_MI, weight)
+    parts = [
+        paddle.matmul(x_MI[start:stop], of_expert)
+        for start, stop, of_expert in zip(bounds[:-1], bounds[1:], paddle.unbind(weight, 0), strict=True)
+        if stop > start
+    ]
+    if not parts:
+        return paddle.zeros([0, weight.shape[-1]], dtype=dtype)
+    return to_storage(paddle.concat(parts), dtype)
+
+
+def dispatch_rows(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+    """The rows of x in the order of the sorted slots, [M, H]."""
+    kept = remake.keep(x_NH)
+    out = choose("dispatch_rows")(x_NH, slots)
+    return remake.mark(out, _dispatch_again, kept, slots)
+
+
+def _dispatch_again(kept: Any, slots: SortedSlots) -> paddle.Tensor:
+    return choose("dispatch_rows")(remake.restore(kept), slots)
+
+
+def dispatch_rows_reference(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+    """`dispatch_rows` by one gather."""
+    dtype = x_NH.dtype
+    return to_storage(paddle.gather(to_arithmetic(x_NH)[0], slots.tokens_M), dtype)
+
+
+def combine_rows(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+    """For every token the sum of its slots' rows of y times fp32 weights, [N, H] in the type of y.
+
+    The sum runs in fp32, in the order of a token's choices.
+    """
+    return choose("combine_rows")(y_MH, weights_Nk, slots)
+
+
+def combine_rows_reference(
+    y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: SortedSlots
+) -> paddle.Tensor:
+    """`combine_rows` choice by choice; rows of dropped slots do not enter, whatever their weight."""
+    num_tokens, top_k = weights_Nk.shape
+    dtype = y_MH.dtype
+    if y_MH.shape[0] == 0:
+        return paddle.zeros([num_tokens, y_MH.shape[1]], dtype=dtype)
+    y32_MH = y_MH.astype("float32") if dtype != paddle.float32 else y_MH
+    kept_Nk = (slots.places_Nk >= 0).astype("float32")
+    out_NH = None
+    for choice in range(top_k):
+        rows_NH = paddle.gather(y32_MH, paddle.clip(slots.places_Nk[:, choice], min=0))
+        weight_N1 = (weights_Nk * kept_Nk)[:, choice : choice + 1]
+        out_NH = rows_NH * weight_N1 if out_NH is None else out_NH + rows_NH * weight_N1
+    assert out_NH is not None
+    return to_storage(out_NH, dtype)
