@@ -39,6 +39,9 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.norm:rms_norm_reference",
         "cpu": "erniekit.ops.norm:rms_norm_cpu",
     },
+    "grouped_linear": {"reference": "erniekit.ops.moe:grouped_linear_reference"},
+    "dispatch_rows": {"reference": "erniekit.ops.moe:dispatch_rows_reference"},
+    "combine_rows": {"reference": "erniekit.ops.moe:combine_rows_reference"},
     "rotate": {
         "reference": "erniekit.ops.rope:rotate_reference",
         "cpu": "erniekit.ops.rope:rotate_cpu",
