@@ -111,7 +111,8 @@ static void forward_task(const Forward& f, long row, long head, long first, long
     const T* qkv = (const T*)f.qkv;
     const long group = s.group(), dim = s.dim, cells = s.cells(PAIRS), lanes = s.lanes();
     const Groups groups = Groups::of(first, last, group);
-    const ForwardScratch x(s, groups, PAIRS, ek_scratch<float>(thread, 0, ForwardScratch(s, groups, PAIRS, nullptr).used));
+    const long used = ForwardScratch(s, groups, PAIRS, nullptr).used;
+    const ForwardScratch x(s, groups, PAIRS, ek_scratch<float>(thread, 0, used));
     for (long r = 0; r < (last - first) * group; r++) {
         const long t = first + r / group;
         const T* q = qkv + (row * s.columns + t) * s.width() + (head * group + r % group) * dim;
@@ -148,7 +149,8 @@ static void forward_task(const Forward& f, long row, long head, long first, long
         T* out = (T*)f.out + (row * s.columns + t) * s.heads * dim + n * dim;
         const vf inverse = vset(1.0f / x.sums[r]);
         for (long d = 0; d < dim; d += VW) vstore_n(out + d, vmul(vload(x.outputs + r * lanes + d), inverse), dim - d);
-        if (f.log_sum) f.log_sum[(row * s.heads + n) * s.columns + t] = x.largest[r] * scale + __builtin_logf(x.sums[r]);
+        if (f.log_sum)
+            f.log_sum[(row * s.heads + n) * s.columns + t] = x.largest[r] * scale + __builtin_logf(x.sums[r]);
     }
 }
 
