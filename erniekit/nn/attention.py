@@ -8,8 +8,7 @@ from paddle import nn
 
 from erniekit.nn.cache import KVCache
 from erniekit.nn.linear import Linear
-from erniekit.ops.attention import Visibility, attention
-from erniekit.ops.rope import rotate
+from erniekit.ops.attention import Visibility, attention, self_attention, turned_heads
 
 
 class Attention(nn.Layer):
@@ -39,13 +38,12 @@ class Attention(nn.Layer):
         cache: KVCache | None,
         layer: int,
     ) -> paddle.Tensor:
-        batch, num_columns = x_BTH.shape[:2]
-        heads = self.num_heads + self.num_kv_heads
-        qkv = self.qkv_proj(x_BTH).reshape([batch, num_columns, heads + self.num_kv_heads, self.head_dim])
-        qk_BTND, v_BTKD = qkv.split([heads, self.num_kv_heads], axis=2)
-        q_BTND, k_BTKD = rotate(qk_BTND, rotations_BTND).split([self.num_heads, self.num_kv_heads], axis=2)
-        if cache is not None:
-            k_BTKD, v_BTKD = cache.extend(layer, k_BTKD, v_BTKD)
+        qkv_BTX = self.qkv_proj(x_BTH)
+        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
         dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            return self.o_proj(self_attention(qkv_BTX, rotations_BTND, visible, **heads, dropout=dropout))
+        q_BTND, k_BTKD, v_BTKD = turned_heads(qkv_BTX, rotations_BTND, **heads)
+        k_BTKD, v_BTKD = cache.extend(layer, k_BTKD, v_BTKD)
         out = attention(q_BTND, k_BTKD, v_BTKD, visible, dropout=dropout)
-        return self.o_proj(out.reshape([batch, num_columns, self.num_heads * self.head_dim]))
+        return self.o_proj(out.reshape([*x_BTH.shape[:2], self.num_heads * self.head_dim]))

@@ -3,11 +3,11 @@
 import paddle
 from paddle import nn
 
-from erniekit.ops.norm import rms_norm
+from erniekit.ops.norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Layer):
-    """See `erniekit.ops.norm.rms_norm`."""
+    """The norm of a residual stream; see `erniekit.ops.norm`."""
 
     def __init__(self, size: int, *, epsilon: float, dtype: str) -> None:
         super().__init__(dtype=dtype)
@@ -16,5 +16,10 @@ class RMSNorm(nn.Layer):
             [size], dtype=dtype, default_initializer=nn.initializer.Constant(1.0)
         )
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return rms_norm(x, self.weight, self.epsilon)
+    def forward(
+        self, x: paddle.Tensor, delta: paddle.Tensor | None = None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The stream x + delta (x itself without a delta), and that normalised; both [..., D]."""
+        if delta is None:
+            return x, rms_norm(x, self.weight, self.epsilon)
+        return add_rms_norm(x, delta, self.weight, self.epsilon)

@@ -19,6 +19,7 @@ import paddle
 import paddle.nn.functional as F
 
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
+from erniekit.ops.rope import rotate
 
 # More blocks than this a row on average: the mask is cheaper than the Python loop.
 _MAX_BLOCKS_PER_ROW = 64
@@ -90,6 +91,63 @@ def cut(attend_from_BT: np.ndarray) -> tuple[Block, ...] | None:
             blocks.append(Block(row, 1, int(edges[index]), stop, alone=bool(single[index])))
             index = last + 1
     return tuple(blocks) if len(blocks) <= _MAX_BLOCKS_PER_ROW * num_rows else None
+
+
+def self_attention(
+    qkv_BTX: paddle.Tensor,
+    turns: paddle.Tensor,
+    visible: Visibility,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """Queries and keys turned by their positions, then attention over the visible columns, [B, T, N D].
+
+    Args:
+        qkv_BTX: columns q | k | v, the heads of each side by side, X = (N + 2K) D.
+        turns: complex64 [B, T, N + K, D/2] of `rotations`, or [B, T, 1, D/2].
+        dropout: probability that an attention weight is dropped.
+    """
+    return choose("self_attention")(
+        qkv_BTX,
+        turns,
+        visible,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dropout=dropout,
+    )
+
+
+def self_attention_reference(
+    qkv_BTX: paddle.Tensor,
+    turns: paddle.Tensor,
+    visible: Visibility,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """`self_attention` by the operators for turning and attention."""
+    q_BTND, k_BTKD, v_BTKD = turned_heads(
+        qkv_BTX, turns, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
+    )
+    out = attention(q_BTND, k_BTKD, v_BTKD, visible, dropout=dropout)
+    return out.reshape([*qkv_BTX.shape[:2], num_heads * head_dim])
+
+
+def turned_heads(
+    qkv_BTX: paddle.Tensor, turns: paddle.Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """q [B, T, N, D], k and v [B, T, K, D] of a fused projection, q and k turned by their positions."""
+    turned = num_heads + num_kv_heads
+    qkv = qkv_BTX.reshape([*qkv_BTX.shape[:2], turned + num_kv_heads, head_dim])
+    qk_BTND, v_BTKD = qkv.split([turned, num_kv_heads], axis=2)
+    q_BTND, k_BTKD = rotate(qk_BTND, turns).split([num_heads, num_kv_heads], axis=2)
+    return q_BTND, k_BTKD, v_BTKD
 
 
 def attention(

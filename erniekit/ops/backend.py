@@ -11,8 +11,6 @@ Paddle's CPU build has no arithmetic in bf16, only storage. Operators therefore 
 on a CPU: `to_arithmetic` at the entrance and `to_storage` at the exit of an operator are the
 lines where precision changes. On a GPU, and for fp32 everywhere, both return their argument.
 
-`native` stands for the kernels of `ops/kernels` (see `use_kernels`), which do compute on bf16.
-
 Most CPU versions are PyLayers with gradients by hand. Paddle 3.3.1 frees what a PyLayer saved in
 its first backward pass whatever `retain_graph` says, and a second one over the same graph ends
 the process: call `backward` once for each forward pass.
@@ -35,6 +33,15 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "cpu": "erniekit.ops.attention_cpu:attention_cpu",
         "gpu": "erniekit.ops.attention_gpu:attention_flashmask",
     },
+    "self_attention": {
+        "reference": "erniekit.ops.attention:self_attention_reference",
+        "native": "erniekit.ops.native.attention:self_attention",
+    },
+    "linear": {
+        "reference": "erniekit.ops.linear:linear_reference",
+        "native": "erniekit.ops.native.linear:linear_native",
+    },
+    "add_rms_norm": {"reference": "erniekit.ops.norm:add_rms_norm_reference"},
     "rms_norm": {
         "reference": "erniekit.ops.norm:rms_norm_reference",
         "cpu": "erniekit.ops.norm:rms_norm_cpu",

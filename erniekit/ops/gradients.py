@@ -10,9 +10,10 @@ import paddle
 
 
 def target(parameter: paddle.Tensor) -> tuple[paddle.Tensor, float]:
-    """Where to write the gradient of a weight: an fp32 tensor of its shape and what to multiply it by before adding.
+    """Where to write the gradient of a weight: an fp32 tensor of its shape, and a factor for what it holds.
 
-    The factor is 0.0 when the tensor is new: its memory then holds anything and is to be overwritten.
+    The factor is 1.0 when there is a gradient to add to, and 0.0 when the tensor is new: its memory
+    then holds anything and is to be overwritten.
     A weight that is itself computed (no leaf of the graph) gets a tensor of its own; see `hand_over`.
     """
     if not parameter.is_leaf:

@@ -2,11 +2,18 @@
 
 import paddle
 
-from erniekit.ops.backend import to_arithmetic, to_storage
+from erniekit.ops.backend import choose, to_arithmetic, to_storage
 
 
 def linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
-    """x [..., I] times weight [I, O] plus bias [O]."""
+    """x [..., I] times weight [I, O] plus bias [O]; sums in fp32, result in the type of x."""
+    return choose("linear")(x, weight, bias)
+
+
+def linear_reference(
+    x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """`linear` by plain operators."""
     dtype = x.dtype
     x, weight = to_arithmetic(x, weight)
     y = paddle.matmul(x, weight)

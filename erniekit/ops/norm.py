@@ -13,11 +13,27 @@ import paddle
 from paddle.autograd import PyLayer
 
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
+from erniekit.ops.linear import add
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
     """x [..., D] normalised over D, times weight [D]; same type as x."""
     return choose("rms_norm")(x, weight, epsilon)
+
+
+def add_rms_norm(
+    x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The residual sum x + delta, and that sum normalised; both of the shape and type of x."""
+    return choose("add_rms_norm")(x, delta, weight, epsilon)
+
+
+def add_rms_norm_reference(
+    x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """`add_rms_norm` by the two operators."""
+    total = add(x, delta)
+    return total, rms_norm(total, weight, epsilon)
 
 
 def rms_norm_reference(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:

@@ -27,12 +27,20 @@ def mark(tensor: paddle.Tensor, function: Callable[..., paddle.Tensor], *sources
     return tensor
 
 
-def keep(tensor: paddle.Tensor) -> Recipe | paddle.Tensor:
-    """What to keep instead of `tensor`: its recipe if it has one, else itself."""
-    return getattr(tensor, "remake", None) or tensor
+def keep(tensor: paddle.Tensor) -> Recipe:
+    """What to keep instead of `tensor`: its recipe if it has one, else one that holds the tensor itself.
+
+    (A PyLayer takes every tensor among its arguments for an input; a recipe it leaves alone.)
+    """
+    return getattr(tensor, "remake", None) or Recipe(_itself, (tensor,))
 
 
-@paddle.no_grad()
-def restore(kept: Recipe | paddle.Tensor) -> paddle.Tensor:
+def restore(kept: Recipe) -> paddle.Tensor:
     """The tensor of which `keep` gave `kept`."""
-    return kept.function(*kept.sources) if isinstance(kept, Recipe) else kept
+    # Not as a decorator: recipes nest, and Paddle's decorator forgets the outer state in a recursion.
+    with paddle.no_grad():
+        return kept.function(*kept.sources)
+
+
+def _itself(tensor: paddle.Tensor) -> paddle.Tensor:
+    return tensor

@@ -1,8 +1,9 @@
 """The ERNIE 4.5 dense decoder: architecture only.
 
 Pre-norm blocks, x += Attention(RMSNorm(x)); x += MLP(RMSNorm(x)), a last RMSNorm, and an output
-layer that is the embedding table when tied. Precision, adapters, distribution and recomputation
-are applied from outside.
+layer that is the embedding table when tied. A block hands on the stream and what is yet to be added
+to it, since the next norm adds and normalises in one pass over memory. Precision, adapters,
+distribution and recomputation are applied from outside.
 
     B batch, T positions, H hidden size, N rows of hidden states, V vocabulary
 """
@@ -21,7 +22,6 @@ from erniekit.nn.norm import RMSNorm
 from erniekit.ops import backend
 from erniekit.ops.attention import Visibility, visibility
 from erniekit.ops.dropout import dropout
-from erniekit.ops.linear import add
 from erniekit.ops.rope import rotations
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -106,14 +106,16 @@ class _Decoder(nn.Layer):
         cache: KVCache | None,
     ) -> paddle.Tensor:
         num_past = cache.length if cache is not None else 0
-        visible = visibility(attend_from_BT, num_past=num_past, backend=backend.current_backend())
-        turns = rotations(position_ids_BT, self.head_dim, self.rope_theta, num_heads=self.num_turned_heads)
-        hidden = self.embed_tokens(input_ids_BT)
+        running = backend.current_backend()
+        visible = visibility(attend_from_BT, num_past=num_past, backend=running)
+        copies = 1 if running == "native" and cache is None else self.num_turned_heads
+        turns = rotations(position_ids_BT, self.head_dim, self.rope_theta, num_heads=copies)
+        stream, delta = self.embed_tokens(input_ids_BT), None
         for index, block in enumerate(self.layers):
-            hidden = block(hidden, turns, visible, cache, index)
+            stream, delta = block(stream, delta, turns, visible, cache, index)
         if cache is not None:
             cache.advance(input_ids_BT.shape[1])
-        return self.norm(hidden)
+        return self.norm(stream, delta)[1]
 
 
 class _Block(nn.Layer):
@@ -135,13 +137,15 @@ class _Block(nn.Layer):
 
     def forward(
         self,
-        hidden: paddle.Tensor,
+        stream: paddle.Tensor,
+        delta: paddle.Tensor | None,
         turns: paddle.Tensor,
         visible: Visibility,
         cache: KVCache | None,
         index: int,
-    ) -> paddle.Tensor:
-        attended = self.self_attn(self.input_layernorm(hidden), turns, visible, cache, index)
-        hidden = add(hidden, dropout(attended, self.hidden_dropout, training=self.training))
-        widened = self.mlp(self.post_attention_layernorm(hidden))
-        return add(hidden, dropout(widened, self.hidden_dropout, training=self.training))
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        stream, normed = self.input_layernorm(stream, delta)
+        attended = self.self_attn(normed, turns, visible, cache, index)
+        attended = dropout(attended, self.hidden_dropout, training=self.training)
+        stream, normed = self.post_attention_layernorm(stream, attended)
+        return stream, dropout(self.mlp(normed), self.hidden_dropout, training=self.training)

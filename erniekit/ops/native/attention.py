@@ -15,9 +15,8 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
-from erniekit.ops.attention import Visibility, attention
+from erniekit.ops.attention import Visibility, self_attention_reference
 from erniekit.ops.kernels.library import BF16, FP32, Library, find_library
-from erniekit.ops.rope import rotate
 
 _P, _L, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _DTYPES = {paddle.float32: FP32, paddle.bfloat16: BF16}
@@ -44,7 +43,15 @@ def self_attention(
     """
     heads = _Heads(num_heads, num_kv_heads, head_dim)
     if dropout or visible.num_past or qkv_BTX.dtype not in _DTYPES:
-        return _by_parts(qkv_BTX, turns, visible, heads, dropout)
+        return self_attention_reference(
+            qkv_BTX,
+            turns,
+            visible,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dropout=dropout,
+        )
     attend_from_BT = visible.attend_from_BT
     if paddle.is_grad_enabled() and not qkv_BTX.stop_gradient:
         return _SelfAttention.apply(qkv_BTX, turns, attend_from_BT, heads)
@@ -146,16 +153,3 @@ def _turn_stride(turns: paddle.Tensor) -> int:
 
 def _contiguous(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def _by_parts(
-    qkv_BTX: paddle.Tensor, turns: paddle.Tensor, visible: Visibility, heads: _Heads, dropout: float
-) -> paddle.Tensor:
-    """The same by the operators for turning and attention."""
-    batch, columns = qkv_BTX.shape[:2]
-    turned, keys = heads.queries + heads.keys, heads.keys
-    qkv_BTND = qkv_BTX.reshape([batch, columns, turned + keys, heads.dim])
-    qk_BTND, v_BTKD = qkv_BTND.split([turned, keys], axis=2)
-    q_BTND, k_BTKD = rotate(qk_BTND, turns).split([heads.queries, keys], axis=2)
-    out = attention(q_BTND, k_BTKD, v_BTKD, visible, dropout=dropout)
-    return out.reshape([batch, columns, heads.queries * heads.dim])
