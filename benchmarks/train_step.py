@@ -1,63 +1,136 @@
 """Times one training step of ErnieKit, and of transformers on PyTorch beside it in the same run.
 
-    python benchmarks/train_step.py
+    python benchmarks/train_step.py --model starter --batch 4 --length 512
     python benchmarks/train_step.py --peer /path/to/venv-with-torch-and-transformers/bin/python
+    python benchmarks/train_step.py --quick
 
-A step is what a trainer does: forward, backward, gradient norm and clipping, AdamW; fp32, all
-parameters, full sequences without padding. Both sides read the same model folder and the same
-tokens, and their first losses have to agree, otherwise the times compare different work. The
-sides take turns, each round in a process of its own, so that a machine that slows down slows both.
+A step is what a trainer does: forward, backward, gradient norm and clipping, AdamW; all parameters,
+full sequences without padding. All sides read the same model folder and the same tokens, and their
+first losses have to agree, otherwise the times compare different work. Every mode of every side runs
+in a process of its own, and they take turns for several rounds, so that a machine that slows down
+slows all. A mode of PyTorch that takes over 1.5 times as long as its best one is measured once.
+
+The peer's settings: as many threads as cores, scaled-dot-product attention, fused AdamW, logits of
+labelled positions only (`chunked`: 512 of them at a time, differentiated at once), and memory that
+glibc keeps between steps, without which it is a fifth slower.
+
+The last line is one JSON object.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-RESULT = "RESULT "
-WARM_UP_STEPS = 2
-LOSS_TOLERANCE = 1e-3
-LEARNING_RATE = 1e-5
-SIDES = ("erniekit", "peer")
+from measure import Work, WorkerError, machine, run_worker, say, table
+from peer_environment import find_peer
+
+# Relative difference of first losses: of fp32, and of bf16, which rounds differently on each side.
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
+WORTH_REPEATING = 1.5
+CHUNK = 512
+OURS = ("bf16", "bf16_lowprecision_moment", "fp32")
+# mode -> (mode of step_torch.py, positions of a chunk of logits)
+TORCH = {
+    "fp32": ("fp32", 0),
+    "bf16_autocast": ("bf16_autocast", 0),
+    "bf16_autocast_chunked": ("bf16_autocast", CHUNK),
+    "bf16_pure": ("bf16_pure", 0),
+    "bf16_pure_chunked": ("bf16_pure", CHUNK),
+}
+# Same precision of weights' masters and optimizer states: our mode -> PyTorch's.
+SAME_STATES = {"bf16": "bf16_autocast", "bf16_lowprecision_moment": "bf16_pure"}
+# What `cli/launch.py` does for ErnieKit by mallopt, for a process that does not call it.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is timed: `batch` sequences of `length` tokens, `steps` times after the warm-up."""
+@dataclass
+class Measured:
+    """All runs of one mode."""
 
-    folder: str
-    batch: int
-    length: int
-    steps: int
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        """Median of all timed steps of all rounds."""
+        return statistics.median(second for result in self.results for second in result["seconds"])
+
+    def spread(self) -> tuple[float, float]:
+        """Fastest and slowest step."""
+        every = [second for result in self.results for second in result["seconds"]]
+        return min(every), max(every)
+
+    def peak(self) -> float:
+        """Peak memory in 10^9 bytes, the largest of the rounds."""
+        return max(result["peak_rss_bytes"] for result in self.results) / 1e9
+
+    def loss(self) -> float:
+        """The loss of the first step."""
+        return float(self.results[0]["losses"][0])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; returns 1 when the two sides do not compute the same loss."""
+    """Run the benchmark; returns 1 when the sides do not compute the same loss."""
     options = _parser().parse_args(argv)
-    work = Work(options.model, options.batch, options.length, options.steps)
-    if options.worker:
-        result = _time_erniekit(work) if options.worker == "erniekit" else _time_peer(work)
-        _say(RESULT + json.dumps(result))
-        return 0
-    from erniekit.checkpoint.sources import locate_model
-    from erniekit.cli.launch import require_paddle
+    if options.quick:
+        options.rounds, options.steps, options.warm_up, options.gemm_seconds = 1, 1, 1, 0.3
+    work = Work(find_model(options.model), options.batch, options.length, options.steps, options.warm_up)
+    before = machine()
+    peer = find_peer(options.peer)
+    started = time.monotonic()
+    ours = {mode: Measured() for mode in options.ours}
+    torch = {mode: Measured() for mode in (TORCH if peer else ())}
+    rates: dict[str, float] = {}
+    failures: list[str] = []
+    for number in range(options.rounds):
+        say(f"round {number + 1} of {options.rounds}, {time.monotonic() - started:.0f} s so far")
+        if options.gemm_seconds:
+            _measure_gemm(rates, peer, options.gemm_seconds)
+        _take_turns(work, ours, torch, peer, failures, kernels=options.kernels)
+    return report(work, ours, torch, rates, before, failures)
 
-    require_paddle()
-    folder = locate_model(model_name_or_path=work.folder, download_hub="huggingface")
-    work = Work(str(folder), work.batch, work.length, work.steps)
-    interpreters = {"erniekit": sys.executable} | ({"peer": options.peer} if options.peer else {})
-    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in interpreters}
-    load = os.getloadavg()[0]
-    for _ in range(options.rounds):
-        for side, python in interpreters.items():
-            rounds[side].append(_run_worker(python, side, work))
-    return _report(work, rounds, load=load)
+
+def _take_turns(
+    work: Work,
+    ours: dict[str, Measured],
+    torch: dict[str, Measured],
+    peer: str | None,
+    failures: list[str],
+    *,
+    kernels: str,
+) -> None:
+    """Run every mode once more; a mode that fails is left out from then on, and told at the end."""
+    best = min((measured.seconds() for measured in torch.values()), default=0.0) if _repeated(torch) else 0.0
+    for mode in list(ours):
+        words = [*work.words(), "--mode", mode, "--kernels", kernels]
+        _add(ours, mode, sys.executable, "step_ours.py", words, failures)
+    for mode in list(torch):
+        if best and torch[mode].seconds() > WORTH_REPEATING * best:
+            continue
+        name, chunk = TORCH[mode]
+        words = [*work.words(), "--mode", name, "--chunk", str(chunk)]
+        _add(torch, mode, str(peer), "step_torch.py", words, failures)
+
+
+def _repeated(modes: dict[str, Measured]) -> bool:
+    return any(measured.results for measured in modes.values())
+
+
+def _add(
+    modes: dict[str, Measured], mode: str, python: str, script: str, words: list[str], failures: list[str]
+) -> None:
+    environment = KEEP_MEMORY if script == "step_torch.py" else None
+    try:
+        modes[mode].results.append(run_worker(python, script, words, environment=environment))
+    except WorkerError as error:
+        failures.append(str(error))
+        del modes[mode]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,145 +138,166 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="starter", help="model folder, starter, or hub id")
-    parser.add_argument("--batch", type=int, default=2, help="sequences of a step")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of a round, after the warm-up")
-    parser.add_argument("--rounds", type=int, default=2, help="how often the sides take turns")
-    parser.add_argument("--peer", help="a Python that has torch and transformers")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=4, help="sequences of a step")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a round")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the modes take turns")
+    parser.add_argument("--ours", nargs="+", default=OURS[:2], choices=OURS, help="modes of ErnieKit")
+    parser.add_argument("--kernels", default="auto", help="kernels of ErnieKit")
+    parser.add_argument(
+        "--peer",
+        default="auto",
+        help="a Python with torch and transformers; auto makes one, none does without",
+    )
+    parser.add_argument("--gemm-seconds", type=float, default=1.0, help="time of each matrix product")
+    parser.add_argument("--quick", action="store_true", help="one round of one step: a rough figure")
     return parser
 
 
-def _run_worker(python: str, side: str, work: Work) -> dict[str, Any]:
-    command = [python, __file__, "--worker", side, "--model", work.folder]
-    command += ["--batch", str(work.batch), "--length", str(work.length), "--steps", str(work.steps)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    for line in done.stdout.splitlines():
-        if line.startswith(RESULT):
-            result: dict[str, Any] = json.loads(line.removeprefix(RESULT))
-            return result
-    raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+def find_model(name: str) -> str:
+    """The folder of a model."""
+    from erniekit.checkpoint.sources import locate_model
+
+    return str(locate_model(model_name_or_path=name, download_hub="huggingface"))
 
 
-def _report(work: Work, rounds: dict[str, list[dict[str, Any]]], *, load: float) -> int:
-    from erniekit.cli.machine import cores, processor
+def _measure_gemm(rates: dict[str, float], peer: str | None, seconds: float) -> None:
+    """Raise the best rate in GFLOP/s of each side that can be measured here."""
+    sides = {"ours": sys.executable, "onednn": sys.executable, **({"torch": peer} if peer else {})}
+    for side, python in sides.items():
+        try:
+            found = run_worker(python, "gemm.py", ["--side", side, "--seconds", str(seconds)])
+        except WorkerError as error:
+            if side not in rates:
+                say(f"no matrix product by {side}: {str(error).strip().splitlines()[-1]}")
+            continue
+        rates[side] = max(rates.get(side, 0.0), *found.values())
 
-    model, instruction_sets = processor()
-    _say(f"machine: {model}, {cores()[1]:g} cores usable, {' '.join(instruction_sets)}")
-    _say(f"load average before: {load:.1f} (other work on the machine makes the figures worthless)")
-    _say(f"step: {work.batch} x {work.length} tokens, fp32, all parameters; {work.folder}")
-    tokens = work.batch * work.length
-    medians = {}
-    for side, results in rounds.items():
-        seconds = [second for result in results for second in result["seconds"]]
-        medians[side] = statistics.median(seconds)
-        peak = max(result["peak_memory_bytes"] for result in results)
-        _say(f"{results[0]['name']}:")
-        _say(
-            f"  {medians[side]:.3f} s a step (least {min(seconds):.3f}, most {max(seconds):.3f}), "
-            f"{tokens / medians[side]:.0f} tokens/s"
-        )
-        _say(f"  peak memory {peak / 2**30:.2f} GiB, first loss {results[0]['loss']:.6f}")
-    if "peer" not in rounds:
-        return 0
-    _say(f"ratio: ErnieKit takes {medians['erniekit'] / medians['peer']:.2f} times the peer's time")
-    first, second = (rounds[side][0]["loss"] for side in SIDES)
-    if abs(first - second) > LOSS_TOLERANCE * abs(second):
-        _say("the first losses differ: the two sides did not do the same work")
+
+def report(
+    work: Work,
+    ours: dict[str, Measured],
+    torch: dict[str, Measured],
+    rates: dict[str, float],
+    where: dict[str, Any],
+    failures: list[str],
+) -> int:
+    """Say everything; returns 1 when losses differ or a mode failed."""
+    if not ours:
+        say("\n".join(failures))
         return 1
-    return 0
+    tokens = work.batch * work.length
+    summary = summarise(work, ours, torch, rates, where)
+    say(f"machine: {where['processor']}, {where['cores']} cores, {' '.join(where['instruction_sets'])}")
+    say(f"load average before: {where['load_average_before']} (other work makes the figures worthless)")
+    say(f"step: {work.batch} x {work.length} tokens, all parameters; {work.folder}")
+    for side in (ours, torch):
+        say(next((measured.results[0]["name"] for measured in side.values()), "no peer"))
+    rows = [["mode", "tokens/s", "s a step (least, most)", "peak GB", "first loss", "runs"]]
+    for side, measured_of in (("ErnieKit", ours), ("torch", torch)):
+        for mode, measured in measured_of.items():
+            seconds, (least, most) = measured.seconds(), measured.spread()
+            rows.append(
+                [
+                    f"{side} {mode}",
+                    f"{tokens / seconds:.0f}",
+                    f"{seconds:.3f} ({least:.3f}, {most:.3f})",
+                    f"{measured.peak():.2f}",
+                    f"{measured.loss():.5f}",
+                    str(len(measured.results)),
+                ]
+            )
+    say(table(rows))
+    say("bf16 products, GFLOP/s: " + ", ".join(f"{side} {rate:.0f}" for side, rate in rates.items()))
+    if summary["memory_ratio_same_precision"] and summary["memory_ratio_chunked"]:
+        say(
+            f"ratio {summary['ratio_best']:.2f} to the best mode of torch, memory "
+            f"{summary['memory_ratio_same_precision']:.2f} of torch's with the same optimizer states "
+            f"({summary['memory_ratio_chunked']:.2f} where torch's logits are chunked)"
+        )
+    if summary["mfu"]:
+        say(f"MFU {summary['mfu']:.1%} of {summary['gemm_peak_gflops']:.0f} GFLOP/s")
+    problems = unequal(ours, torch)
+    for problem in problems + failures:
+        say(problem)
+    say(json.dumps({**summary, "losses_agree": not problems, "failed_modes": len(failures)}))
+    return 1 if problems or failures else 0
 
 
-def token_rows(vocab_size: int, work: Work) -> list[list[int]]:
-    """The same tokens on both sides, without either side's generator: [B][T]."""
-    return [
-        [(7919 * (row * work.length + column) + 104729) % vocab_size for column in range(work.length)]
-        for row in range(work.batch)
-    ]
+def summarise(
+    work: Work,
+    ours: dict[str, Measured],
+    torch: dict[str, Measured],
+    rates: dict[str, float],
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    """The figures of the last line; those that need the peer are null without it."""
+    tokens = work.batch * work.length
+    figures = {
+        side: {
+            mode: {
+                "tokens_per_s": round(tokens / measured.seconds(), 2),
+                "peak_rss_gb": round(measured.peak(), 3),
+                "seconds_per_step": round(measured.seconds(), 4),
+            }
+            for mode, measured in measured_of.items()
+        }
+        for side, measured_of in (("ours", ours), ("torch", torch))
+    }
+    first = next(iter(ours))
+    speed = figures["ours"][first]["tokens_per_s"]
+    best = max((figure["tokens_per_s"] for figure in figures["torch"].values()), default=None)
+    peak = max(rates.values(), default=0.0)
+    flops = flops_per_token(work)
+    return {
+        "tokens_per_s": speed,
+        "peak_rss_gb": figures["ours"][first]["peak_rss_gb"],
+        "mode": first,
+        "ours": figures["ours"],
+        "torch": figures["torch"],
+        "ratio_best": round(speed / best, 4) if best else None,
+        "memory_ratio_same_precision": memory_ratio(ours, torch, suffix=""),
+        "memory_ratio_chunked": memory_ratio(ours, torch, suffix="_chunked"),
+        "gemm_peak_gflops": round(peak, 1),
+        "gemm_gflops": {side: round(rate, 1) for side, rate in rates.items()},
+        "model_flops_per_token": flops,
+        "mfu": round(speed * flops / (peak * 1e9), 4) if peak else None,
+        "batch": work.batch,
+        "length": work.length,
+        "machine": where,
+    }
 
 
-def _time_erniekit(work: Work) -> dict[str, Any]:
-    from erniekit.cli.launch import require_paddle
-
-    require_paddle()
-    import numpy as np
-    import paddle
-
-    from erniekit.assemble import build_model, set_device
-    from erniekit.config.optimizer import Optimizer
-    from erniekit.data.pack import Batch
-    from erniekit.optim.build import build_optimizer
-    from erniekit.train.objectives import build_objective
-
-    set_device(device="cpu", seed=0)
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    built = build_model(
-        Path(work.folder),
-        continue_training=True,
-        compute_type="fp32",
-        fine_tuning="Full",
-        freeze=(),
-        **dropout,
-    )
-    optimizer = build_optimizer(list(built.model.named_parameters()), **asdict(Optimizer()))
-    objective = build_objective("SFT", loss_subbatch_seqlen=1024, use_sparse_head_and_loss_fn=True)
-    ids = np.array(token_rows(built.config.vocab_size, work), dtype=np.int64)
-    labels = np.concatenate([ids[:, 1:], np.full((work.batch, 1), -100)], axis=1)
-    positions = np.tile(np.arange(work.length, dtype=np.int64), (work.batch, 1))
-    attend_from = np.zeros((work.batch, work.length), dtype=np.int32)
-    batch = Batch(ids, labels, positions, attend_from, ids.size, [["tokens"]] * work.batch)
-    num_labels = int((labels != -100).sum())
-
-    def step() -> float:
-        loss, _ = objective(built.model, batch)
-        mean = loss / num_labels
-        mean.backward()
-        optimizer.accumulate_grads()
-        optimizer.grad_norm_and_clip()
-        optimizer.step(LEARNING_RATE)
-        optimizer.zero_grad()
-        return float(mean)
-
-    return _timed(step, work, f"ErnieKit, Paddle {paddle.__version__}")
+def memory_ratio(ours: dict[str, Measured], torch: dict[str, Measured], *, suffix: str) -> float | None:
+    """Our peak memory over PyTorch's with the same states of the optimizer; the worst of the pairs."""
+    pairs = [(mine, theirs + suffix) for mine, theirs in SAME_STATES.items()]
+    ratios = [ours[a].peak() / torch[b].peak() for a, b in pairs if a in ours and b in torch]
+    return round(max(ratios), 4) if ratios else None
 
 
-def _time_peer(work: Work) -> dict[str, Any]:
-    import torch
-    import transformers
+def flops_per_token(work: Work) -> float:
+    """Model FLOPs of a training step a token: 6 a weight in products, and the visible half of attention."""
+    from pathlib import Path
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(work.folder, torch_dtype=torch.float32)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    ids = torch.tensor(token_rows(model.config.vocab_size, work))
+    from erniekit.estimate.flops import training_flops
+    from erniekit.models.registry import read_model_config
 
-    def step() -> float:
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss)
-
-    return _timed(step, work, f"transformers {transformers.__version__}, torch {torch.__version__}")
+    config = read_model_config(Path(work.folder))
+    return training_flops(config, attended=work.length, labelled_share=(work.length - 1) / work.length)
 
 
-def _timed(step: Any, work: Work, name: str) -> dict[str, Any]:
-    import resource
-
-    losses = [step() for _ in range(WARM_UP_STEPS)]
-    seconds = []
-    for _ in range(work.steps):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"name": name, "loss": losses[0], "seconds": seconds, "peak_memory_bytes": peak}
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def unequal(ours: dict[str, Measured], torch: dict[str, Measured]) -> list[str]:
+    """Modes whose first loss is another than the most exact one's."""
+    every = {f"ErnieKit {mode}": m.loss() for mode, m in ours.items()}
+    every |= {f"torch {mode}": m.loss() for mode, m in torch.items()}
+    exact = next((name for name in ("torch fp32", "ErnieKit fp32") if name in every), next(iter(every)))
+    problems = []
+    for name, loss in every.items():
+        tolerance = LOSS_TOLERANCE["fp32" if name.endswith("fp32") else "bf16"]
+        if not abs(loss - every[exact]) <= tolerance * abs(every[exact]):
+            problems.append(f"first losses differ, not the same work: {name} {loss}, {exact} {every[exact]}")
+    return problems
 
 
 if __name__ == "__main__":
