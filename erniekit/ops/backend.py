@@ -46,7 +46,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.norm:rms_norm_reference",
         "cpu": "erniekit.ops.norm:rms_norm_cpu",
     },
-    "grouped_linear": {"reference": "erniekit.ops.moe:grouped_linear_reference"},
+    "grouped_linear": {
+        "reference": "erniekit.ops.moe:grouped_linear_reference",
+        "native": "erniekit.ops.native.grouped_linear:grouped_linear_native",
+    },
     "dispatch_rows": {"reference": "erniekit.ops.moe:dispatch_rows_reference"},
     "combine_rows": {"reference": "erniekit.ops.moe:combine_rows_reference"},
     "rotate": {

@@ -409,7 +409,7 @@ void multiply(const Product& x) {
         while (tiles > 1 && (row_tiles + tiles - 1) / tiles < 8) tiles = (tiles + 1) / 2;
         plan.block_rows = tiles * MR;
         plan.row_blocks = (row_tiles + tiles - 1) / tiles;
-        unit* copy = ek_scratch<unit>(0, 3, b_units);
+        unit* copy = ek_scratch<unit>(ek_pool_thread(), 3, b_units);
         plan.whole_b = copy;
         const long blocks = (x.k + KC - 1) / KC;
         ek_parallel(plan.panels * blocks, [&](long task, int) {
@@ -426,7 +426,7 @@ void multiply(const Product& x) {
     plan.block_rows = (row_tiles + splits - 1) / splits * MR;
     plan.row_blocks = (x.m + plan.block_rows - 1) / plan.block_rows;
     if (!plan.direct) {
-        unit* copy = ek_scratch<unit>(0, 3, a_units);
+        unit* copy = ek_scratch<unit>(ek_pool_thread(), 3, a_units);
         plan.whole_a = copy;
         const long blocks = (x.k + KC - 1) / KC;
         ek_parallel(row_tiles * blocks, [&](long task, int) {
@@ -438,9 +438,66 @@ void multiply(const Product& x) {
     ek_parallel(plan.panels * plan.row_blocks, [&](long task, int thread) { run_task(plan, task, thread); });
 }
 
+EK_INLINE const void* past(const void* data, int type, long elements) {
+    return (const char*)data + elements * (type == EK_BF16 ? 2 : 4);
+}
+
+// Columns of an expert's product that make one task; a multiple of every NR.
+enum { TASK_COLUMNS = 4 * NR };
+
+// C rows [from[g], from[g + 1]) = the same rows of A times B[g]. Few and large groups share their
+// columns out among the threads, so that no thread waits for the largest group.
+static void multiply_rows(long groups, const long* from, const Product& all, long b_size) {
+    const long pieces = (all.n + TASK_COLUMNS - 1) / TASK_COLUMNS;
+    ek_parallel(groups * pieces, [&](long task, int) {
+        const long g = task / pieces, column = task % pieces * TASK_COLUMNS;
+        Product x = all;
+        x.m = from[g + 1] - from[g];
+        if (x.m == 0) return;
+        x.n = smaller(TASK_COLUMNS, all.n - column);
+        x.a.data = past(all.a.data, all.type, from[g] * all.a.stride);
+        x.b.data = past(all.b.data, all.type, g * b_size + (all.b.transposed ? column * all.b.stride : column));
+        x.c = (void*)past(all.c, all.c_type, from[g] * all.c_stride + column);
+        multiply(x);
+    });
+}
+
+// C[g] (+)= the transposed rows [from[g], from[g + 1]) of A times the same rows of B.
+static void multiply_columns(long groups, const long* from, const Product& all, long c_size) {
+    auto of_group = [&](long g) {
+        Product x = all;
+        x.k = from[g + 1] - from[g];
+        if (x.k == 0 && all.beta != 0.0f) return;
+        x.a.data = past(all.a.data, all.type, from[g] * all.a.stride);
+        x.b.data = past(all.b.data, all.type, from[g] * all.b.stride);
+        x.c = (void*)past(all.c, all.c_type, g * c_size);
+        multiply(x);
+    };
+    if (groups >= 16) {
+        ek_parallel(groups, [&](long g, int) { of_group(g); });
+    } else {
+        for (long g = 0; g < groups; g++) of_group(g);
+    }
+}
+
 }  // namespace EK_NS
 
 using namespace EK_NS;
+
+// Rows [from[g], from[g + 1]) of A [M,K] times B[g] [K,N] (stored [N,K] when b_transposed) into C [M,N].
+EK_EXPORT(ek_grouped_gemm)(int type, long groups, const long* from, long n, long k, const void* a, const void* b,
+                           int b_transposed, void* c) {
+    const Product all = {0, n, k, type, {a, k, false}, {b, b_transposed ? k : n, b_transposed != 0}, c, n, type,
+                         0.0f, nullptr};
+    multiply_rows(groups, from, all, n * k);
+}
+
+// C[g] [M,N] (fp32) = beta C[g] + A[rows of g]^T B[rows of g], A [rows,M] and B [rows,N].
+EK_EXPORT(ek_grouped_gemm_gradient)(int type, long groups, const long* from, long m, long n, const void* a,
+                                    const void* b, float* c, float beta) {
+    const Product all = {m, n, 0, type, {a, m, true}, {b, n, false}, c, n, EK_FP32, beta, nullptr};
+    multiply_columns(groups, from, all, m * n);
+}
 
 // Types: 0 fp32, 1 bf16. A [M,K] (stored [K,M] when a_transposed), B [K,N] (stored [N,K] when
 // b_transposed), strides in elements, C [M,N] in c_type; beta 0 or 1, the latter for an fp32 C only.

@@ -140,6 +140,8 @@ void ek_set_threads(int threads) {
     wanted_threads = threads < 1 ? 1 : threads > kMostThreads ? kMostThreads : threads;
 }
 
+int ek_pool_thread() { return inside < 0 ? 0 : inside; }
+
 int ek_get_threads() { return wanted_threads; }
 
 void ek_pool_run(long tasks, void (*run)(void*, long, int), void* context) {

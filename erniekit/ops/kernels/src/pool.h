@@ -11,6 +11,8 @@ extern "C" {
 // Calls run(context, task, thread) for every task in [0, tasks); returns when all are done.
 // Calls from inside a task run on the calling thread.
 void ek_pool_run(long tasks, void (*run)(void* context, long task, int thread), void* context);
+// The thread that runs the present task; 0 outside of tasks.
+int ek_pool_thread();
 // 64-byte aligned memory of a thread, kept between calls; `slot` (0..7) separates users of one task.
 void* ek_pool_scratch(int thread, int slot, size_t bytes);
 __attribute__((visibility("default"))) void ek_set_threads(int threads);
