@@ -58,12 +58,12 @@ def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
 
 
 def resolve_compute_type(compute_type: str) -> str:
-    """`auto` is bf16 where the hardware computes in it (GPU) and fp32 on a CPU."""
-    import paddle
+    """`auto` is bf16 where matrices are multiplied in it, GPUs and CPUs with the instructions; else fp32."""
+    from erniekit.ops.backend import multiplies_bf16
 
     if compute_type != "auto":
         return compute_type
-    return "fp32" if paddle.device.get_device() == "cpu" else "bf16"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def build_model(

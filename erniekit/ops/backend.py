@@ -128,6 +128,15 @@ def on_cpu() -> bool:
     return current_backend() in ("native", "cpu")
 
 
+def multiplies_bf16() -> bool:
+    """Whether matrix products of bf16 run at full speed: on GPUs, and by native kernels on some CPUs."""
+    backend = current_backend()
+    if backend != "native":
+        return backend == "gpu"
+    library = find_library().library
+    return library is not None and library.level == "avx512bf16"
+
+
 def kernels_in_words() -> str:
     """What computes in this process, for people."""
     backend = current_backend()
