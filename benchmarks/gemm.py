@@ -88,7 +88,7 @@ class _OneDNN:
     """What a matrix product with prepacked weights needs of oneDNN."""
 
     def __init__(self) -> None:
-        from erniekit.ops.kernels.describe import onednn_path
+        from erniekit.ops.kernels.library import onednn_path
 
         path = onednn_path()
         if path is None:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from erniekit.ops.kernels.describe import onednn_path
+from erniekit.ops.kernels.library import onednn_path
 from tests.benchmarks.conftest import FOLDER
 from tests.house.sources import ROOT
 

@@ -2,11 +2,9 @@
 
 import ctypes
 import os
-from importlib.util import find_spec
-from pathlib import Path
 
 from erniekit.ops.kernels import build
-from erniekit.ops.kernels.library import cache_folder, find_library
+from erniekit.ops.kernels.library import cache_folder, find_library, has_matrix_tiles, onednn_path
 
 
 class _Version(ctypes.Structure):
@@ -37,15 +35,6 @@ def describe() -> dict[str, str]:
     return facts
 
 
-def onednn_path() -> Path | None:
-    """The oneDNN that lies in Paddle's wheel; None without Paddle, or in a wheel that has none."""
-    spec = find_spec("paddle")
-    if spec is None or spec.origin is None:
-        return None
-    found = sorted((Path(spec.origin).parent / "libs").glob("libdnnl.so*"))
-    return found[0] if found else None
-
-
 def _onednn() -> str:
     path = onednn_path()
     if path is None:
@@ -56,4 +45,5 @@ def _onednn() -> str:
         version = library.dnnl_version().contents
     except (OSError, AttributeError) as error:
         return f"found, but of no use: {error}"
-    return f"{version.major}.{version.minor}.{version.patch} ({path}); measured against in benchmarks only"
+    used = "multiplies bf16 here (AMX)" if has_matrix_tiles() else "not needed, this processor has no AMX"
+    return f"{version.major}.{version.minor}.{version.patch} ({path}); {used}"

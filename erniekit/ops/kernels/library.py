@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class Library:
     def set_threads(self, threads: int) -> None:
         """Number of threads of every call from now on."""
         self._library.ek_set_threads(threads)
+
+    def use_onednn(self, path: Path | None) -> bool:
+        """Hand bf16 products to the oneDNN at `path`, or take them back (None); True when oneDNN has them."""
+        opened = path is not None and self._library.ek_onednn_open(str(path).encode()) == 0
+        self._library.ek_onednn_use(opened)
+        return opened
 
     @property
     def threads(self) -> int:
@@ -109,7 +116,24 @@ def load(level: str | None = None) -> Library:
     except (OSError, AttributeError) as error:
         raise UnsupportedError(f"the native kernels in {folder} could not be loaded: {error}") from error
     library.set_threads(wanted_threads())
+    if library.level == "avx512bf16" and has_matrix_tiles():
+        library.use_onednn(onednn_path())
     return library
+
+
+def has_matrix_tiles() -> bool:
+    """Whether the processor has AMX with bf16, which oneDNN uses and our own inner loop does not."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text(encoding="utf-8", errors="replace")
+
+
+def onednn_path() -> Path | None:
+    """The oneDNN that lies in Paddle's wheel; None without Paddle, or in a wheel that has none."""
+    spec = find_spec("paddle")
+    if spec is None or spec.origin is None:
+        return None
+    found = sorted((Path(spec.origin).parent / "libs").glob("libdnnl.so*"))
+    return found[0] if found else None
 
 
 def _locate() -> Path:

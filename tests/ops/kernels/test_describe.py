@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from erniekit.ops.kernels import describe
+from erniekit.ops.kernels import describe, library
 from erniekit.ops.kernels.library import Found
 
 
@@ -35,8 +35,8 @@ def test_facts_of_this_machine() -> None:
 
 
 def test_onednn_lies_in_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = describe.onednn_path()
+    path = library.onednn_path()
     assert path is None or path.name.startswith("libdnnl.so")
-    monkeypatch.setattr(describe, "find_spec", lambda name: None)
-    assert describe.onednn_path() is None
+    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    assert library.onednn_path() is None
     assert describe.describe()["oneDNN of Paddle"] == "not found"

@@ -162,3 +162,29 @@ def test_sums_of_rows(library, dtype):
         near(out, exact(x).sum(0), 1e-5)
         native.add_rows(out, x, 1.0)
         near(out, 2 * exact(x).sum(0), 1e-5)
+
+
+@pytest.fixture
+def with_onednn():
+    """bf16 products by the oneDNN of Paddle's wheel, as on processors with matrix tiles."""
+    path = matmul.library.onednn_path()
+    if BEST.level != "avx512bf16" or path is None:
+        pytest.skip("oneDNN multiplies bf16 only beside our own bf16 kernels")
+    assert BEST.use_onednn(path)
+    yield
+    assert BEST.use_onednn(None) is False
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_by_onednn(with_onednn, monkeypatch, shape, transposed):
+    monkeypatch.setattr(matmul.library, "load", lambda: BEST)
+    test_products(BEST, shape, transposed, "bfloat16")
+
+
+def test_another_library_in_its_place_is_not_used(tmp_path):
+    """A file that is no library, and a library that is no oneDNN: our own kernels go on."""
+    (tmp_path / "libdnnl.so.3").write_text("nothing")
+    assert BEST.use_onednn(tmp_path / "libdnnl.so.3") is False
+    assert BEST.use_onednn(BEST.folder / "kernels.so") is False
+    assert BEST.use_onednn(tmp_path / "missing.so") is False

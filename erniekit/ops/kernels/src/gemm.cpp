@@ -1,6 +1,8 @@
 // See gemm.h.
 #include "gemm.h"
 
+#include "onednn.h"
+
 namespace EK_NS {
 namespace {
 
@@ -395,6 +397,10 @@ EK_INLINE void nothing_to_sum(const Product& x) {
 void multiply(const Product& x) {
     if (x.m <= 0 || x.n <= 0) return;
     if (x.k <= 0) return nothing_to_sum(x);
+    if (x.type == EK_BF16 && ek_onednn_used() && !ek_pool_inside() &&
+        ek_onednn_multiply(x.m, x.n, x.k, x.a.data, x.a.stride, x.a.transposed, x.b.data, x.b.stride,
+                           x.b.transposed, x.c, x.c_stride, x.c_type, x.beta != 0.0f, x.bias) == 0)
+        return;
     Plan plan;
     plan.x = &x;
     plan.direct = a_is_direct(x);

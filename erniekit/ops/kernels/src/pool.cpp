@@ -142,6 +142,8 @@ void ek_set_threads(int threads) {
 
 int ek_pool_thread() { return inside < 0 ? 0 : inside; }
 
+bool ek_pool_inside() { return inside >= 0; }
+
 int ek_get_threads() { return wanted_threads; }
 
 void ek_pool_run(long tasks, void (*run)(void*, long, int), void* context) {

@@ -13,6 +13,8 @@ extern "C" {
 void ek_pool_run(long tasks, void (*run)(void* context, long task, int thread), void* context);
 // The thread that runs the present task; 0 outside of tasks.
 int ek_pool_thread();
+// Whether a task is running on this thread.
+bool ek_pool_inside();
 // 64-byte aligned memory of a thread, kept between calls; `slot` (0..7) separates users of one task.
 void* ek_pool_scratch(int thread, int slot, size_t bytes);
 __attribute__((visibility("default"))) void ek_set_threads(int threads);
