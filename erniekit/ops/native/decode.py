@@ -1,0 +1,170 @@
+"""One token of every row through all layers of a dense decoder in one native call.
+
+What is decoded is a table of tensors, used where they are. The decoder is pre-norm with fused
+projections in Paddle's layout, interleaved rotary positions, grouped heads and a SwiGLU; see
+`kernels/src/decode.cpp`.
+
+    R rows of this step, H hidden size, X = (N + 2 K) D with N query heads, K key heads, D head
+    dimension, I inner size, V vocabulary, S columns of the cache
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import paddle
+
+from erniekit.ops.kernels.library import BF16, FP32, Library
+
+TYPES = {paddle.float32: FP32, paddle.bfloat16: BF16}
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The tensors of one layer, of one type; biases may be missing."""
+
+    attention_norm: paddle.Tensor  # [H]
+    qkv: paddle.Tensor  # [H, X]
+    qkv_bias: paddle.Tensor | None
+    out: paddle.Tensor  # [N D, H]
+    out_bias: paddle.Tensor | None
+    mlp_norm: paddle.Tensor  # [H]
+    gate_up: paddle.Tensor  # [H, 2 I]
+    gate_up_bias: paddle.Tensor | None
+    down: paddle.Tensor  # [I, H]
+    down_bias: paddle.Tensor | None
+
+
+@dataclass(frozen=True)
+class DecoderTable:
+    """A whole decoder: its tensors, all of one type, and the numbers that they do not show."""
+
+    embedding: paddle.Tensor  # [V, H]
+    layers: Sequence[LayerTable]
+    final_norm: paddle.Tensor  # [H]
+    head: paddle.Tensor  # [V, H] when tied, else [H, V]
+    head_bias: paddle.Tensor | None
+    tied: bool
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    epsilon: float
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(field.name, ctypes.c_void_p) for field in fields(LayerTable)] + [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    ]
+
+
+_POINTERS = ("layers", "embedding", "final_norm", "head", "head_bias")
+_ARRAYS = ("ids", "slots", "attend_from", "turns", "logits", "workspace")
+_SIZES = ("num_layers", "rows", "hidden", "heads", "key_heads", "dim", "inner", "vocab", "column", "capacity")
+_KINDS = ("type", "cache_type", "head_transposed")
+
+
+class _Decode(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, *_ARRAYS)),
+        *((name, ctypes.c_long) for name in _SIZES),
+        *((name, ctypes.c_int) for name in _KINDS),
+        ("epsilon", ctypes.c_float),
+    ]
+
+
+class NativeDecoder:
+    """A decoder over one cache.
+
+    Args:
+        keys: of each layer, [rows, K, S, D], fp32 or bf16; values alike. Columns before the first step
+            have to be there; every step adds one.
+        turns_SD: fp32, cosine and sine of every pair of channels by position.
+        most_rows: rows of a step, at most.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        table: DecoderTable,
+        *,
+        keys: Sequence[paddle.Tensor],
+        values: Sequence[paddle.Tensor],
+        turns_SD: np.ndarray,
+        most_rows: int,
+    ) -> None:
+        tensors = [value for layer in table.layers for value in vars(layer).values() if value is not None]
+        tensors += [table.embedding, table.final_norm, table.head, *keys, *values]
+        assert all(tensor.is_contiguous() for tensor in tensors), "kernels read tensors row by row"
+        assert turns_SD.dtype == np.float32 and turns_SD.flags.c_contiguous
+        self._kept = (table, tuple(keys), tuple(values), turns_SD)  # what the pointers point to
+        rows = [
+            _Layer(**{name: _pointer(tensor) for name, tensor in vars(layer).items()})
+            for layer in table.layers
+        ]
+        for row, key, value in zip(rows, keys, values, strict=True):
+            row.keys, row.values = key.data_ptr(), value.data_ptr()
+        self._layers = (_Layer * len(rows))(*rows)
+        vocab_size, hidden = table.embedding.shape
+        self._logits_RV = np.empty((most_rows, vocab_size), dtype=np.float32)
+        self._call = _Decode(
+            layers=ctypes.addressof(self._layers),
+            embedding=_pointer(table.embedding),
+            final_norm=_pointer(table.final_norm),
+            head=_pointer(table.head),
+            head_bias=_pointer(table.head_bias),
+            turns=turns_SD.ctypes.data,
+            logits=self._logits_RV.ctypes.data,
+            num_layers=len(rows),
+            rows=most_rows,
+            hidden=hidden,
+            heads=table.num_heads,
+            key_heads=table.num_kv_heads,
+            dim=table.head_dim,
+            inner=table.layers[0].down.shape[0],
+            vocab=vocab_size,
+            capacity=keys[0].shape[2],
+            type=TYPES[table.embedding.dtype],
+            cache_type=TYPES[keys[0].dtype],
+            head_transposed=table.tied,
+            epsilon=table.epsilon,
+        )
+        place = ctypes.POINTER(_Decode)
+        size = library.declare("ek_decode_workspace", place, result=ctypes.c_long)(self._call)
+        self._workspace = np.empty(size, dtype=np.uint8)
+        self._call.workspace = self._workspace.ctypes.data
+        self._decode = library.declare("ek_decode", place)
+
+    def step(
+        self, ids_R: np.ndarray, slots_R: np.ndarray, attend_from_R: np.ndarray, *, column: int
+    ) -> np.ndarray:
+        """Take in one token for each row; returns the logits [R, V] after it, valid until the next step.
+
+        Args:
+            ids_R: tokens.
+            slots_R: the row of the cache that each row is.
+            attend_from_R: the first column that each row sees; the position of the token is its distance.
+            column: where its keys and values go; all columns from `attend_from` to here are seen.
+        """
+        ids_R = np.ascontiguousarray(ids_R, dtype=np.int64)
+        slots_R = np.ascontiguousarray(slots_R, dtype=np.int32)
+        attend_from_R = np.ascontiguousarray(attend_from_R, dtype=np.int32)
+        call = self._call
+        assert 0 <= column < call.capacity and len(ids_R) <= len(self._logits_RV)
+        assert ids_R.min() >= 0 and ids_R.max() < call.vocab
+        call.ids, call.slots = ids_R.ctypes.data, slots_R.ctypes.data
+        call.attend_from, call.column, call.rows = attend_from_R.ctypes.data, column, len(ids_R)
+        self._decode(call)
+        return self._logits_RV[: len(ids_R)]
+
+
+def stream(library: Library, memory: np.ndarray) -> None:
+    """Read an array once with all threads, in whole MiB: what decoding cannot be faster than."""
+    out = ctypes.c_float()
+    call = library.declare("ek_stream", ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p)
+    call(memory.ctypes.data, memory.nbytes, ctypes.addressof(out))
+
+
+def _pointer(tensor: paddle.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
