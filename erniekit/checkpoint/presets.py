@@ -17,16 +17,19 @@ ORGANISATION = "baidu"
 
 @dataclass(frozen=True)
 class Preset:
-    """A released model: `hub` maps layout (hf, paddle) to hub id, `uncertain` a number to why it is."""
+    """A released model: `hub` maps layout (hf, paddle) to hub id, `uncertain` a number to why it is.
+
+    not_built_parameters: of `parameters`, those of parts that are not built yet (the vision tower).
+    """
 
     name: str
     kind: str
     model_type: str
-    built: bool
     hub: Mapping[str, str]
     config: Mapping[str, Any]
     parameters: int
     active_parameters: int
+    not_built_parameters: int
     uncertain: Mapping[str, str]
 
     def hub_id(self) -> str | None:

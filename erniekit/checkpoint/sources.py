@@ -6,10 +6,10 @@ from pathlib import Path
 
 from erniekit.checkpoint.download import download
 from erniekit.checkpoint.manifest import MANIFEST, verify
-from erniekit.checkpoint.presets import STARTER, find_preset, known_names, preset_hub_id
+from erniekit.checkpoint.presets import STARTER, known_names, preset_hub_id
 from erniekit.checkpoint.starter import build_starter
 from erniekit.checkpoint.store import CheckpointStore
-from erniekit.errors import CheckpointError, MissingModelError, UnsupportedError
+from erniekit.errors import CheckpointError, MissingModelError
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 _CHECKPOINT = re.compile(r"checkpoint-\d+$")
@@ -22,8 +22,7 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
 
     Raises:
         MissingModelError: nothing of that name is to be had; says what was tried, and what is spelt alike.
-        UnsupportedError: the package of the hub or of the starter is not installed, or the model is
-            of a kind that is not built yet.
+        UnsupportedError: the package of the hub or of the starter is not installed.
     """
     path = Path(model_name_or_path).expanduser()
     if path.is_dir():
@@ -35,12 +34,6 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
     if model_name_or_path == STARTER:
         return build_starter()
     name, at, revision = model_name_or_path.partition("@")
-    preset = find_preset(name)
-    if preset is not None and not preset.built:
-        raise UnsupportedError(
-            f"model_name_or_path: {model_name_or_path} is a model of type {preset.model_type}, which is "
-            "not built yet; nothing was downloaded"
-        )
     hub_id = preset_hub_id(name)
     if hub_id:
         return download(f"{hub_id}{at}{revision}", download_hub=download_hub)

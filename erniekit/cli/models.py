@@ -12,8 +12,8 @@ USAGE = """usage: erniekit models list
        erniekit models show NAME|FOLDER
        erniekit models get NAME [--download-hub huggingface|aistudio|modelscope]
 
-list   the models known by name: parameters, memory of the weights, hub id, whether they are built
-show   numbers, parameters by part, and memory of one; of a folder also layout, format and files
+list   the models known by name: parameters, memory of the weights, hub id
+show   numbers, parameters by part, active ones, FLOPs and memory; of a folder also layout, format and files
 get    download a model, or build the starter, and print where it is
 
 NAME is a name of the list or a hub id (org/name, org/name@revision). model_name_or_path of a
@@ -25,6 +25,8 @@ configuration takes the same words.
 ACTIONS = ("list", "show", "get")
 # A training run to give an idea of memory: rows, tokens, logits held at once.
 _ROWS, _TOKENS, _LOGITS = 1, 1024, 1024
+# Tokens of a sample for FLOPs.
+_LENGTHS = (4096, 131072)
 
 
 def run(argv: list[str]) -> int:
@@ -71,7 +73,7 @@ def list_lines() -> Iterator[str]:
                 mark + count(preset.parameters),
                 gigabytes(2 * preset.parameters),
                 gigabytes(4 * preset.parameters),
-                "" if preset.built else "not built yet",
+                "text side built" if preset.not_built_parameters else "",
                 ", ".join(preset.hub.values()) or "from the package index (pip)",
             )
         )
@@ -107,7 +109,7 @@ def show_lines(name: str) -> Iterator[str]:
 
 
 def _preset_lines(preset: "Preset") -> Iterator[str]:
-    yield f"{preset.name} ({preset.kind}): {'built' if preset.built else 'not built yet'}"
+    yield f"{preset.name} ({preset.kind})"
     for layout, hub_id in preset.hub.items():
         yield f"  {hub_id} ({layout} layout)"
     if not preset.hub:
@@ -115,18 +117,12 @@ def _preset_lines(preset: "Preset") -> Iterator[str]:
     yield ""
     yield from _table(preset.config, preset.uncertain)
     yield ""
-    if preset.built:
-        from erniekit.models.ernie45.config import Ernie45Config
+    from erniekit.models.registry import config_from_json
 
-        config = Ernie45Config.from_json(
-            {"model_type": preset.model_type, **preset.config}, source=preset.name
-        )
-        yield from _size_lines(config)
-        return
-    yield f"parameters  {count(preset.parameters)} ({preset.parameters:,})"
-    note = f" ({preset.uncertain['active_parameters']})" if "active_parameters" in preset.uncertain else ""
-    yield f"active      {count(preset.active_parameters)} per token{note}"
-    yield _weights_line(preset.parameters)
+    if preset.not_built_parameters:
+        whole, missing = count(preset.parameters), count(preset.not_built_parameters)
+        yield f"The text side of {whole} parameters; the vision tower ({missing}) is not built yet."
+    yield from _size_lines(config_from_json(preset.model_type, preset.config, source=preset.name))
 
 
 def _folder_lines(folder: Path) -> Iterator[str]:
@@ -171,9 +167,15 @@ def _size_lines(config: Any) -> Iterator[str]:
 
     total = config.num_parameters()
     yield f"parameters  {count(total)} ({total:,})"
-    for part, number in config.parameters_by_part().items():
-        if number:
-            yield f"  {part:<10}{count(number):>9}  {100 * number / total:5.1f} %"
+    parts = {part: number for part, number in config.parameters_by_part().items() if number}
+    width = max(map(len, parts)) + 1
+    for part, number in parts.items():
+        yield f"  {part:<{width}}{count(number):>9}  {100 * number / total:5.1f} %"
+    for modality, word in enumerate(("text", "vision")[: getattr(config, "num_modalities", 0)]):
+        active = config.num_active_parameters(modality)
+        yield f"active      {count(active)} ({active:,}) on a {word} token, {100 * active / total:.1f} %"
+    flops = [f"{config.flops_per_token(length) / 1e9:.2f} at {length:,}" for length in _LENGTHS]
+    yield f"forward     GFLOPs a token, by tokens of the sample: {', '.join(flops)}"
     yield _weights_line(total)
     yield f"training    all parameters with AdamW, {_ROWS} row of {_TOKENS} tokens, estimated at the peak:"
     for compute_type in ("bf16", "fp32"):

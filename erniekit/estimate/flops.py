@@ -3,7 +3,8 @@
 A product of [m, k] and [k, n] counts 2 m k n; norms, rotations, softmax and the update are left
 out, as is usual. Attention counts what a causal mask leaves: a token of a sample of S tokens sees
 (S + 1) / 2 on average. The backward pass computes the gradient of each product's input, which
-costs the forward pass again, and that of each trained weight, which does too.
+costs the forward pass again, and that of each trained weight, which does too. In a mixture of experts
+the weights are those that a text token is multiplied with: its chosen experts, not all.
 """
 
 from typing import Any
@@ -13,12 +14,12 @@ def forward_flops(config: Any, *, attended: float, labelled_share: float = 1.0) 
     """FLOPs of a token in the forward pass.
 
     Args:
-        config: numbers of the model, with `parameters_by_part()`.
+        config: numbers of the model, with `product_weights()`.
         attended: tokens of the sample that a token belongs to, on average over tokens.
         labelled_share: share of the positions whose logits are computed.
     """
     head = config.vocab_size * config.hidden_size * labelled_share
-    return 2.0 * (_block_weights(config) + head + _scores(config, attended))
+    return 2.0 * (config.product_weights() + head + _scores(config, attended))
 
 
 def training_flops(
@@ -43,11 +44,6 @@ def utilisation(flops_per_token: float, tokens_per_second: float, peak_flops: fl
 def seconds(flops: float, peak_flops: float, *, expected_utilisation: float) -> float:
     """Time for so many FLOPs at a utilisation that was measured before on a machine of this kind."""
     return flops / (peak_flops * expected_utilisation)
-
-
-def _block_weights(config: Any) -> float:
-    parts = config.parameters_by_part()
-    return parts["attention"] + parts["mlp"]
 
 
 def _scores(config: Any, attended: float) -> float:

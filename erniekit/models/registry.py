@@ -1,6 +1,7 @@
 """The table of model families: the `model_type` of a config.json -> its modules."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 from erniekit.errors import CheckpointError, UnsupportedError
 
 # model_type -> family folder.
-MODELS = {"ernie4_5": "erniekit.models.ernie45"}
-CONFIG_CLASSES = {"ernie4_5": "Ernie45Config"}
-MODEL_CLASSES = {"ernie4_5": "Ernie45"}
-NOT_BUILT = {
-    "ernie4_5_moe": "mixture-of-experts ERNIE 4.5",
-    "ernie4_5_moe_vl": "multimodal ERNIE 4.5",
-    "ernie4_5_vl_moe": "multimodal ERNIE 4.5",
+MODELS = {
+    "ernie4_5": "erniekit.models.ernie45",
+    "ernie4_5_moe": "erniekit.models.ernie45",
+    "ernie4_5_moe_vl": "erniekit.models.ernie45",  # the text side
+    "ernie4_5_vl_moe": "erniekit.models.ernie45",  # the same, as transformers 5 writes it
 }
+CONFIG_CLASSES = {
+    "ernie4_5": "config:Ernie45Config",
+    "ernie4_5_moe": "moe_config:Ernie45MoeConfig",
+    "ernie4_5_moe_vl": "moe_config:Ernie45MoeConfig",
+    "ernie4_5_vl_moe": "moe_config:Ernie45MoeConfig",
+}
+MODEL_CLASSES = dict.fromkeys(MODELS, "Ernie45")
 
 
 @dataclass(frozen=True)
@@ -64,19 +70,23 @@ def read_model_config(folder: Path) -> Any:
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from error
     model_type = content.get("model_type") or _type_of(content.get("architectures"))
-    if model_type in NOT_BUILT:
-        raise UnsupportedError(f"{path}: {NOT_BUILT[model_type]} (model_type {model_type}) is not built yet")
     if model_type not in MODELS:
         known = ", ".join(MODELS)
         raise UnsupportedError(f"{path}: model_type {model_type!r} is not known; known: {known}")
-    module = import_module(f"{MODELS[model_type]}.config")
-    return getattr(module, CONFIG_CLASSES[model_type]).from_json(content, source=str(path))
+    return config_from_json(model_type, content, source=str(path))
+
+
+def config_from_json(model_type: str, content: Mapping[str, Any], *, source: str) -> Any:
+    """The config of a parsed config.json of a known `model_type`; raises as the class's `from_json`."""
+    module, _, name = CONFIG_CLASSES[model_type].partition(":")
+    found = getattr(import_module(f"{MODELS[model_type]}.{module}"), name)
+    return found.from_json(content, source=source)
 
 
 def load_family(config: Any) -> Family:
     """The family that a config belongs to."""
     for model_type, name in CONFIG_CLASSES.items():
-        if type(config).__name__ == name:
+        if type(config).__name__ == name.partition(":")[2]:
             return Family(model_type)
     raise AssertionError(f"no family for {type(config).__name__}")
 
@@ -85,4 +95,5 @@ def _type_of(architectures: list[str] | None) -> str | None:
     """Baidu's first releases name the class only."""
     names = {"Ernie4_5ForCausalLM": "ernie4_5", "Ernie4_5_ForCausalLM": "ernie4_5"}
     names |= {"Ernie4_5_MoeForCausalLM": "ernie4_5_moe"}
+    names |= {"Ernie4_5_VLMoeForConditionalGeneration": "ernie4_5_moe_vl"}
     return names.get(architectures[0]) if architectures else None

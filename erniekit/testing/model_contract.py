@@ -80,12 +80,18 @@ def check_round_trip(model: Any, weights: Any, folder: Path) -> None:
 
 def check_plan(model: Any, plan: Any) -> None:
     """Every matrix of the blocks is in the plan, and the plan names nothing else."""
+    planned = set(plan.LINEARS)
+    if hasattr(model.config, "num_modalities"):
+        planned |= {name for name in plan.EXPERTS if "vision" not in name or model.config.num_modalities == 2}
+        planned |= set(plan.SHARED_EXPERTS if model.config.moe_num_shared_experts else ())
+        if all(map(model.config.is_moe_layer, range(model.config.num_hidden_layers))):
+            planned -= {name for name in plan.LINEARS if name.startswith("mlp.")}
     matrices = {
         name.split(".", 3)[3].rsplit(".", 1)[0]
         for name, parameter in model.named_parameters()
-        if name.startswith(plan.BLOCKS) and len(parameter.shape) == 2
+        if name.startswith(plan.BLOCKS) and len(parameter.shape) >= 2 and not name.endswith(plan.ROUTERS)
     }
-    assert matrices == set(plan.LINEARS)
+    assert matrices == planned
 
 
 def check_parameter_count(model: Any) -> None:

@@ -6,6 +6,7 @@ needed to write it.
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from erniekit.checkpoint.files import Item, write_tensors
 from erniekit.models.ernie45.config import Ernie45Config
+from erniekit.models.ernie45.moe_config import Ernie45MoeConfig
 from erniekit.models.ernie45.weights import memory_shapes, save_layout
 
 TEMPLATE = (
@@ -36,6 +38,17 @@ def tiny_config(**changes: Any) -> Ernie45Config:
         "max_position_embeddings": 256,
     }
     return Ernie45Config(**{**numbers, **changes})
+
+
+def tiny_moe_config(modalities: int = 1, **changes: Any) -> Ernie45MoeConfig:
+    """Numbers of a tiny mixture of experts; with two modalities vision has experts of its own."""
+    experts: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "moe_num_experts": (4, 4)[:modalities],
+        "moe_intermediate_size": (24, 8)[:modalities],
+        "moe_k": 2,
+    }
+    return Ernie45MoeConfig(**{**asdict(tiny_config()), **experts, **changes})
 
 
 def write_tiny_checkpoint(
@@ -73,7 +86,9 @@ def write_tiny_checkpoint(
 def _random_weights(config: Ernie45Config, seed: int) -> Iterator[Item]:
     random = np.random.default_rng(seed)
     for name, shape in memory_shapes(config).items():
-        scale, shift = (0.3, 0.0) if len(shape) == 2 else (0.1, 0.0 if name.endswith("bias") else 1.0)
+        scale, shift = (0.3, 0.0) if len(shape) >= 2 else (0.1, 0.0 if name.endswith("bias") else 1.0)
+        if name.endswith("e_score_correction_bias"):
+            scale = 0.05
         yield name, "F32", random.normal(shift, scale, shape).astype(np.float32)
 
 

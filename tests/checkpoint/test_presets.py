@@ -1,8 +1,7 @@
 import pytest
 
 from erniekit.checkpoint.presets import find_preset, known_names, preset_hub_id, read_presets
-from erniekit.models.ernie45.config import Ernie45Config
-from erniekit.models.registry import MODELS
+from erniekit.models.registry import MODELS, config_from_json
 
 PUBLISHED = {  # billions, as the model names and reports say
     "ERNIE-4.5-0.3B": 0.36075,
@@ -54,11 +53,12 @@ def test_parameters_follow_from_the_numbers(preset) -> None:  # type: ignore[no-
     total = text_parameters(config, experts, widths)
     if preset.model_type == "ernie4_5_moe_vl":
         total += vision_parameters(config["hidden_size"])
+        assert preset.not_built_parameters == vision_parameters(config["hidden_size"])
     assert preset.parameters == total
-    assert preset.built == (preset.model_type in MODELS)
-    if preset.built:
-        built = Ernie45Config.from_json({"model_type": preset.model_type, **config})
-        assert built.num_parameters() == preset.parameters == preset.active_parameters
+    assert preset.model_type in MODELS
+    built = config_from_json(preset.model_type, config, source=preset.name)
+    assert built.num_parameters() == preset.parameters - preset.not_built_parameters
+    assert built.num_active_parameters() == preset.active_parameters
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

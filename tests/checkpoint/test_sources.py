@@ -5,7 +5,7 @@ import pytest
 from erniekit.checkpoint import sources
 from erniekit.checkpoint.manifest import write_manifest
 from erniekit.checkpoint.sources import locate_model, resolve_checkpoint
-from erniekit.errors import CheckpointError, UnsupportedError
+from erniekit.errors import CheckpointError
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +106,6 @@ def test_hub_ids_and_names(asked: list[str]) -> None:
         "huggingface:baidu/ERNIE-4.5-0.3B-PT",
         "huggingface:baidu/ERNIE-4.5-0.3B-Paddle@abc",
     ]
-
-
-@pytest.mark.parametrize(
-    "name", ["ERNIE-4.5-21B-A3B", "baidu/ERNIE-4.5-300B-A47B-PT", "baidu/ERNIE-4.5-21B-A3B-Thinking"]
-)
-def test_large_models_that_cannot_be_built_are_not_downloaded(name: str, asked: list[str]) -> None:
-    with pytest.raises(UnsupportedError, match="not built yet"):
-        locate(name)
-    assert asked == []
 
 
 @pytest.mark.parametrize(

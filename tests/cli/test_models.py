@@ -27,7 +27,8 @@ def test_list_has_a_line_for_every_model() -> None:
     small = by_name["ERNIE-4.5-0.3B"]
     assert "360.75M" in small and "721.5 MB" in small and "1.44 GB" in small
     assert "baidu/ERNIE-4.5-0.3B-PT" in small and "not built" not in small
-    assert "not built yet" in by_name["ERNIE-4.5-21B-A3B"]
+    assert "text side built" in by_name["ERNIE-4.5-VL-28B-A3B"]
+    assert "built" not in by_name["ERNIE-4.5-21B-A3B"]
     assert "~299.48B" in by_name["ERNIE-4.5-300B-A47B"]
 
 
@@ -50,11 +51,17 @@ def test_show_a_model_that_is_built() -> None:
     assert "?" not in text
 
 
-def test_show_a_model_that_is_not_built() -> None:
+def test_show_a_mixture_of_experts() -> None:
     text = "\n".join(show_lines("ERNIE-4.5-300B-A47B"))
-    assert "not built yet" in text
-    assert "299.48B" in text and "47.93B per token" in text
+    assert "299.48B (299,484,163,264)" in text and "active      47.93B" in text
+    assert "287.49B   96.0 %" in text and "97.78 at 4,096" in text
     assert "tie_word_embeddings" in text and "? published sources disagree" in text
+
+
+def test_show_the_text_side_of_a_multimodal_model() -> None:
+    text = "\n".join(show_lines("ERNIE-4.5-VL-28B-A3B"))
+    assert "of 29.40B parameters; the vision tower (774.66M) is not built yet" in text
+    assert "28.62B" in text and "on a text token" in text and "on a vision token" in text
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -91,7 +98,6 @@ def test_get_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["list", "x"], 2, "takes no more words"),
         (["get", "--hub"], 2, "given: --hub"),
         (["get", "startr"], 2, "did you mean starter"),
-        (["get", "ERNIE-4.5-21B-A3B"], 2, "not built yet; nothing was downloaded"),
     ],
 )
 def test_wrong_words(capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str) -> None:

@@ -8,7 +8,7 @@ is written carries both spellings of the rotary base, so that each of them reads
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from erniekit.errors import CheckpointError, UnsupportedError
 
@@ -19,6 +19,11 @@ ARCHITECTURE = "Ernie4_5ForCausalLM"
 @dataclass(frozen=True, kw_only=True)
 class Ernie45Config:
     """Names as in config.json."""
+
+    # Counts that may be 0.
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    # No multi-token prediction in the dense models.
+    num_nextn_predict_layers: ClassVar[int] = 0
 
     vocab_size: int = 103424
     hidden_size: int = 1024
@@ -46,6 +51,7 @@ class Ernie45Config:
             CheckpointError: a number is missing, of the wrong type, or does not fit the others.
         """
         _refuse_variants(content, source)
+        cls._refuse(content, source)
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.name in content and (content[field.name] is not None or field.name.endswith("_id")):
@@ -75,7 +81,7 @@ class Ernie45Config:
 
     def to_json(self, *, dtype: str = "float32") -> dict[str, Any]:
         """The content of config.json; `dtype` is the word for the type of the weights beside it."""
-        content: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+        content: dict[str, Any] = {"architectures": [self._architecture()], "model_type": self._model_type()}
         for field in fields(self):
             value = getattr(self, field.name)
             content[field.name] = list(value) if isinstance(value, tuple) else value
@@ -109,13 +115,25 @@ class Ernie45Config:
         """Number of parameters, tied weights counted once."""
         return sum(self.parameters_by_part().values())
 
+    def num_active_parameters(self) -> int:
+        """Number of parameters that work on one token: all of them in a dense model."""
+        return self.num_parameters()
+
+    def product_weights(self) -> int:
+        """Weights of the blocks that one token is multiplied with."""
+        parts = self.parameters_by_part()
+        return parts["attention"] + parts["mlp"]
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether a layer holds experts instead of an MLP: none of a dense model does."""
+        return False
+
     def flops_per_token(self, seq_len: int) -> float:
         """FLOPs of one forward pass per token, in a causal sequence of `seq_len` (mean over positions).
 
         A product of [m, k] and [k, n] counts 2mkn; norms, rotations and softmax are left out.
         """
-        parts = self.parameters_by_part()
-        products = parts["attention"] + parts["mlp"] + self.vocab_size * self.hidden_size
+        products = self.product_weights() + self.vocab_size * self.hidden_size
         attended = (seq_len + 1) / 2
         scores = 2 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * attended
         return 2.0 * (products + scores)
@@ -124,11 +142,26 @@ class Ernie45Config:
         """Standard deviation of fresh weights: sqrt(1 / (3 hidden_size)), as ERNIE 4.5's own code sets it."""
         return math.sqrt(0.3333 / self.hidden_size)
 
+    def _architecture(self) -> str:
+        return ARCHITECTURE
+
+    def _model_type(self) -> str:
+        return MODEL_TYPE
+
+    @classmethod
+    def _refuse(cls, content: Mapping[str, Any], source: str) -> None:
+        """Raise for a model that is of another kind than this class."""
+        if content.get("moe_num_experts"):
+            raise UnsupportedError(
+                f"{source}: a dense model with moe_num_experts {content['moe_num_experts']}; the model_type "
+                "of a mixture of experts is ernie4_5_moe"
+            )
+
     def _check(self, source: str) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int:
-                _check_count(field.name, value, source)
+                _check_count(field.name, value, source, least=0 if field.name in self.may_be_zero else 1)
             if field.type is bool and not isinstance(value, bool):
                 raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be true or false")
             if field.type is float and (
@@ -144,9 +177,10 @@ class Ernie45Config:
             raise CheckpointError(f"{source}: head_dim {self.head_dim} is odd; rotary positions need pairs")
 
 
-def _check_count(name: str, value: Any, source: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{source}: {name} is {value!r}; it must be a whole number above 0")
+def _check_count(name: str, value: Any, source: str, *, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        wanted = "above 0" if least == 1 else f"of at least {least}"
+        raise CheckpointError(f"{source}: {name} is {value!r}; it must be a whole number {wanted}")
 
 
 def _refuse_variants(content: Mapping[str, Any], source: str) -> None:
@@ -158,5 +192,3 @@ def _refuse_variants(content: Mapping[str, Any], source: str) -> None:
         raise UnsupportedError(
             f"{source}: hidden_act {content['hidden_act']!r} is not built; ERNIE 4.5 uses 'silu'"
         )
-    if content.get("moe_num_experts"):
-        raise UnsupportedError(f"{source}: mixture-of-experts models are not built yet")

@@ -1,5 +1,6 @@
 """Whether the tensors of a folder are those that its config.json asks for; all that is not, in one error."""
 
+import re
 from collections.abc import Mapping
 
 from erniekit.checkpoint.files import TensorFolder
@@ -8,9 +9,13 @@ from erniekit.errors import CheckpointError
 from erniekit.log import logger
 from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.models.ernie45.layouts import Stored
+from erniekit.models.ernie45.moe_config import Ernie45MoeConfig
 from erniekit.models.ernie45.plan import EMBEDDING, HEAD
 
 FLOATS = ("F32", "BF16", "F16")
+_AHEAD = ("model.mtp_", "mtp_")
+_TOWER = ("vision_model.", "model.vision_model.", "model.resampler_model.", "resampler_model.")
+_EXPERT = re.compile(r"\.mlp\.(experts|gate)\.")
 _BLOCK_BYTES = 1 << 20
 _LISTED = 12
 
@@ -44,15 +49,23 @@ def check_fit(
     spare_head = config.tie_word_embeddings and f"{HEAD}.weight" in extra
     if spare_head:
         extra.remove(f"{HEAD}.weight")
-    unused = [name for name in extra if name.startswith("model.mtp_")]
+    unused = [name for name in extra if name.startswith(_AHEAD)]
+    tower = [name for name in extra if name.startswith(_TOWER) and getattr(config, "num_modalities", 1) == 2]
+    unused += tower
     problems["unexpected"] = [name for name in extra if name not in unused]
     problems["of a type that is not built"] = _type_problems(tensors, expected, actual)
     if any(problems.values()):
         listing = "\n".join(_listed(word, names) for word, names in problems.items() if names)
-        hint = _hint(config, problems)
+        hint = _hint(config, problems, actual)
         raise CheckpointError(f"{tensors.folder}: the weights do not fit config.json\n{listing}{hint}")
-    if unused:
-        logger.info(f"{tensors.folder}: {len(unused)} tensors of multi-token prediction are not used")
+    if len(unused) > len(tower):
+        number = len(unused) - len(tower)
+        logger.info(f"{tensors.folder}: {number} tensors of multi-token prediction are not used")
+    if tower:
+        logger.warning(
+            f"{tensors.folder}: {len(tower)} tensors of the vision tower are not used, since it is not built "
+            "yet; what is saved from this model is its text side alone"
+        )
     if spare_head:
         _check_spare_head(tensors, actual, layout)
 
@@ -67,7 +80,8 @@ def _type_problems(
         }
         wrong = [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS]
         if not wrong and len(set(dtypes.values())) > 1:
-            wrong = [f"the pieces of {parameter} are of different types: {', '.join(dtypes.values())}"]
+            listed = dtypes.values() if len(dtypes) <= 3 else sorted(set(dtypes.values()))
+            wrong = [f"the pieces of {parameter} are of different types: {', '.join(listed)}"]
         found += wrong
     return found
 
@@ -77,12 +91,18 @@ def _listed(word: str, names: list[str]) -> str:
     return f"  {len(names)} {word}:\n    " + "\n    ".join(names[:_LISTED]) + more
 
 
-def _hint(config: Ernie45Config, problems: Mapping[str, list[str]]) -> str:
+def _hint(config: Ernie45Config, problems: Mapping[str, list[str]], actual: Mapping[str, str]) -> str:
     extra, missing = problems["unexpected"], problems["missing"]
-    if any(".experts." in name or ".mlp.gate." in name for name in extra):
+    if not isinstance(config, Ernie45MoeConfig) and any(_EXPERT.search(name) for name in extra):
         return "\nThese are tensors of a mixture-of-experts model, but config.json describes a dense one."
     if problems["of a type that is not built"]:
         return "\nReading quantised checkpoints is not built yet; weights must be F32, BF16 or F16."
+    if missing and all(name.startswith(_AHEAD) for name in missing):
+        return (
+            "\nIf the model has no multi-token prediction, write num_nextn_predict_layers: 0 in config.json."
+        )
+    if isinstance(config, Ernie45MoeConfig) and not any(_EXPERT.search(name) for name in actual):
+        return "\nconfig.json describes a mixture of experts, but there are no experts among the tensors."
     if missing == [f"{HEAD}.weight"]:
         return "\nIf the head shares the embedding, write tie_word_embeddings: true in config.json."
     if extra and all(name.endswith(".bias") for name in extra) and not config.use_bias:

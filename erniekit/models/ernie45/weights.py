@@ -1,4 +1,4 @@
-"""The bytes of ERNIE 4.5 dense weights from one layout to another; layouts.py says what lies where.
+"""The bytes of ERNIE 4.5 weights from one layout to another; layouts.py says what lies where.
 
 Everything here copies bits, a block of a source at a time, so a round trip gives the same bytes and a
 tensor costs little more memory than itself. Which layout a folder is in follows from names and
@@ -20,11 +20,15 @@ from erniekit.models.ernie45.layouts import (
     Stored,
     memory_shapes,
     plain_name,
+    renamed,
+    stored_in_memory,
     stored_pieces,
+    stored_stacked,
     stored_tensors,
     stored_whole,
 )
-from erniekit.models.ernie45.plan import FUSED, HEAD
+from erniekit.models.ernie45.moe_config import Ernie45MoeConfig
+from erniekit.models.ernie45.plan import FUSED, stays_fp32
 
 _BLOCK_BYTES = 1 << 20
 
@@ -44,7 +48,7 @@ class Weights:
     def memory_items(self) -> Iterator[Item]:
         """Every parameter (name, dtype word, raw bits) as it is in memory, in the order of the model."""
         for parameter, shape in memory_shapes(self.config).items():
-            target = stored_whole(parameter, shape, name=parameter, turned=False)
+            target = stored_in_memory(parameter, shape)
             yield parameter, self.dtype(parameter), self._build(target, self.dtype(parameter), None)
 
     def layout_items(
@@ -53,17 +57,17 @@ class Weights:
         """Every tensor as the files of `layout` hold it, straight from the source.
 
         Args:
-            dtype: the format to write; None keeps each tensor's.
+            dtype: the format to write; None keeps each tensor's, and routers keep theirs in any case.
             cast: converts blocks of tensors; needed with `dtype`.
         """
         for target in stored_tensors(self.config, layout):
-            wanted = dtype or self.dtype(target.parameter)
+            wanted = self._written(target.parameter, dtype)
             yield target.name, wanted, self._build(target, wanted, cast)
 
     def layout_specs(self, layout: str, *, dtype: str | None = None) -> list[Spec]:
         """Name, dtype word and shape of every item of `layout_items`."""
         return [
-            (target.name, dtype or self.dtype(target.parameter), target.shape)
+            (target.name, self._written(target.parameter, dtype), target.shape)
             for target in stored_tensors(self.config, layout)
         ]
 
@@ -71,20 +75,45 @@ class Weights:
         """The dtype word that a parameter is stored in."""
         return self.tensors.info(self.sources[parameter][0].name).dtype
 
+    def _written(self, parameter: str, dtype: str | None) -> str:
+        return self.dtype(parameter) if dtype is None or stays_fp32(parameter) else dtype
+
     def _build(self, target: Stored, dtype: str, cast: Cast | None) -> np.ndarray:
         array: np.ndarray = np.empty(target.shape, dtype=BITS[dtype])
         columns = array.T if target.turned else array
-        for source in self.sources[target.parameter]:
+        for source, expert in self._sources(target):
             first, last = max(source.start, target.start), min(source.stop, target.stop)
             if first >= last:
                 continue
-            region = columns[..., first - target.start : last - target.start]
-            for part, block in self._blocks(source, first, last):
-                found = self.dtype(target.parameter)
-                if cast is not None and found != dtype:
-                    block = cast(source.name, block, found, dtype)
+            of_expert = columns if expert is None or target.expert is not None else columns[expert]
+            region = of_expert[..., first - target.start : last - target.start]
+            stacked = source.expert is None and expert is not None
+            found = self._matrix(source, expert) if stacked else self._blocks(source, first, last)
+            for part, block in found:
+                has = self.dtype(target.parameter)
+                if stacked:
+                    block = block[..., first:last]
+                if cast is not None and has != dtype:
+                    block = cast(source.name, block, has, dtype)
                 region[part] = block
         return array
+
+    def _sources(self, target: Stored) -> Iterator[tuple[Stored, int | None]]:
+        """The stored tensors behind a target, and of experts the one that is wanted of each."""
+        for source in self.sources[target.parameter]:
+            if source.expert is None and len(source.shape) == 3:
+                experts: Iterable[int | None] = range(source.shape[0])
+            else:
+                experts = (source.expert,)
+            for expert in experts:
+                if target.expert is None or expert == target.expert:
+                    yield source, expert
+
+    def _matrix(self, source: Stored, expert: int | None) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """One expert of a stacked tensor as [in, out]."""
+        assert expert is not None
+        matrix = self.tensors.read_rows(source.name, expert, expert + 1)[0]
+        yield (slice(None), slice(None)), matrix.T if source.turned else matrix
 
     def _blocks(
         self, source: Stored, first: int, last: int
@@ -123,22 +152,29 @@ def open_weights(folder: Path, config: Ernie45Config) -> Weights:
                 f"{folder}: {actual[plain_name(name)]} and {name} are the same tensor twice"
             )
         actual[plain_name(name)] = name
-    expected: dict[str, tuple[Stored, ...]] = {}
-    for parameter, shape in memory_shapes(config).items():
-        turned = layout == "hf"
-        pieces = () if parameter in actual else stored_pieces(parameter, shape, config, turned=turned)
-        expected[parameter] = tuple(pieces) or (
-            stored_whole(parameter, shape, name=parameter, turned=turned),
-        )
+    expected = {
+        parameter: tuple(_form(parameter, shape, config, actual, turned=layout == "hf"))
+        for parameter, shape in memory_shapes(config).items()
+    }
     check_fit(tensors, config, layout, expected, actual)
     sources = {
-        parameter: tuple(
-            Stored(actual[piece.name], parameter, piece.start, piece.stop, piece.shape, piece.turned)
-            for piece in pieces
-        )
+        parameter: tuple(renamed(piece, actual[piece.name]) for piece in pieces)
         for parameter, pieces in expected.items()
     }
     return Weights(tensors, config, layout, sources)
+
+
+def _form(
+    parameter: str, shape: tuple[int, ...], config: Ernie45Config, actual: Mapping[str, str], *, turned: bool
+) -> list[Stored]:
+    """The stored tensors that a parameter is expected in: fused, in pieces or stacked, whichever is there."""
+    whole = stored_whole(parameter, shape, config, turned=turned)
+    pieces = stored_pieces(parameter, shape, config, turned=turned)
+    stacked = stored_stacked(parameter, shape)
+    for form in (whole, stacked):
+        if form and form[0].name in actual:
+            return form
+    return pieces or whole
 
 
 def load_weights(folder: Path, config: Ernie45Config) -> Iterator[Item]:
@@ -157,7 +193,8 @@ def save_layout(items: Iterable[Item], layout: str, config: Ernie45Config) -> It
         targets.setdefault(target.parameter, []).append(target)
     for name, dtype, array in items:
         for target in targets[name]:
-            part = array[..., target.start : target.stop]
+            matrix = array if target.expert is None else array[target.expert]
+            part = matrix[..., target.start : target.stop]
             yield target.name, dtype, np.ascontiguousarray(part.T if target.turned else part)
         del array
 
@@ -182,16 +219,13 @@ def detect_layout(tensors: TensorFolder, config: Ernie45Config) -> str:
     names = tensors.names()
     if any(f".{fused}." in name for name in names for fused in FUSED):
         return "paddle"
-    sizes = _linear_sizes(config)
+    turned = {t.name: t.shape for t in stored_tensors(config, "hf")}
     tellers: dict[str, str] = {}
     for name in names:
-        linear = name.removesuffix(".weight").rpartition(".")[2]
-        if not name.endswith(".weight") or linear not in sizes:
-            continue
-        inputs, outputs = sizes[linear]
-        shape = tensors.info(name).shape
-        if inputs != outputs and shape in ((inputs, outputs), (outputs, inputs)):
-            tellers.setdefault("paddle" if shape == (inputs, outputs) else "hf", name)
+        shape, expected = tensors.info(name).shape, turned.get(plain_name(name), ())
+        if len(shape) == 2 and shape[0] != shape[1] and shape in (expected, expected[::-1]):
+            if _tells(name, config):
+                tellers.setdefault("hf" if shape == expected else "paddle", name)
     if len(tellers) == 2:
         raise CheckpointError(
             f"{tensors.folder}: {tellers['hf']} is stored [out, in] and {tellers['paddle']} [in, out]; "
@@ -205,15 +239,14 @@ def detect_layout(tensors: TensorFolder, config: Ernie45Config) -> str:
         return "hf"
     listed = ", ".join(names[:3]) or "there are none"
     raise CheckpointError(
-        f"{tensors.folder}: these are no weights of an ERNIE 4.5 dense model; its tensors: {listed}"
+        f"{tensors.folder}: these are no weights of an ERNIE 4.5 {_kind(config)} model; its tensors: {listed}"
     )
 
 
-def _linear_sizes(config: Ernie45Config) -> dict[str, tuple[int, int]]:
-    """Last word of a linear's name -> (inputs, outputs)."""
-    hidden, query = config.hidden_size, config.num_attention_heads * config.head_dim
-    sizes = {"o_proj": (query, hidden), "down_proj": (config.intermediate_size, hidden)}
-    for fused, pieces in FUSED.items():
-        stored = stored_pieces(f".{fused}.weight", (hidden, 0), config, turned=False)
-        sizes |= {piece: (hidden, part.stop - part.start) for piece, part in zip(pieces, stored, strict=True)}
-    return sizes | {HEAD: (hidden, config.vocab_size)}
+def _tells(name: str, config: Ernie45Config) -> bool:
+    """Whether a matrix is stored in another way in each layout."""
+    return stored_whole(plain_name(name), (1, 2), config, turned=True)[0].turned
+
+
+def _kind(config: Ernie45Config) -> str:
+    return "mixture-of-experts" if isinstance(config, Ernie45MoeConfig) else "dense"
