@@ -10,14 +10,19 @@ BIN := $(VENV)/bin
 PIP := "$(BIN)/python" -m pip --disable-pip-version-check -qq
 PACKAGED := setup.py pyproject.toml .ci/venv
 SOURCES := erniekit tests benchmarks setup.py
+# Rooms whose numbers come from kernels.
+COMPUTING := tests/ops tests/nn tests/losses tests/models tests/optim tests/generate tests/train tests/export \
+	tests/testing tests/test_assemble.py
 PATH_WITH_VENV := PATH="$$PWD/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint format docs clean install
+.PHONY: help quickstart test test-kernels check check-native lint format docs clean install
 
 help:
 	@echo "make quickstart   install, fetch a 135M model, fine-tune, evaluate, export and chat (under 10 minutes)"
 	@echo "make test         install and run every test"
+	@echo "make test-kernels the tests of what computes, with Paddle's operators and with native kernels"
+	@echo "make check-native the tests of the kernels under the address and undefined-behaviour sanitizers"
 	@echo "make check        format, lint, types, house rules and the fast tests (under 5 minutes)"
 	@echo "make lint         format, lint and types only"
 	@echo "make format       rewrite the sources in the house format"
@@ -53,6 +58,13 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.test
 	@"$(BIN)/python" -m pytest
 
+test-kernels: $(VENV)/.test
+	@ERNIEKIT_KERNELS=paddle "$(BIN)/python" -m pytest $(COMPUTING)
+	@ERNIEKIT_KERNELS=native "$(BIN)/python" -m pytest $(COMPUTING)
+
+check-native: $(VENV)/.test
+	@.ci/check-native "$(BIN)/python"
+
 lint: $(VENV)/.dev
 	@"$(BIN)/ruff" format --check $(SOURCES)
 	@"$(BIN)/ruff" check $(SOURCES)
@@ -70,6 +82,6 @@ docs: $(VENV)/.test
 
 clean:
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .native-check build dist *.egg-info output
 	rm -rf recipes/*/output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -107,13 +107,13 @@ def test_files_named_in_documents_exist(path: Path) -> None:
 
 def test_make_targets_in_documents_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     named = set()
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         commands = "\n".join(block for language, block in blocks(text) if language in SHELL)
-        named |= set(re.findall(r"^make ([a-z]+)", commands, flags=re.MULTILINE))
-        named |= set(re.findall(r"`make ([a-z]+)`", text))
+        named |= set(re.findall(r"^make ([a-z-]+)", commands, flags=re.MULTILINE))
+        named |= set(re.findall(r"`make ([a-z-]+)`", text))
     assert {"quickstart", "test", "check"} <= named
     assert named - targets == set()
 
