@@ -41,10 +41,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.linear:linear_reference",
         "native": "erniekit.ops.native.linear:linear_native",
     },
-    "add_rms_norm": {"reference": "erniekit.ops.norm:add_rms_norm_reference"},
+    "add_rms_norm": {
+        "reference": "erniekit.ops.norm:add_rms_norm_reference",
+        "native": "erniekit.ops.native.norm:add_rms_norm_native",
+    },
     "rms_norm": {
         "reference": "erniekit.ops.norm:rms_norm_reference",
         "cpu": "erniekit.ops.norm:rms_norm_cpu",
+        "native": "erniekit.ops.native.norm:rms_norm_native",
     },
     "grouped_linear": {
         "reference": "erniekit.ops.moe:grouped_linear_reference",
@@ -59,6 +63,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "swiglu": {
         "reference": "erniekit.ops.swiglu:swiglu_reference",
         "cpu": "erniekit.ops.swiglu:swiglu_fused",
+        "native": "erniekit.ops.native.swiglu:swiglu_native",
         "gpu": "erniekit.ops.swiglu:swiglu_fused",
     },
 }

@@ -69,7 +69,7 @@ static void forward(long rows, long d, const T* x, const T* delta, const T* weig
 
 template <class T>
 EK_INLINE void backward_row(long d, const T* grad, const T* grad_sum, const T* x, const T* weight, float scale,
-                            T* grad_x, float* grad_weight) {
+                            T* grad_x, T* again, float* grad_weight) {
     const vf r = vset(scale);
     vf dots[2] = {vzero(), vzero()};
     for (long j = 0, k = 0; j < d; j += VW, k ^= 1) {
@@ -89,6 +89,7 @@ EK_INLINE void backward_row(long d, const T* grad, const T* grad_sum, const T* x
         out = vfma(vmul(vload_n(grad + j, left), vload_n(weight + j, left)), r, out);
         if (grad_sum != nullptr) out = vadd(out, vload_n(grad_sum + j, left));
         vstore_n(grad_x + j, out, left);
+        if (again != nullptr) vstore_n(again + j, out, left);
     }
 }
 
@@ -104,7 +105,7 @@ static void add_parts(long parts, long d, const float* sums, float* out, float f
 
 template <class T>
 static void backward(long rows, long d, const T* grad, const T* grad_sum, const T* x, const T* weight,
-                     const float* scales, T* grad_x, float* grad_weight, float factor) {
+                     const float* scales, T* grad_x, T* again, float* grad_weight, float factor) {
     const long tasks = (rows + ROWS - 1) / ROWS;
     // Of the calling thread, which is 0; the tasks use no scratch of their own.
     float* parts = grad_weight == nullptr ? nullptr : ek_scratch<float>(0, 0, (size_t)(tasks * d + 1));
@@ -113,7 +114,7 @@ static void backward(long rows, long d, const T* grad, const T* grad_sum, const 
         if (part != nullptr) memset(part, 0, d * sizeof(float));
         for (long i = task * ROWS; i < rows && i < (task + 1) * ROWS; i++)
             backward_row(d, grad + i * d, grad_sum ? grad_sum + i * d : nullptr, x + i * d, weight, scales[i],
-                         grad_x ? grad_x + i * d : nullptr, part);
+                         grad_x ? grad_x + i * d : nullptr, again ? again + i * d : nullptr, part);
     });
     if (grad_weight != nullptr) add_parts(tasks, d, parts, grad_weight, factor);
 }
@@ -133,14 +134,14 @@ EK_EXPORT(ek_rms_norm)(int type, long rows, long d, const void* x, const void* d
 }
 
 // grad_x = gradient through the norm + grad_sum; grad_weight (fp32) = factor grad_weight + its gradient.
-// grad_sum, grad_x and grad_weight may be null.
+// `again` becomes a copy of grad_x. grad_sum, grad_x, again and grad_weight may be null.
 EK_EXPORT(ek_rms_norm_backward)(int type, long rows, long d, const void* grad, const void* grad_sum, const void* x,
-                                const void* weight, const float* scales, void* grad_x, float* grad_weight,
-                                float factor) {
+                                const void* weight, const float* scales, void* grad_x, void* again,
+                                float* grad_weight, float factor) {
     if (type == EK_BF16)
         EK_NS::backward(rows, d, (const bf16*)grad, (const bf16*)grad_sum, (const bf16*)x, (const bf16*)weight,
-                        scales, (bf16*)grad_x, grad_weight, factor);
+                        scales, (bf16*)grad_x, (bf16*)again, grad_weight, factor);
     else
         EK_NS::backward(rows, d, (const float*)grad, (const float*)grad_sum, (const float*)x, (const float*)weight,
-                        scales, (float*)grad_x, grad_weight, factor);
+                        scales, (float*)grad_x, (float*)again, grad_weight, factor);
 }

@@ -27,10 +27,13 @@ struct Loss {
     bool add_weight, add_bias;
 };
 
+// The first n of VW numbers, `rest` for the others. By memcpy, since narrow numbers are written over
+// wide ones here and the compiler takes both for different memory.
 EK_INLINE vf vload_or(const float* p, long n, float rest) {
     if (n >= VW) return vload(p);
     float part[VW];
-    for (long i = 0; i < VW; i++) part[i] = i < n ? p[i] : rest;
+    for (long i = 0; i < VW; i++) part[i] = rest;
+    memcpy(part, p, n * sizeof(float));
     return vload(part);
 }
 
@@ -87,7 +90,9 @@ EK_INLINE double row_loss(const Loss& loss, float* x, int64_t label, bool gradie
     const double sum = exponentials(v, x, largest);
     if (gradient) {
         const float factor = (float)(loss.scale / sum);
-        const float label_gradient = x[label] * factor - loss.scale;
+        float at_label_now;
+        memcpy(&at_label_now, x + label, sizeof(float));
+        const float label_gradient = at_label_now * factor - loss.scale;
         const vf factors = vset(factor);
         // A narrow gradient lies in the first half of the row: always behind what is still to be read.
         long j = 0;
@@ -96,7 +101,7 @@ EK_INLINE double row_loss(const Loss& loss, float* x, int64_t label, bool gradie
             vstore(out + j, first);
             vstore(out + j + VW, second);
         }
-        for (; j < v; j += VW) vstore_n(out + j, vmul(vload_n(x + j, v - j), factors), v - j);
+        for (; j < v; j += VW) vstore_n(out + j, vmul(vload_or(x + j, v - j, 0.0f), factors), v - j);
         store1(out + label, label_gradient);
     }
     return __builtin_log(sum) + ((double)largest - (double)at_label);
@@ -177,8 +182,9 @@ EK_EXPORT(ek_linear_cross_entropy)(int type, long n, long d, long v, int transpo
                                    float scale, float* logits, void* grad_hidden, float* grad_weight,
                                    int add_weight, float* grad_bias, int add_bias, double* row_losses,
                                    int* corrects) {
-    const EK_NS::Loss loss = {n,      d,           v,           transposed != 0, hidden,          weight,       bias, labels, chunk, scale,
-                              logits, grad_hidden, grad_weight, grad_bias,       add_weight != 0, add_bias != 0};
+    const EK_NS::Loss loss = {
+        n,     d,     v,      transposed != 0, hidden,      weight,    bias,            labels,
+        chunk, scale, logits, grad_hidden,     grad_weight, grad_bias, add_weight != 0, add_bias != 0};
     if (type == EK_BF16) EK_NS::run<bf16>(loss, type, row_losses, corrects);
     else EK_NS::run<float>(loss, type, row_losses, corrects);
 }
