@@ -1,8 +1,9 @@
 """Token embedding."""
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
+
+from erniekit.ops.embedding import embedding
 
 
 class Embedding(nn.Layer):
@@ -14,4 +15,4 @@ class Embedding(nn.Layer):
         self.weight = self.create_parameter([vocab_size, hidden_size], dtype=dtype, default_initializer=zero)
 
     def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
-        return F.embedding(ids, self.weight)
+        return embedding(ids, self.weight)

@@ -37,6 +37,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.attention:self_attention_reference",
         "native": "erniekit.ops.native.attention:self_attention",
     },
+    "cached_attention": {
+        "reference": "erniekit.ops.cached_attention:cached_attention_reference",
+        "native": "erniekit.ops.native.cached_attention:cached_attention",
+    },
     "linear": {
         "reference": "erniekit.ops.linear:linear_reference",
         "native": "erniekit.ops.native.linear:linear_native",
@@ -50,9 +54,17 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "cpu": "erniekit.ops.norm:rms_norm_cpu",
         "native": "erniekit.ops.native.norm:rms_norm_native",
     },
+    "embedding": {
+        "reference": "erniekit.ops.embedding:embedding_reference",
+        "native": "erniekit.ops.native.embedding:embedding_native",
+    },
     "grouped_linear": {
         "reference": "erniekit.ops.moe:grouped_linear_reference",
         "native": "erniekit.ops.native.grouped_linear:grouped_linear_native",
+    },
+    "lora_linear": {
+        "reference": "erniekit.ops.lora:lora_linear_reference",
+        "native": "erniekit.ops.native.lora:lora_linear_native",
     },
     "dispatch_rows": {"reference": "erniekit.ops.moe:dispatch_rows_reference"},
     "combine_rows": {"reference": "erniekit.ops.moe:combine_rows_reference"},
