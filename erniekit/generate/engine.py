@@ -5,7 +5,7 @@ the newest token of every row is the last one. What a position may attend to is 
 `attend_from_BT` (see `erniekit.nn.attention`): a row's first real column, and for a padded
 position only itself; padding therefore changes no answer.
 
-    B rows, T columns of this pass, V vocabulary
+    B rows, R rows whose answer goes on, T columns of this pass, V vocabulary
 """
 
 from collections.abc import Collection, Generator, Sequence
@@ -92,18 +92,15 @@ def generate(
     budget = [min(sampling.max_new_tokens, max_context - len(prompt)) for prompt in prompts]
     decoder = CachedDecoder(model, prompts, num_columns=longest + max(budget))
     try:
-        logits_BV = decoder.prefill()
-        while True:
-            next_ids = np.zeros(len(rows), dtype=np.int64)
-            for row in rows:
-                if row.finished:
-                    continue
-                token = row.sampler.draw(logits_BV[row.index])
-                next_ids[row.index] = token
+        logits_RV = decoder.prefill()
+        while rows:
+            drawn = [row.sampler.draw(logits_V) for row, logits_V in zip(rows, logits_RV, strict=True)]
+            for row, token in zip(rows, drawn, strict=True):
                 yield row.take(token, end_ids, budget[row.index], sampling.max_new_tokens)
-            if all(row.finished for row in rows):
-                return
-            logits_BV = decoder.step(next_ids)
+            going = [(row, token) for row, token in zip(rows, drawn, strict=True) if not row.finished]
+            rows = [row for row, _ in going]
+            if rows:
+                logits_RV = decoder.step([token for _, token in going], [row.index for row in rows])
     finally:
         decoder.close()
 
@@ -155,6 +152,7 @@ class CachedDecoder:
             self._ids_BT[row, self._padding_B[row] :] = prompt
         self._column = 0
         self._cache: Any = _new_cache(model, len(prompts), num_columns)
+        self._native: Any = _native_steps(model, self._cache, self._padding_B)
 
     def prefill(self) -> np.ndarray:
         """Take in the prompts; returns the logits [B, V] after the last token of each."""
@@ -163,13 +161,20 @@ class CachedDecoder:
             hidden_BD = self._forward(self._ids_BT[:, start : start + PREFILL_CHUNK])
         return self._logits(hidden_BD)
 
-    def step(self, ids_B: np.ndarray) -> np.ndarray:
-        """Take in one token for each row; returns the logits [B, V] after it."""
-        return self._logits(self._forward(ids_B[:, None]))
+    def step(self, ids_R: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        """Take in one token for each of these rows, ascending; returns the logits [R, V] after it.
+
+        They are valid until the next step.
+        """
+        if self._native is not None:
+            return self._native.step(ids_R, rows)
+        ids_BT = np.zeros((len(self._padding_B), 1), dtype=np.int64)
+        ids_BT[rows, 0] = ids_R
+        return self._logits(self._forward(ids_BT))[rows]
 
     def close(self) -> None:
         """Free the cache."""
-        self._cache = None
+        self._cache = self._native = None
 
     def _forward(self, ids_BT: np.ndarray) -> Any:
         """Hidden states [B, D] of the last column of these."""
@@ -194,6 +199,12 @@ class CachedDecoder:
 
         with paddle.no_grad():
             return self._model.logits(hidden_BD).numpy()
+
+
+def _native_steps(model: Any, cache: Any, padding_B: np.ndarray) -> Any:
+    from erniekit.generate.native import native_steps
+
+    return native_steps(model, cache, padding_B)
 
 
 def _new_cache(model: Any, batch: int, num_columns: int) -> Any:

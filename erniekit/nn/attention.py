@@ -8,7 +8,7 @@ from paddle import nn
 
 from erniekit.nn.cache import KVCache
 from erniekit.nn.linear import Linear
-from erniekit.ops.attention import Visibility, attention, self_attention, turned_heads
+from erniekit.ops.attention import Visibility, self_attention
 
 
 class Attention(nn.Layer):
@@ -42,8 +42,7 @@ class Attention(nn.Layer):
         heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
         dropout = self.dropout if self.training else 0.0
         if cache is None:
-            return self.o_proj(self_attention(qkv_BTX, rotations_BTND, visible, **heads, dropout=dropout))
-        q_BTND, k_BTKD, v_BTKD = turned_heads(qkv_BTX, rotations_BTND, **heads)
-        k_BTKD, v_BTKD = cache.extend(layer, k_BTKD, v_BTKD)
-        out = attention(q_BTND, k_BTKD, v_BTKD, visible, dropout=dropout)
-        return self.o_proj(out.reshape([*x_BTH.shape[:2], self.num_heads * self.head_dim]))
+            out = self_attention(qkv_BTX, rotations_BTND, visible, **heads, dropout=dropout)
+        else:
+            out = cache.attend(layer, qkv_BTX, rotations_BTND, visible, num_heads=self.num_heads)
+        return self.o_proj(out)

@@ -2,38 +2,56 @@
 
 import paddle
 
+from erniekit.ops.attention import Visibility
+from erniekit.ops.cached_attention import cached_attention
+
 
 class KVCache:
     """Room for `max_columns` columns of every layer, filled from the left.
 
-    Every layer of a forward pass calls `extend`; the model calls `advance` at its end. Heads lie
-    before columns in memory, as the matrix products of decoding want them: transposing the keys of
-    500 columns for every new token took as long as everything else in the model.
+    Every layer of a forward pass calls `attend`; the model calls `advance` at its end.
 
         B rows, S columns, K key heads, D head dimension
+
+    Attributes:
+        keys: of each layer, [B, K, S, D], turned by their positions; `values` alike. What lies behind
+            `length` is not initialised.
+        length: columns that are there.
     """
 
     def __init__(
         self, num_layers: int, batch: int, max_columns: int, num_kv_heads: int, head_dim: int, dtype: str
     ) -> None:
         shape = [batch, num_kv_heads, max_columns, head_dim]
-        self._keys = [paddle.zeros(shape, dtype=dtype) for _ in range(num_layers)]
-        self._values = [paddle.zeros(shape, dtype=dtype) for _ in range(num_layers)]
+        self.keys = [paddle.empty(shape, dtype=dtype) for _ in range(num_layers)]
+        self.values = [paddle.empty(shape, dtype=dtype) for _ in range(num_layers)]
         self.max_columns = max_columns
+        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.length = 0
 
-    def extend(
-        self, layer: int, k_BTKD: paddle.Tensor, v_BTKD: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Store the T new columns of a layer; returns its keys and values [B, length + T, K, D]."""
-        stop = self.length + k_BTKD.shape[1]
+    def attend(
+        self,
+        layer: int,
+        qkv_BTX: paddle.Tensor,
+        turns: paddle.Tensor,
+        visible: Visibility,
+        *,
+        num_heads: int,
+    ) -> paddle.Tensor:
+        """Store the T new columns of a layer and attend from them, [B, T, N D]; see `cached_attention`."""
+        stop = self.length + qkv_BTX.shape[1]
         assert stop <= self.max_columns, f"cache of {self.max_columns} columns asked for {stop}"
-        stored = []
-        for whole_BKSD, new_BTKD in ((self._keys[layer], k_BTKD), (self._values[layer], v_BTKD)):
-            whole_BKSD[:, :, self.length : stop] = new_BTKD.transpose([0, 2, 1, 3])
-            # Views: nothing is copied here.
-            stored.append(whole_BKSD[:, :, :stop].transpose([0, 2, 1, 3]))
-        return stored[0], stored[1]
+        assert visible.num_past == self.length
+        return cached_attention(
+            qkv_BTX,
+            turns,
+            visible,
+            self.keys[layer],
+            self.values[layer],
+            num_heads=num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+        )
 
     def advance(self, num_columns: int) -> None:
         """The columns that every layer has stored now count as past."""

@@ -45,6 +45,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.linear:linear_reference",
         "native": "erniekit.ops.native.linear:linear_native",
     },
+    "linear_log_probabilities": {
+        "reference": "erniekit.ops.log_probabilities:linear_log_probabilities_reference",
+        "native": "erniekit.ops.native.log_probabilities:linear_log_probabilities_native",
+    },
     "add_rms_norm": {
         "reference": "erniekit.ops.norm:add_rms_norm_reference",
         "native": "erniekit.ops.native.norm:add_rms_norm_native",
