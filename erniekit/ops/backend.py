@@ -49,6 +49,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.log_probabilities:linear_log_probabilities_reference",
         "native": "erniekit.ops.native.log_probabilities:linear_log_probabilities_native",
     },
+    "linear_cross_entropy": {
+        "reference": "erniekit.ops.cross_entropy:linear_cross_entropy_reference",
+        "native": "erniekit.ops.native.cross_entropy:linear_cross_entropy_native",
+    },
     "add_rms_norm": {
         "reference": "erniekit.ops.norm:add_rms_norm_reference",
         "native": "erniekit.ops.native.norm:add_rms_norm_native",
