@@ -30,3 +30,6 @@ class Optimizer:
     layerwise_lr_decay_bound: float = key(
         1.0, "share of the learning rate in the first layer, rising to 1 in the last", above=0.0, maximum=1.0
     )
+    moe_gate_lr_ratio: float | None = key(
+        None, "share of the learning rate that routers get; null gives them all of it", minimum=0.0
+    )

@@ -38,6 +38,8 @@ class Batch:
         attend_from: int32 [B, T], first column that each column may see.
         num_tokens: tokens that are no padding.
         origins: for each row the `file:line` of its samples.
+        lengths: tokens of each row, what follows is padding; None where there is no padding.
+        token_types: int64 [B, T], 0 for text, 1 and 2 for image and video; None for text alone.
     """
 
     input_ids: np.ndarray
@@ -46,6 +48,14 @@ class Batch:
     attend_from: np.ndarray
     num_tokens: int
     origins: list[list[str]]
+    lengths: tuple[int, ...] | None = None
+    token_types: np.ndarray | None = None
+
+    def is_token(self) -> np.ndarray:
+        """bool [B, T]: what is no padding."""
+        width = self.input_ids.shape[1]
+        lengths = self.lengths or (width,) * len(self.input_ids)
+        return np.arange(width) < np.array(lengths)[:, None]
 
 
 def pack(samples: Sequence[Sample], max_seq_len: int) -> list[Pack]:
@@ -75,7 +85,7 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) ->
     labels = np.full(shape, IGNORED, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     attend_from = np.tile(np.arange(width, dtype=np.int32), (len(packs), 1))
-    num_tokens = 0
+    lengths = []
     for number, row in enumerate(packs):
         start = 0
         for sample in row:
@@ -85,6 +95,6 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) ->
             position_ids[number, start:stop] = np.arange(len(sample))
             attend_from[number, start:stop] = start
             start = stop
-        num_tokens += start
+        lengths.append(start)
     origins = [[sample.origin for sample in row] for row in packs]
-    return Batch(input_ids, labels, position_ids, attend_from, num_tokens, origins)
+    return Batch(input_ids, labels, position_ids, attend_from, sum(lengths), origins, tuple(lengths))

@@ -36,10 +36,11 @@ class AdamW:
         adam_epsilon: float,
         max_grad_norm: float,
         layerwise_lr_decay_bound: float,
+        moe_gate_lr_ratio: float | None = None,
     ) -> None:
         self._parameters = {name: p for name, p in named_parameters if not p.stop_gradient}
         names = [name for name, _ in named_parameters]
-        self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound)
+        self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound, moe_gate_lr_ratio)
         self._weight_decay = weight_decay
         self._betas = (adam_beta1, adam_beta2)
         self._epsilon = adam_epsilon

@@ -20,6 +20,7 @@ def build_optimizer(
     adam_epsilon: float,
     max_grad_norm: float,
     layerwise_lr_decay_bound: float,
+    moe_gate_lr_ratio: float | None = None,
 ) -> Any:
     """An optimiser of the trained ones among `named_parameters`.
 
@@ -39,4 +40,5 @@ def build_optimizer(
         adam_epsilon=adam_epsilon,
         max_grad_norm=max_grad_norm,
         layerwise_lr_decay_bound=layerwise_lr_decay_bound,
+        moe_gate_lr_ratio=moe_gate_lr_ratio,
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,9 @@ def test_a_batch_by_hand():
     assert batch.num_tokens == 9
     assert batch.origins == [["f:1", "f:2"], ["f:3"]]
     assert collate([(sample(3, 1),)], pad_id=0, pad_to=20).input_ids.shape == (1, 20)
+    assert batch.lengths == (5, 4) and batch.token_types is None
+    assert batch.is_token().tolist() == [[True] * 5 + [False] * 3, [True] * 4 + [False] * 4]
+    assert replace(batch, lengths=None).is_token().all()
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))

@@ -90,6 +90,24 @@ def test_depth_dependent_rates():
     assert [w.item() for w in weights.values()] == pytest.approx([-0.05, -0.05, -0.1, -0.1], rel=1e-6)
 
 
+def test_routers_learn_at_a_rate_of_their_own():
+    names = [
+        "model.layers.0.mlp.gate.weight",
+        "model.layers.1.mlp.gate.weight",
+        "model.layers.1.mlp.gate.weight_1",
+        "model.layers.1.mlp.experts.up_gate_proj.weight",
+        "model.layers.1.mlp.gate_proj.weight",
+    ]
+    found = learning_rate_ratios(names, 0.5, 0.01)
+    assert list(found.values()) == pytest.approx([0.005, 0.01, 0.01, 1.0, 1.0])
+    gate, other = parameter([0.0]), parameter([0.0])
+    optimizer = build_optimizer([(names[1], gate), (names[3], other)], **FIELDS, moe_gate_lr_ratio=0.25)
+    give(gate, [3.0])
+    give(other, [3.0])
+    optimizer.step(0.1)
+    assert [gate.item(), other.item()] == pytest.approx([-0.025, -0.1], rel=1e-6)
+
+
 def test_clipping_is_by_the_global_norm():
     first, second = parameter([0.0]), parameter([0.0])
     optimizer = build_optimizer([("a", first), ("b", second)], **{**FIELDS, "max_grad_norm": 1.0})
