@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from erniekit.losses import cross_entropy
 from erniekit.losses.cross_entropy import Head, chunked_cross_entropy
+from erniekit.ops import gradients
 
 
 def tensor(array, *, grad=True, dtype="float32"):
@@ -46,7 +47,7 @@ def test_two_classes_by_hand():
     assert float(loss) == pytest.approx(-math.log(0.75), rel=1e-6)
     assert metrics == {"num_tokens": 1.0, "num_correct": 1.0}
     (loss * 2).backward()
-    assert weight.grad.numpy().ravel() == pytest.approx([2 * 0.25, -2 * 0.25], rel=1e-6)
+    assert gradients.of(weight).numpy().ravel() == pytest.approx([2 * 0.25, -2 * 0.25], rel=1e-6)
     assert hidden.grad.numpy().ravel() == pytest.approx([-2 * 0.25 * math.log(3.0)], rel=1e-6)
 
 
@@ -85,9 +86,9 @@ def test_equals_the_whole_logits(n, d, v, chunk, transposed, with_bias, sparse, 
     assert metrics["num_correct"] == correct
     (loss * 0.5).backward()
     np.testing.assert_allclose(hidden.grad.numpy(), 0.5 * to_hidden, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(weight.grad.numpy(), 0.5 * to_weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradients.of(weight).numpy(), 0.5 * to_weight, rtol=1e-4, atol=1e-5)
     if with_bias:
-        np.testing.assert_allclose(bias.grad.numpy(), 0.5 * to_bias, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(gradients.of(bias).numpy(), 0.5 * to_bias, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_head_takes_no_gradient_but_passes_one_on():
@@ -96,7 +97,7 @@ def test_a_frozen_head_takes_no_gradient_but_passes_one_on():
         hidden, Head(weight, transposed=True), paddle.to_tensor([2]), chunk_tokens=1
     )
     loss.backward()
-    assert weight.grad is None
+    assert gradients.of(weight) is None
     assert np.abs(hidden.grad.numpy()).sum() > 0
 
 
@@ -129,8 +130,8 @@ def test_bf16_storage_gives_bf16_gradients_near_the_exact_ones():
     loss.backward()
     expected, to_hidden, to_weight, _, _ = plain(hidden64, weight64, labels, transposed=True)
     assert float(loss) == pytest.approx(expected, rel=0.01)
-    assert hidden.grad.dtype == paddle.bfloat16 and weight.grad.dtype == paddle.bfloat16
-    np.testing.assert_allclose(weight.grad.astype("float32").numpy(), to_weight, atol=0.05)
+    assert hidden.grad.dtype == paddle.bfloat16
+    np.testing.assert_allclose(gradients.of(weight).numpy(), to_weight, atol=0.05)
     np.testing.assert_allclose(hidden.grad.astype("float32").numpy(), to_hidden, atol=0.05)
 
 
@@ -147,8 +148,8 @@ def test_nothing_to_learn_is_a_loss_and_gradients_of_zero(transposed, sparse):
     )
     assert float(loss) == 0.0 and metrics == {"num_tokens": 0.0, "num_correct": 0.0}
     loss.backward()
-    assert not hidden.grad.numpy().any() and not weight.grad.numpy().any()
-    assert weight.grad.shape == weight.shape
+    assert not hidden.grad.numpy().any() and not gradients.of(weight).numpy().any()
+    assert gradients.of(weight).shape == weight.shape
 
 
 def test_a_small_label_probability_keeps_its_gradient_and_loss():
@@ -159,7 +160,7 @@ def test_a_small_label_probability_keeps_its_gradient_and_loss():
     )
     assert float(loss) == pytest.approx(200.0)
     loss.backward()
-    assert weight.grad.numpy().ravel() == pytest.approx([-1.0, 1.0])
+    assert gradients.of(weight).numpy().ravel() == pytest.approx([-1.0, 1.0])
 
 
 def test_equal_logits_count_the_first_class_as_the_prediction():
@@ -171,14 +172,30 @@ def test_equal_logits_count_the_first_class_as_the_prediction():
 def test_no_more_logits_at_once_than_the_bound(monkeypatch):
     """A chunk of 32,768 positions, the default, would be 13 GB of logits for ERNIE's vocabulary."""
     seen = []
-    plain_step = cross_entropy._loss_and_gradient
+    plain = cross_entropy.linear_cross_entropy
     monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 21)
     monkeypatch.setattr(
         cross_entropy,
-        "_loss_and_gradient",
-        lambda logits, labels, **more: seen.append(logits.shape) or plain_step(logits, labels, **more),
+        "linear_cross_entropy",
+        lambda *given, chunk_tokens, **more: (
+            seen.append(chunk_tokens) or plain(*given, chunk_tokens=chunk_tokens, **more)
+        ),
     )
     hidden, head = tensor(np.ones((8, 2))), Head(tensor(np.ones((2, 7))), transposed=False)
     loss, _ = chunked_cross_entropy(hidden, head, paddle.to_tensor([1] * 8), chunk_tokens=32768)
-    assert seen == [[3, 7], [3, 7], [2, 7]]
+    assert seen == [3]
     assert float(loss) == pytest.approx(8 * math.log(7.0), rel=1e-6)
+
+
+def test_a_scale_multiplies_the_loss_and_every_gradient():
+    found = []
+    for scale in (None, 0.25):
+        hidden, weight = tensor([[1.0, 2.0]]), tensor([[0.5, 1.0], [1.0, -1.0], [0.0, 2.0]])
+        loss, metrics = chunked_cross_entropy(
+            hidden, Head(weight, transposed=True), paddle.to_tensor([2]), chunk_tokens=1, scale=scale
+        )
+        assert metrics["num_tokens"] == 1.0
+        (loss * 2.0).backward()
+        found.append([float(loss), hidden.grad.numpy(), gradients.of(weight).numpy()])
+    for plain, scaled in zip(*found, strict=True):
+        np.testing.assert_allclose(0.25 * plain, scaled, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Embedding by the native kernels: its gradient is added to the rows of the fp32 main gradient that it concerns.
+"""Embedding by the native kernels: its gradient is added to the rows of the main gradient it concerns.
 
 Paddle's own makes a whole table of zeros for it, in the type of the weight, where positions that hold
 the same id are summed in bf16.

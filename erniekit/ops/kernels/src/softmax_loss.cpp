@@ -188,3 +188,15 @@ EK_EXPORT(ek_linear_cross_entropy)(int type, long n, long d, long v, int transpo
     if (type == EK_BF16) EK_NS::run<bf16>(loss, type, row_losses, corrects);
     else EK_NS::run<float>(loss, type, row_losses, corrects);
 }
+
+// out = factor x, or out + factor x when `add`; out may be x.
+EK_EXPORT(ek_scale)(long count, float factor, const float* x, float* out, int add) {
+    const long block = 1 << 14;
+    ek_parallel((count + block - 1) / block, [&](long task, int) {
+        const long end = count < (task + 1) * block ? count : (task + 1) * block;
+        for (long i = task * block; i < end; i += EK_NS::VW) {
+            const EK_NS::vf term = EK_NS::vmul(EK_NS::vset(factor), EK_NS::vload_n(x + i, end - i));
+            EK_NS::vstore_n(out + i, add ? EK_NS::vadd(EK_NS::vload_n(out + i, end - i), term) : term, end - i);
+        }
+    });
+}
