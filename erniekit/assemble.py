@@ -85,7 +85,7 @@ def build_model(
     Raises:
         CheckpointError: the folder or its tensors do not fit.
         ConfigError: a `freeze` pattern matches no parameter.
-        UnsupportedError: `fine_tuning` or the model family is not built yet.
+        UnsupportedError: `fine_tuning` or the model family is not built yet, or the memory does not do.
     """
     if fine_tuning.lower() not in ADAPTERS:
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
@@ -137,6 +137,7 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
 def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
     compute_dtype = resolve_compute_type(compute_type)
     config = read_model_config(folder)
+    _require_memory(config, compute_dtype, folder)
     family = load_family(config)
     model = family.build(config, dtype=compute_dtype)
     if load:
@@ -144,6 +145,22 @@ def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
     else:
         model.initialise_weights()
     return Assembled(model, config, compute_dtype, 0, 0)
+
+
+def _require_memory(config: Any, compute_dtype: str, folder: Path) -> None:
+    """Refuse weights that cannot lie in this machine's memory, before any of it is taken."""
+    import paddle
+
+    from erniekit.estimate.hardware import available_memory
+    from erniekit.estimate.state import BYTES, gigabytes
+
+    needed = BYTES[compute_dtype] * config.num_parameters()
+    if paddle.device.get_device() == "cpu" and needed > (free := available_memory()):
+        raise UnsupportedError(
+            f"{folder}: the weights of {config.num_parameters():,} parameters in {compute_dtype} need "
+            f"{gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model over "
+            "several devices is not built yet"
+        )
 
 
 def load_weights(model: Any, items: Any) -> None:

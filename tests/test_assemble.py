@@ -7,7 +7,7 @@ import pytest
 from erniekit import assemble
 from erniekit.checkpoint.files import open_tensors
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
-from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
+from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 
 FIELDS = dict(
     continue_training=True,
@@ -66,14 +66,33 @@ def test_what_is_not_built_is_said(folder):
     with pytest.raises(UnsupportedError, match="not built yet"):
         assemble.build_model(folder, **{**FIELDS, "fine_tuning": "LoRA"})
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, "model_type": "ernie4_5_moe"}))
-    with pytest.raises(UnsupportedError, match="mixture-of-experts.*not built yet"):
+    (folder / "config.json").write_text(json.dumps({**content, "model_type": "llama"}))
+    with pytest.raises(UnsupportedError, match="llama"):
         assemble.build_model(folder, **FIELDS)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(folder, monkeypatch):
+    from erniekit.estimate import hardware
+
+    monkeypatch.setattr(hardware, "available_memory", lambda: 60_000)
+    message = "30,112 parameters in fp32 need 0.1 MB of memory, and 0.1 MB are free"
+    with pytest.raises(UnsupportedError, match=message):
+        assemble.load_for_inference(folder, compute_type="fp32")
+
+
+def test_a_mixture_of_experts_is_built(tmp_path):
+    config = tiny_moe_config()
+    built = assemble.build_model(write_tiny_checkpoint(tmp_path / "moe", config), **FIELDS)
+    names = {name for name, p in built.model.named_parameters() if not p.stop_gradient}
+    assert built.num_parameters == config.num_parameters()
+    assert built.num_trained == config.num_parameters() - 2 * 4  # the corrections of two routers
+    assert "model.layers.1.mlp.experts.down_proj.weight" in names
 
 
 def test_inference_trains_nothing(folder):
     built = assemble.load_for_inference(folder)
-    assert built.num_trained == 0 and not built.model.training and built.compute_dtype == "fp32"
+    assert built.num_trained == 0 and not built.model.training
+    assert built.compute_dtype == assemble.resolve_compute_type("auto")
 
 
 def test_a_gpu_that_is_not_there_is_refused():

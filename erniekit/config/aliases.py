@@ -12,6 +12,9 @@ RENAMED = {
     "tokenizer_name": "tokenizer",
     "in_tokens_batching": "packing",
     "loss_chunk_tokens": "loss_subbatch_seqlen",
+    "tensor_model_parallel_size": "tensor_parallel_degree",
+    "pipeline_model_parallel_size": "pipeline_parallel_degree",
+    "sharding_degree": "sharding_parallel_degree",
 }
 # key -> (key, value) that the older key means when it is true; false means nothing.
 SWITCHES = {

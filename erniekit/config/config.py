@@ -10,6 +10,7 @@ from erniekit.config.export import Export
 from erniekit.config.generation import Generation
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
+from erniekit.config.parallel import Parallel
 from erniekit.config.reporting import Reporting
 from erniekit.config.run import Run
 from erniekit.config.saving import Saving
@@ -29,6 +30,7 @@ SECTIONS: dict[str, type] = {
     "evaluation": Evaluation,
     "saving": Saving,
     "reporting": Reporting,
+    "parallel": Parallel,
     "generation": Generation,
     "export": Export,
 }
@@ -49,6 +51,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)
+    parallel: Parallel = field(default_factory=Parallel)
     generation: Generation = field(default_factory=Generation)
     export: Export = field(default_factory=Export)
 

@@ -8,7 +8,6 @@ from erniekit.config.config import Config
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
 NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
-_EXPERTS = re.compile(r"-A\d+B(?![a-zA-Z0-9])")
 _VISION = re.compile(r"(?i)ERNIE-4\.5-VL|PaddleOCR-VL")
 
 RuleResult = Iterator[tuple[str, str]]
@@ -35,8 +34,6 @@ def features_not_built(config: Config) -> list[tuple[str, str]]:
     found = []
     if _VISION.search(name):
         found.append(("model_name_or_path", "vision-language models"))
-    if _EXPERTS.search(name):
-        found.append(("model_name_or_path", "mixture-of-experts models"))
     return found
 
 

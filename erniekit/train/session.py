@@ -30,6 +30,7 @@ from erniekit.log import logger
 from erniekit.models.registry import load_family
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
+from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
@@ -60,6 +61,7 @@ def train_session(loaded: "LoadedConfig") -> int:
         eval_session(config, find_model(config))
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
+    require_devices(lambda: state_of_run(config), lambda: free_memory(device), **asdict(config.parallel))
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -98,11 +100,22 @@ def train_session(loaded: "LoadedConfig") -> int:
 def eval_session(config: Config, folder: Path) -> EvaluationResult:
     """Evaluate a model folder on the held-out set of a configuration, and tell the figures."""
     run = config.run
-    assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
+    device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
+    # Weights alone: assemble looks whether they fit.
+    require_devices(lambda: None, lambda: free_memory(device), **asdict(config.parallel))
     reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
     built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
     return evaluate(built.model, _batches(config, samples), _objective(config))
+
+
+def state_of_run(config: Config) -> dict[str, int] | None:
+    """Bytes of weights, gradients and optimizer state, where the model's numbers are known already."""
+    model = config.model
+    numbers = known_numbers(model.model_name_or_path)
+    if numbers is None:
+        return None
+    return state_of(numbers, model.freeze, assemble.resolve_compute_type(model.compute_type))
 
 
 def find_model(config: Config) -> Path:

@@ -18,11 +18,12 @@ from erniekit.data.report import DataReport
 from erniekit.data.sample import Sample
 from erniekit.data.show import sample_text
 from erniekit.data.tokenizer import Tokenizer
-from erniekit.estimate.hardware import available_memory, measure_flops
+from erniekit.estimate.hardware import measure_flops
 from erniekit.estimate.memory import training_memory
 from erniekit.log import error_console, logger
 from erniekit.ops.backend import kernels_in_words, on_cpu
 from erniekit.ops.linear import linear
+from erniekit.train.devices import free_memory
 from erniekit.train.trainer import Trainer
 
 
@@ -44,7 +45,7 @@ def show_start_screen(
     """
     trainer.reporter.peak_flops = _peak_flops(built.compute_dtype)
     memory = _memory(config, built, report, on_cpu=device == "cpu")
-    available = available_memory() if device == "cpu" else _device_memory()
+    available = free_memory(device)
     table = Table.grid(padding=(0, 2))
     for label, text in _essentials(config, built, trainer, report, device).items():
         table.add_row(Text(label, style="bold"), Text(text))
@@ -121,12 +122,6 @@ def _peak_flops(compute_dtype: str) -> float:
 
     # Many short calls: the fastest of them met no other work on the machine.
     return measure_flops(multiply, 2.0 * size**3, repeats=20)
-
-
-def _device_memory() -> int:
-    """Free memory of the GPU (not executed in this project's CI)."""
-    free, _ = paddle.device.cuda.mem_get_info()
-    return int(free)
 
 
 def _memory_line(memory: Mapping[str, int], available_bytes: int) -> Text:

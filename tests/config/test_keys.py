@@ -11,11 +11,11 @@ from tests.config.loading import load, write
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        load(tmp_path, "stage: DPO\nbeta: 0.1\nfine_tuning: lora\ntensor_parallel_degree: 2\n")
+        load(tmp_path, "stage: DPO\nbeta: 0.1\nfine_tuning: lora\ncontext_parallel_degree: 2\n")
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
         "not built yet: preference training (stage: DPO)",
         "not built yet: LoRA (fine_tuning: lora)",
-        "not built yet: tensor parallelism (tensor_parallel_degree: 2)",
+        "not built yet: context parallelism (context_parallel_degree: 2)",
     ]
 
 
@@ -24,10 +24,17 @@ def test_a_stage_not_built_does_not_hinder_other_verbs(tmp_path: Path) -> None:
     assert any("stage" in notice for notice in loaded.notices)
 
 
-@pytest.mark.parametrize("model", ["baidu/ERNIE-4.5-21B-A3B-PT", "baidu/ERNIE-4.5-VL-28B-A3B-PT"])
-def test_models_with_experts_are_not_built_yet(tmp_path: Path, model: str) -> None:
-    with pytest.raises(UnsupportedError, match="mixture-of-experts"):
-        load(tmp_path, "", f"model_name_or_path={model}")
+def test_the_vision_of_models_is_not_built_yet(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="vision-language"):
+        load(tmp_path, "", "model_name_or_path=baidu/ERNIE-4.5-VL-28B-A3B-PT")
+    assert load(tmp_path, "", "model_name_or_path=baidu/ERNIE-4.5-21B-A3B-PT").notices == []
+
+
+def test_degrees_of_parallelism_are_right_under_either_name(tmp_path: Path) -> None:
+    text = "tensor_model_parallel_size: 4\npipeline_parallel_degree: 2\nsharding_degree: -1\n"
+    parallel = load(tmp_path, text).config.parallel
+    degrees = parallel.tensor_parallel_degree, parallel.pipeline_parallel_degree
+    assert (*degrees, parallel.sharding_parallel_degree) == (4, 2, -1)
 
 
 def test_keys_without_effect_are_told_once_by_reason(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Whether a run can be had on the devices that are here, told before anything is downloaded or built."""
+
+import re
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from erniekit.checkpoint.presets import STARTER, find_preset
+from erniekit.errors import UnsupportedError
+from erniekit.estimate.hardware import available_memory
+from erniekit.estimate.state import gigabytes, training_state
+from erniekit.models.registry import config_from_json, load_family, read_model_config
+
+
+def known_numbers(model_name_or_path: str) -> Any | None:
+    """The model's config where it is known without a download: of a model folder, or of a preset."""
+    folder = Path(model_name_or_path).expanduser()
+    if (folder / "config.json").is_file():
+        return read_model_config(folder)
+    preset = find_preset(model_name_or_path.partition("@")[0])
+    if preset is None or preset.name == STARTER:
+        return None
+    return config_from_json(preset.model_type, preset.config, source=preset.name)
+
+
+def state_of(numbers: Any, freeze: Sequence[str], compute_type: str) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer state of a model when all but `freeze` is trained."""
+    shapes = load_family(numbers).weights.memory_shapes(numbers)
+    frozen = [re.compile(pattern) for pattern in freeze]
+    trained = sum(
+        prod(shape) for name, shape in shapes.items() if not any(pattern.search(name) for pattern in frozen)
+    )
+    return training_state(numbers.num_parameters(), trained, compute_type=compute_type)
+
+
+def require_devices(
+    state: Callable[[], dict[str, int] | None],
+    available: Callable[[], int],
+    *,
+    tensor_parallel_degree: int,
+    pipeline_parallel_degree: int,
+    sharding_parallel_degree: int,
+) -> None:
+    """Refuse a run that needs several devices.
+
+    Args:
+        state: bytes that the run holds on one device, by cause; None when they are not known.
+        available: bytes of memory that this process may take.
+
+    Raises:
+        UnsupportedError: several devices are asked for, or the memory of one does not do; says how
+            much the run needs.
+    """
+    asked = {
+        "tensor_parallel_degree": tensor_parallel_degree,
+        "pipeline_parallel_degree": pipeline_parallel_degree,
+        "sharding_parallel_degree": sharding_parallel_degree,
+    }
+    devices = prod(max(1, degree) for degree in asked.values())
+    held = state()
+    total = sum(held.values()) if held else 0
+    if devices == 1 and total <= available():
+        return
+    words = ", ".join(f"{key}: {degree}" for key, degree in asked.items() if degree > 1)
+    lines = []
+    if words:
+        lines.append(f"{words} asks for {devices} devices, and running on several is not built yet.")
+    if held:
+        listed = ", ".join(f"{cause} {gigabytes(size)}" for cause, size in held.items() if size)
+        free = gigabytes(available())
+        lines.append(
+            f"On one device this run holds {gigabytes(total)} ({listed}) and activations; {free} are free "
+            "here."
+        )
+    if total <= available():
+        lines.append("Leave the degrees out to run on one device.")
+    else:
+        lines.append(
+            "That takes several devices, which are not built yet. Take a smaller model, or train only a "
+            "part of it: what freeze names needs no gradients and no optimizer state."
+        )
+    raise UnsupportedError("\n".join(lines))
+
+
+def free_memory(device: str) -> int:
+    """Bytes that this process may take on a device, by Paddle's name of it."""
+    if device == "cpu":
+        return available_memory()
+    import paddle
+
+    free, _ = paddle.device.cuda.mem_get_info()  # not executed in this project's CI
+    return int(free)
