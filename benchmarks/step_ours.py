@@ -69,9 +69,9 @@ def build_step(work: Work, options: argparse.Namespace) -> Any:
     num_labels = int((batch.labels != -100).sum())
 
     def step() -> float:
-        loss, _ = objective(built.model, batch)
-        (loss / num_labels).backward()
-        mean = float(loss) / num_labels
+        loss, _ = objective(built.model, batch, scale=1.0 / num_labels)
+        loss.backward()
+        mean = float(loss)
         del loss  # it keeps what its graph saved
         optimizer.accumulate_grads()
         optimizer.grad_norm_and_clip()

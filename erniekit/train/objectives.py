@@ -1,11 +1,14 @@
 """What an objective is, and the table of the ones that are built.
 
-An objective is a function `(model, batch) -> (loss_sum, metrics)`: the loss SUMMED over the
-trained tokens of a micro-batch (a scalar tensor) and plain numbers, `num_tokens` and
-`num_correct` among them. The trainer divides by the number of trained tokens of the global
-batch, so that no split into micro-batches changes a gradient.
+An objective is a function `(model, batch, *, scale) -> (loss, metrics)`: the loss SUMMED over the
+trained tokens of a micro-batch and multiplied by `scale` (a scalar tensor), and plain numbers,
+`num_tokens` and `num_correct` among them. The trainer's scale is one over the number of trained
+tokens of the global batch, so that no split into micro-batches changes a gradient; None is 1.
+With `ahead_scales`, one for each of the model's blocks of multi-token prediction, the metrics hold
+`ahead_losses`: their losses, summed over their tokens and multiplied by these, to be added.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -18,7 +21,9 @@ OBJECTIVES = {
 class Objective(Protocol):
     """A loss over a micro-batch, see the module docstring."""
 
-    def __call__(self, model: Any, batch: Any) -> tuple[Any, dict[str, float]]: ...
+    def __call__(
+        self, model: Any, batch: Any, *, scale: float | None = None, ahead_scales: Sequence[float] = ()
+    ) -> tuple[Any, dict[str, Any]]: ...
 
 
 def build_objective(stage: str, *, loss_subbatch_seqlen: int, use_sparse_head_and_loss_fn: bool) -> Objective:
@@ -30,10 +35,14 @@ def build_objective(stage: str, *, loss_subbatch_seqlen: int, use_sparse_head_an
     module, _, name = OBJECTIVES[stage].partition(":")
     function = getattr(import_module(module), name)
 
-    def objective(model: Any, batch: Any) -> tuple[Any, dict[str, float]]:
+    def objective(
+        model: Any, batch: Any, *, scale: float | None = None, ahead_scales: Sequence[float] = ()
+    ) -> tuple[Any, dict[str, Any]]:
         return function(
             model,
             batch,
+            scale=scale,
+            ahead_scales=ahead_scales,
             loss_subbatch_seqlen=loss_subbatch_seqlen,
             use_sparse_head_and_loss_fn=use_sparse_head_and_loss_fn,
         )

@@ -118,12 +118,12 @@ class Trainer:
         total = 0.0
         for index, batch in enumerate(batches):
             paddle.seed(_seed_of(self.seed, step, index))
-            loss_sum, _ = self.objective(self.model, batch)
-            (loss_sum / max(num_tokens, 1)).backward()
+            loss, _ = self.objective(self.model, batch, scale=1.0 / max(num_tokens, 1))
+            loss.backward()
             self.optimizer.accumulate_grads()
-            total += float(loss_sum)
-            del loss_sum  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
-        return total / max(num_tokens, 1), num_tokens, self.optimizer.grad_norm_and_clip()
+            total += float(loss)
+            del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
+        return total, num_tokens, self.optimizer.grad_norm_and_clip()
 
     def _log(self, learning_rate: float, grad_norm: float) -> None:
         progress = self.progress
