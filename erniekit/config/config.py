@@ -12,6 +12,7 @@ from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
 from erniekit.config.reporting import Reporting
+from erniekit.config.routing import Routing
 from erniekit.config.run import Run
 from erniekit.config.saving import Saving
 from erniekit.config.schedule import Schedule
@@ -26,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "sequences": Sequences,
     "batch": Batch,
     "optimizer": Optimizer,
+    "routing": Routing,
     "schedule": Schedule,
     "evaluation": Evaluation,
     "saving": Saving,
@@ -47,6 +49,7 @@ class Config:
     sequences: Sequences = field(default_factory=Sequences)
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    routing: Routing = field(default_factory=Routing)
     schedule: Schedule = field(default_factory=Schedule)
     evaluation: Evaluation = field(default_factory=Evaluation)
     saving: Saving = field(default_factory=Saving)

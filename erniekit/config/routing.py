@@ -8,7 +8,7 @@ from erniekit.config.fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """Losses of routers, balance of experts, multi-token prediction; for models without them nothing changes."""
+    """Losses of routers, balance of experts, multi-token prediction; of no effect on models without them."""
 
     configures: ClassVar[tuple[str, ...]] = (
         "erniekit.train.routing:watch_routers",

@@ -11,7 +11,7 @@ reproduce the other:
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -169,8 +169,8 @@ class Reporter:
         """Count tokens (padding not included) for the speed figures."""
         self._window_tokens += num_tokens
 
-    def log_step(self, row: dict[str, Any]) -> None:
-        """Write the row of a step, and show it with the speed since the last row."""
+    def log_step(self, row: dict[str, Any], lines: Sequence[str] = ()) -> None:
+        """Write the row of a step, and show it with the speed since the last row, and `lines` below it."""
         now = time.perf_counter()
         seconds = max(now - self._window_started, 1e-9)
         speed = self._window_tokens / seconds
@@ -190,6 +190,8 @@ class Reporter:
         self._track({**row, **timing}, step)
         self._window_started, self._window_tokens = now, 0
         self._show(step, row, timing)
+        for line in lines:
+            logger.info(line)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
         """Write the row of an evaluation; the time it took does not count as training."""

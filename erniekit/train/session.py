@@ -37,9 +37,11 @@ from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
 from erniekit.train.reporting import Reporter
+from erniekit.train.routing import watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
 from erniekit.train.saving import SavingPlan
 from erniekit.train.start_screen import show_start_screen
+from erniekit.train.step_loss import StepLoss
 from erniekit.train.trainer import Trainer, memory_items
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ if TYPE_CHECKING:
 
 # Sections that decide what a run computes: a run continues only when none of their keys changed,
 # but for those that change when or how fast something happens.
-DECIDING = ("model", "train_data", "eval_data", "sequences", "batch", "optimizer", "schedule", "evaluation")
+DECIDING = (
+    *("model", "train_data", "eval_data", "sequences", "batch"),
+    *("optimizer", "routing", "schedule", "evaluation"),
+)
 NOT_DECIDING = ("download_hub", "dataloader_num_workers", "do_train", "do_eval", "max_estimate_samples")
 MODEL_FILES = ("generation_config.json", "LICENSE")
 
@@ -195,6 +200,13 @@ def _objective(config: Config) -> Objective:
     )
 
 
+def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) -> StepLoss:
+    routing = asdict(config.routing)
+    own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
+    companions = watch_routers(built.model, config.run.stage, **routing)
+    return StepLoss(objective, companions, built.config.num_nextn_predict_layers, **own)
+
+
 def _build_model(config: Config, folder: Path, *, resumed: bool) -> assemble.Assembled:
     model = config.model
     return assemble.build_model(
@@ -236,7 +248,7 @@ def _build_trainer(
         evaluate_now = lambda: evaluate(built.model, _batches(config, held_out), objective)  # noqa: E731
     return Trainer(
         model=built.model,
-        objective=objective,
+        step_loss=_step_loss(config, built, objective),
         loader=loader,
         optimizer=build_optimizer(list(built.model.named_parameters()), **asdict(config.optimizer)),
         schedule=build_schedule(config.optimizer.learning_rate, total_steps, **asdict(config.schedule)),

@@ -1,13 +1,14 @@
 """The one training loop.
 
-A step is: a global batch from the loader, split into micro-batches; the gradient of the summed
-loss divided by the number of trained tokens of the WHOLE global batch, so that no split changes
-it; global-norm clipping; one optimizer update at the schedule's rate. Whatever is random in a
+A step is: a global batch from the loader, split into micro-batches; the gradient of the step's loss
+(`train/step_loss.py`), which no split changes; global-norm clipping; one optimizer update at the
+schedule's rate. Whatever is random in a
 micro-batch (dropout) is drawn from a generator seeded by (seed, step, micro-batch), so a resumed
 run needs no generator state and an evaluation in between moves nothing.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,10 @@ from erniekit.log import logger
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
-from erniekit.train.objectives import Objective
 from erniekit.train.reporting import Reporter
 from erniekit.train.saving import SavingPlan
 from erniekit.train.signals import StopOnSignal
-
-IGNORED = -100
+from erniekit.train.step_loss import StepLoss
 
 
 @dataclass
@@ -34,7 +33,8 @@ class Progress:
 
     step: int = 0
     num_tokens: int = 0
-    window_loss: float = 0.0
+    # Since the last row of the log: sums of loss (and its parts) times tokens, and the tokens.
+    window: dict[str, float] = field(default_factory=dict)
     window_tokens: int = 0
     last_saved: int = 0
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Trainer:
     """Everything a run consists of, put together by `train/session.py`; `run` is the loop."""
 
     model: Any
-    objective: Objective
+    step_loss: StepLoss
     loader: Any
     optimizer: Any
     schedule: Callable[[int], float]
@@ -90,14 +90,22 @@ class Trainer:
         progress = self.progress
         step = progress.step + 1
         batches = self.loader.next_step()
-        loss, num_tokens, grad_norm = self._forward_backward(batches, step)
+        grad_norm = self._forward_backward(batches, step)
+        losses, num_tokens = self.step_loss.values(), self.step_loss.num_tokens
         accepted = self.nonfinite.accepts(
-            step=step, loss=loss, grad_norm=grad_norm, origins=_origins(batches), last_good=self._last_good()
+            step=step,
+            loss=losses["loss"],
+            grad_norm=grad_norm,
+            origins=_origins(batches),
+            last_good=self._last_good(),
         )
         learning_rate = self.schedule(step - 1)
         if accepted:
             self.optimizer.step(learning_rate)
-            progress.window_loss += loss * num_tokens
+            for companion in self.step_loss.companions:
+                companion.after_update()
+            for name, value in losses.items():
+                progress.window[name] = progress.window.get(name, 0.0) + value * num_tokens
             progress.window_tokens += num_tokens
             progress.num_tokens += num_tokens
         self.optimizer.zero_grad()
@@ -111,34 +119,33 @@ class Trainer:
             self.save()
         return stop
 
-    def _forward_backward(self, batches: list[Any], step: int) -> tuple[float, int, float]:
-        """Accumulate the gradient of a global batch; returns its mean loss, trained tokens, gradient norm."""
-        num_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    def _forward_backward(self, batches: list[Any], step: int) -> float:
+        """Accumulate the gradient of a global batch; returns its norm."""
         self.dropout.begin_step(step)
-        total = 0.0
+        self.step_loss.begin(batches)
         for index, batch in enumerate(batches):
             paddle.seed(_seed_of(self.seed, step, index))
-            loss, _ = self.objective(self.model, batch, scale=1.0 / max(num_tokens, 1))
+            loss = self.step_loss(self.model, batch)
             loss.backward()
             self.optimizer.accumulate_grads()
-            total += float(loss)
             del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
-        return total, num_tokens, self.optimizer.grad_norm_and_clip()
+        return self.optimizer.grad_norm_and_clip()
 
     def _log(self, learning_rate: float, grad_norm: float) -> None:
-        progress = self.progress
-        self.reporter.log_step(
-            {
-                "step": progress.step,
-                "epoch": round(self.loader.epoch, 4),
-                "loss": progress.window_loss / progress.window_tokens,
-                "learning_rate": learning_rate,
-                "grad_norm": grad_norm,
-                "tokens": progress.num_tokens,
-                "skipped_steps": self.nonfinite.num_skipped,
-            }
-        )
-        progress.window_loss, progress.window_tokens = 0.0, 0
+        progress, companions = self.progress, self.step_loss.companions
+        row = {
+            "step": progress.step,
+            "epoch": round(self.loader.epoch, 4),
+            **{name: total / progress.window_tokens for name, total in progress.window.items()},
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens": progress.num_tokens,
+            "skipped_steps": self.nonfinite.num_skipped,
+        }
+        for companion in companions:
+            row |= companion.row()
+        self.reporter.log_step(row, [line for companion in companions for line in companion.lines()])
+        progress.window, progress.window_tokens = {}, 0
 
     def _evaluate_before(self) -> None:
         """Held-out figures before the first step, to compare with; they never count as the best."""
@@ -177,7 +184,7 @@ class Trainer:
         state = {
             "format": 1,
             "step": self.progress.step,
-            "progress": vars(self.progress).copy(),
+            "progress": deepcopy(vars(self.progress)),
             "loader": self.loader.state_dict(),
             "evaluation": self.evaluation.state_dict(),
             "skipped_steps": self.nonfinite.num_skipped,

@@ -1,0 +1,234 @@
+"""Routers in training: their losses, the balance of experts, and what the log says about them.
+
+A companion of the step's loss (`train/step_loss.py`): it has the model record what its routers do, turns
+the records into losses and counts, and moves the correction biases after the update. A step's counts
+are those of its whole global batch. Nothing is kept between steps but the biases, which are weights.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+
+from erniekit.log import logger
+from erniekit.losses.router import load_balance_loss, orthogonal_gradient, orthogonal_loss, router_z_loss
+from erniekit.nn.moe import GATE_WEIGHTS, MixtureOfExperts, RouterRecord
+from erniekit.optim.balance import balance_bias
+from erniekit.train.router_stats import RouterCount, RouterFigures, collapse_warning, line, summary
+from erniekit.train.step_loss import Term
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The layer and modality that a router belongs to."""
+
+    layer: MixtureOfExperts
+    modality: int
+
+    def groups(self) -> int:
+        return self.layer.routing["top_k"] if self.layer.routing["grouped"] else 1
+
+
+class RouterWatch:
+    """Counts what the routers of a model do; on its own that is all (for evaluation)."""
+
+    def __init__(self, model: Any) -> None:
+        self._places = {
+            id(getattr(layer.gate, name)): _Place(layer, modality)
+            for layer in model.sublayers()
+            if isinstance(layer, MixtureOfExperts)
+            for modality, name in enumerate(GATE_WEIGHTS[: len(layer.num_experts)])
+        }
+        self._counts: dict[tuple[int, int], RouterCount] = {}
+        # The routers that had tokens in this step, by layer and modality.
+        self._seen: dict[tuple[int, int], tuple[paddle.Tensor, _Place]] = {}
+
+    def __len__(self) -> int:
+        """The number of routers."""
+        return len(self._places)
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Forget the counts."""
+        self._counts, self._seen = {}, {}
+
+    def before_forward(self, model: Any) -> None:
+        """Have the routers record what they do."""
+        model.router_records = []
+
+    def after_forward(self, model: Any, batch: Any) -> list[Term]:
+        """Count what they recorded."""
+        for record, counted_N in self._take(model, batch):
+            self._count(record, counted_N)
+        return []
+
+    def after_update(self) -> None:
+        """Nothing to do."""
+
+    def figures(self) -> list[RouterFigures]:
+        """Of every router that had tokens, in the order of the layers."""
+        return [self._counts[key].figures() for key in sorted(self._counts)]
+
+    def row(self) -> dict[str, Any]:
+        """The step's figures for the log."""
+        return summary(self.figures())
+
+    def lines(self) -> list[str]:
+        """The step's figures in one line."""
+        figures = self.figures()
+        return [line(figures)] if figures else []
+
+    def _take(self, model: Any, batch: Any) -> list[tuple[RouterRecord, np.ndarray | None]]:
+        """The records of a forward pass, and which of their tokens are no padding (None: all)."""
+        # A copy: what runs again in the backward pass may record again.
+        records, model.router_records = tuple(model.router_records), None
+        is_token_N = batch.is_token().reshape(-1)
+        if is_token_N.all():
+            return [(record, None) for record in records]
+        return [
+            (record, is_token_N if record.rows_N is None else is_token_N[record.rows_N.numpy()])
+            for record in records
+        ]
+
+    def _count(self, record: RouterRecord, counted_N: np.ndarray | None) -> None:
+        place = self._places[id(record.gate_weight_HE)]
+        key = (record.layer, record.modality)
+        self._seen[key] = (record.gate_weight_HE, place)
+        num_experts = record.logits_NE.shape[1]
+        count = self._counts.setdefault(key, RouterCount(*key, num_experts))
+
+        def rows(tensor: paddle.Tensor) -> np.ndarray:
+            array = tensor.detach().numpy()
+            return array if counted_N is None else array[counted_N]
+
+        count.add(
+            rows(record.selected_Nk),
+            rows(record.probabilities_NE),
+            record.correction_bias_E.detach().numpy(),
+            dropped_Nk=None if record.dropped_Nk is None else rows(record.dropped_Nk),
+        )
+
+
+class RouterTraining(RouterWatch):
+    """Adds the losses of routers, balances experts, and warns when a router collapses.
+
+    `average` and `total` are the mean and the sum over the ranks of a tensor, where there are several.
+    """
+
+    average: Callable[[paddle.Tensor], paddle.Tensor] | None = None
+    total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        aux_weight: float,
+        z_weight: float,
+        orthogonal_weight: float,
+        decoupled: bool,
+        balance_rate: float,
+    ) -> None:
+        super().__init__(model)
+        self._weights = {
+            "aux_loss": aux_weight,
+            "z_loss": z_weight,
+            "orthogonal_loss": 0.0 if decoupled else orthogonal_weight,
+        }
+        self._decoupled_weight = orthogonal_weight if decoupled else 0.0
+        self._balance_rate = balance_rate
+        self._num_micro_batches = 1
+        self._warned = False
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Forget the counts of the last step."""
+        super().begin_step(num_micro_batches)
+        self._num_micro_batches = num_micro_batches
+
+    def after_forward(self, model: Any, batch: Any) -> list[Term]:
+        """Count, and make the terms: sums over the routers, means over the micro-batches of the step."""
+        values: dict[str, list[paddle.Tensor]] = {name: [] for name in self._weights}
+        for record, counted_N in self._take(model, batch):
+            self._count(record, counted_N)
+            counted = None if counted_N is None else paddle.to_tensor(counted_N.astype(np.float32))
+            for name, values_of in values.items():
+                # What is only reported needs no graph.
+                with nullcontext() if self._weights[name] else paddle.no_grad():
+                    values_of.append(self._loss(name, record, counted))
+        share = 1.0 / self._num_micro_batches
+        return [
+            Term(name, paddle.add_n(found) * share, self._weights[name])
+            for name, found in values.items()
+            if found
+        ]
+
+    def _loss(self, name: str, record: RouterRecord, counted_N: paddle.Tensor | None) -> paddle.Tensor:
+        place = self._places[id(record.gate_weight_HE)]
+        if name == "z_loss":
+            return router_z_loss(record.logits_NE, counted_N=counted_N)
+        if name == "orthogonal_loss":
+            return orthogonal_loss(record.gate_weight_HE, groups=place.groups())
+        routing = place.layer.routing
+        return load_balance_loss(
+            record.probabilities_NE,
+            top_k=routing["top_k"],
+            counted_N=counted_N,
+            grouped=routing["grouped"],
+            normalise=routing["scoring"] != "softmax",
+            average=self.average,
+        )
+
+    @paddle.no_grad()
+    def after_update(self) -> None:
+        """The decoupled orthogonal step, and the move of the biases; frozen routers keep both."""
+        for key, (gate_HE, place) in self._seen.items():
+            if gate_HE.stop_gradient:
+                continue
+            if self._decoupled_weight:
+                gradient = orthogonal_gradient(gate_HE, groups=place.groups())
+                gate_HE.subtract_(gradient * self._decoupled_weight)
+            if self._balance_rate:
+                balance_bias(
+                    place.layer.moe_statics.e_score_correction_bias,
+                    place.modality,
+                    paddle.to_tensor(self._counts[key].load),
+                    rate=self._balance_rate,
+                    total=self.total,
+                )
+
+    def row(self) -> dict[str, Any]:
+        """The step's figures for the log; warns once in a run about routers that collapsed."""
+        figures = self.figures()
+        told = None if self._warned else collapse_warning(figures)
+        if told:
+            self._warned = True
+            logger.warning(told)
+        return summary(figures)
+
+
+def watch_routers(
+    model: Any,
+    stage: str,
+    *,
+    moe_aux_loss_lambda: float,
+    moe_z_loss_lambda: float,
+    moe_orthogonal_loss_lambda: float,
+    use_ortho_loss_callback: bool,
+    moe_use_aux_free: bool | None,
+    moe_use_aux_free_update_coef: float,
+) -> Sequence[RouterTraining]:
+    """The companion that trains the routers of `model`; none for a model without routers.
+
+    `moe_use_aux_free=None` balances in pre-training and leaves the biases alone in fine-tuning.
+    """
+    balances = stage == "PT" if moe_use_aux_free is None else moe_use_aux_free
+    training = RouterTraining(
+        model,
+        aux_weight=moe_aux_loss_lambda,
+        z_weight=moe_z_loss_lambda,
+        orthogonal_weight=moe_orthogonal_loss_lambda,
+        decoupled=use_ortho_loss_callback,
+        balance_rate=moe_use_aux_free_update_coef if balances else 0.0,
+    )
+    return (training,) if len(training) else ()
