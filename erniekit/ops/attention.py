@@ -2,7 +2,9 @@
 
 What a query may see is one tensor for all uses: the query at column t of row b sees the keys
 attend_from[b, t] <= j <= t. Packed samples start at their own first column, left-padded rows at
-their first real one, and a padded column sees itself only.
+their first real one, and a padded column sees itself only. Where two answers share one prompt in a
+row, the tensor is [B, T, 3]: the second answer sees its prompt and itself, not the columns
+attend_from[b, t, 1] <= j < attend_from[b, t, 2] of the first one in between.
 
 The reference does not compute the masked blocks: a row is cut into its samples (`Block`s), and
 only the triangle of each is computed. For rows that cannot be cut (decoding over a cache,
@@ -12,6 +14,7 @@ unusual masks) it falls back to one additive mask.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +24,8 @@ import paddle.nn.functional as F
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
 from erniekit.ops.rope import rotate
 
+# Queries, keys and values.
+Turned = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 # More blocks than this a row on average: the mask is cheaper than the Python loop.
 _MAX_BLOCKS_PER_ROW = 64
 
@@ -45,28 +50,47 @@ class Visibility:
         num_past: key columns before the first query column (cache).
         blocks: how the rows are cut; None when `mask` is used.
         mask: float32 [B, 1, T, S], 0 where visible, a large negative number elsewhere; or None.
+        gaps_BT2: int32, columns from the first to below the second that are hidden in between; or None.
     """
 
     attend_from_BT: paddle.Tensor
     num_past: int
     blocks: tuple[Block, ...] | None
     mask: paddle.Tensor | None
+    gaps_BT2: paddle.Tensor | None = None
 
 
-def visibility(attend_from_BT: paddle.Tensor, *, num_past: int, backend: str) -> Visibility:
-    """Prepare the attention of a forward pass over T columns that follow `num_past` cached ones."""
-    num_columns = attend_from_BT.shape[1]
-    if backend == "gpu" and num_past == 0:
-        return Visibility(attend_from_BT, 0, None, None)
-    if num_past == 0:
-        blocks = cut(attend_from_BT.numpy())
+def visibility(attend_from: paddle.Tensor, *, num_past: int, backend: str) -> Visibility:
+    """Prepare the attention of a forward pass over T columns that follow `num_past` cached ones.
+
+    Args:
+        attend_from: int32 [B, T], or [B, T, 3] with gaps, see the module docstring.
+    """
+    gaps_BT2 = None
+    if attend_from.ndim == 3:
+        attend_from, gaps_BT2 = attend_from[:, :, 0].contiguous(), attend_from[:, :, 1:].contiguous()
+    if num_past == 0 and (backend == "gpu" or (backend == "native" and gaps_BT2 is not None)):
+        return Visibility(attend_from, 0, None, None, gaps_BT2)
+    if num_past == 0 and gaps_BT2 is None:
+        blocks = cut(attend_from.numpy())
         if blocks is not None:
-            return Visibility(attend_from_BT, 0, blocks, None)
+            return Visibility(attend_from, 0, blocks, None)
+    mask = whole_mask(attend_from, gaps_BT2, num_past=num_past)
+    return Visibility(attend_from, num_past, None, mask, gaps_BT2)
+
+
+def whole_mask(
+    attend_from_BT: paddle.Tensor, gaps_BT2: paddle.Tensor | None, *, num_past: int
+) -> paddle.Tensor:
+    """The additive mask [B, 1, T, S] of what the queries see."""
+    num_columns = attend_from_BT.shape[1]
     queries_T1 = paddle.arange(num_past, num_past + num_columns, dtype="int32").unsqueeze(-1)
     keys_S = paddle.arange(0, num_past + num_columns, dtype="int32")
     visible = (keys_S <= queries_T1) & (keys_S >= attend_from_BT.unsqueeze(-1))
-    mask = (1.0 - visible.astype("float32")) * -1e30
-    return Visibility(attend_from_BT, num_past, None, mask.unsqueeze(1))
+    if gaps_BT2 is not None:
+        begin_BT1, end_BT1 = gaps_BT2[:, :, :1], gaps_BT2[:, :, 1:]
+        visible = visible & ((keys_S < begin_BT1) | (keys_S >= end_BT1) | (keys_S == queries_T1))
+    return ((1.0 - visible.astype("float32")) * -1e30).unsqueeze(1)
 
 
 def cut(attend_from_BT: np.ndarray) -> tuple[Block, ...] | None:
@@ -102,6 +126,7 @@ def self_attention(
     num_kv_heads: int,
     head_dim: int,
     dropout: float = 0.0,
+    turn: Callable[..., Turned] | None = None,
 ) -> paddle.Tensor:
     """Queries and keys turned by their positions, then attention over the visible columns, [B, T, N D].
 
@@ -109,8 +134,13 @@ def self_attention(
         qkv_BTX: columns q | k | v, the heads of each side by side, X = (N + 2K) D.
         turns: complex64 [B, T, N + K, D/2] of `rotations`, or [B, T, 1, D/2].
         dropout: probability that an attention weight is dropped.
+        turn: takes the place of `turned_heads`, with the heads known, where that is an operator of its own.
     """
-    return choose("self_attention")(
+    chosen = choose("self_attention")
+    if turn is not None and chosen is self_attention_reference:
+        out = attention(*turn(qkv_BTX, turns), visible, dropout=dropout)
+        return out.reshape([*qkv_BTX.shape[:2], num_heads * head_dim])
+    return chosen(
         qkv_BTX,
         turns,
         visible,
@@ -141,7 +171,7 @@ def self_attention_reference(
 
 def turned_heads(
     qkv_BTX: paddle.Tensor, turns: paddle.Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int
-) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+) -> Turned:
     """q [B, T, N, D], k and v [B, T, K, D] of a fused projection, q and k turned by their positions."""
     turned = num_heads + num_kv_heads
     qkv = qkv_BTX.reshape([*qkv_BTX.shape[:2], turned + num_kv_heads, head_dim])
@@ -177,7 +207,10 @@ def attention_reference(
     dtype = q_BTND.dtype
     q_BTND, k_BSKD, v_BSKD = to_arithmetic(q_BTND, k_BSKD, v_BSKD)
     if visible.blocks is None:
-        return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, visible.mask, dropout), dtype)
+        mask = visible.mask
+        if mask is None:
+            mask = whole_mask(visible.attend_from_BT, visible.gaps_BT2, num_past=visible.num_past)
+        return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, mask, dropout), dtype)
     if len(visible.blocks) == 1 and not visible.blocks[0].alone:
         mask = _triangle(q_BTND.shape[1])
         return to_storage(_attend(q_BTND, k_BSKD, v_BSKD, mask, dropout), dtype)

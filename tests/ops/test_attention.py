@@ -88,3 +88,45 @@ def test_how_rows_are_cut():
     packed = np.array([[0, 0, 0, 3, 3, 5, 6]], np.int32)
     assert cut(packed) == (Block(0, 1, 0, 3, False), Block(0, 1, 3, 5, False), Block(0, 1, 5, 7, True))
     assert cut(np.array([[0, 0, 1, 1]], np.int32)) is None  # a window that slides is no sequence of blocks
+
+
+def shared_prompt(prompt, first, second, before=0):
+    """attend_from [T, 3] of a sample whose answers share a prompt, behind `before` columns."""
+    length = before + prompt + first + second
+    rows = np.zeros((length, 3), np.int32)
+    rows[before:, 0] = before
+    begin = before + prompt
+    rows[begin + first :, 1:] = (begin, begin + first)
+    return rows
+
+
+def test_second_answer_sees_its_prompt_and_itself():
+    """As if each answer stood behind the prompt alone."""
+    before, prompt, first, second = 3, 4, 5, 2
+    seen = shared_prompt(prompt, first, second, before)
+    rng = np.random.default_rng(0)
+    q, k, v = (draw(rng, 1, len(seen), n, 4).astype("float32") for n in (4, 2, 2))
+    visible = visibility(paddle.to_tensor(seen[None]), num_past=0, backend="reference")
+    out = attention_reference(*map(paddle.to_tensor, (q, k, v)), visible).numpy()
+    one, two = before + prompt, before + prompt + first
+    for columns in (range(before), range(before, two), [*range(before, one), *range(two, two + second)]):
+        alone = [x[:, list(columns)] for x in (q, k, v)]
+        expected = one_by_one(*alone, np.zeros((1, len(alone[0][0])), np.int32), 0)
+        np.testing.assert_allclose(out[:, list(columns)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gap_never_hides_a_column_from_itself():
+    seen = np.array([[[0, 0, 5], [0, 0, 5]]], np.int32)
+    visible = visibility(paddle.to_tensor(seen), num_past=0, backend="reference")
+    assert (visible.mask.numpy()[0, 0] == 0).tolist() == [[True, False], [False, True]]
+
+
+def test_native_kernels_get_no_mask():
+    seen = paddle.to_tensor(shared_prompt(2, 3, 3)[None])
+    visible = visibility(seen, num_past=0, backend="native")
+    assert visible.mask is None and visible.gaps_BT2.shape == [1, 8, 2]
+    # With dropout the plain operators run; they make the mask themselves.
+    q = paddle.to_tensor(draw(np.random.default_rng(1), 1, 8, 2, 4).astype("float32"))
+    masked = visibility(seen, num_past=0, backend="cpu")
+    same = attention_reference(q, q, q, masked).numpy()
+    np.testing.assert_array_equal(attention_reference(q, q, q, visible).numpy(), same)

@@ -48,6 +48,26 @@ def test_mask_says_what_each_query_may_see(
     assert asked["causal"] is True and asked["dropout"] == 0.25
 
 
+def test_a_second_answer_does_not_see_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples in a row, the first and second of lengths 1 + 2 + 2 and 2 + 1 + 3 (prompt, answers)."""
+    seen = np.zeros((1, 11, 3), "int32")
+    seen[0, 5:, 0] = 5
+    seen[0, 3:5, 1:] = (1, 3)
+    seen[0, 8:, 1:] = (7, 8)
+    asked = {}
+
+    def flashmask(q, k, v, *, startend_row_indices, dropout, causal):
+        asked.update(indices=startend_row_indices.numpy())
+        return q
+
+    monkeypatch.setattr(attention_gpu.F, "flashmask_attention", flashmask)
+    q = paddle.zeros([1, 11, 2, 4])
+    visible = visibility(paddle.to_tensor(seen), num_past=0, backend="gpu")
+    attention_gpu.attention_flashmask(q, q, q, visible)
+    wanted = visibility(paddle.to_tensor(seen), num_past=0, backend="reference").mask.numpy()[:, 0] == 0
+    assert (documented_mask(asked["indices"], 11) == wanted).all()
+
+
 def test_a_cache_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
 

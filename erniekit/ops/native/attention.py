@@ -52,10 +52,22 @@ def self_attention(
             head_dim=head_dim,
             dropout=dropout,
         )
-    attend_from_BT = visible.attend_from_BT
+    seen = _Seen(visible.attend_from_BT, visible.gaps_BT2)
     if paddle.is_grad_enabled() and not qkv_BTX.stop_gradient:
-        return _SelfAttention.apply(qkv_BTX, turns, attend_from_BT, heads)
-    return _forward(qkv_BTX, turns, attend_from_BT, heads, None)
+        return _SelfAttention.apply(qkv_BTX, turns, seen, heads)
+    return _forward(qkv_BTX, turns, seen, heads, None)
+
+
+class _Seen:
+    """What queries see, as the kernels take it."""
+
+    def __init__(self, attend_from_BT: paddle.Tensor, gaps_BT2: paddle.Tensor | None) -> None:
+        self._attend_from = _contiguous(attend_from_BT)
+        self._gaps = None if gaps_BT2 is None else _contiguous(gaps_BT2)
+
+    def pointers(self) -> tuple[int, int | None]:
+        """Addresses of the first visible columns and of the gaps."""
+        return self._attend_from.data_ptr(), None if self._gaps is None else self._gaps.data_ptr()
 
 
 @dataclass(frozen=True)
@@ -71,40 +83,42 @@ class _SelfAttention(PyLayer):
         ctx: Any,
         qkv_BTX: paddle.Tensor,
         turns: paddle.Tensor,
-        attend_from_BT: paddle.Tensor,
+        seen: _Seen,
         heads: _Heads,
     ) -> paddle.Tensor:
         batch, columns = qkv_BTX.shape[:2]
         qkv_BTX = _contiguous(qkv_BTX)
         log_sum_BNT = paddle.empty([batch, heads.queries, columns], "float32")
-        out_BTX = _forward(qkv_BTX, turns, attend_from_BT, heads, log_sum_BNT)
-        ctx.save_for_backward(qkv_BTX, out_BTX)
-        ctx.log_sum, ctx.turns, ctx.attend_from, ctx.heads = log_sum_BNT, turns, attend_from_BT, heads
+        out_BTX = _forward(qkv_BTX, turns, seen, heads, log_sum_BNT)
+        # Detached, since an output that its own node holds is a circle that nobody frees.
+        ctx.kept = (qkv_BTX.detach(), out_BTX.detach())
+        ctx.log_sum, ctx.turns, ctx.seen, ctx.heads = log_sum_BNT, turns, seen, heads
         return out_BTX
 
     @staticmethod
-    def backward(ctx: Any, grad_BTX: paddle.Tensor) -> tuple[paddle.Tensor, None, None]:
-        qkv_BTX, out_BTX = ctx.saved_tensor()
-        return _backward(qkv_BTX, out_BTX, grad_BTX, ctx), None, None
+    def backward(ctx: Any, grad_BTX: paddle.Tensor) -> tuple[paddle.Tensor, None]:
+        qkv_BTX, out_BTX = ctx.kept
+        ctx.kept = None
+        return _backward(qkv_BTX, out_BTX, grad_BTX, ctx), None
 
 
 def _forward(
     qkv_BTX: paddle.Tensor,
     turns: paddle.Tensor,
-    attend_from_BT: paddle.Tensor,
+    seen: _Seen,
     heads: _Heads,
     log_sum_BNT: paddle.Tensor | None,
 ) -> paddle.Tensor:
-    qkv_BTX, turns, attend_from_BT = map(_contiguous, (qkv_BTX, turns, attend_from_BT))
+    qkv_BTX, turns = _contiguous(qkv_BTX), _contiguous(turns)
     batch, columns = qkv_BTX.shape[:2]
     out_BTX = paddle.empty([batch, columns, heads.queries * heads.dim], qkv_BTX.dtype)
     if out_BTX.size:
-        call = _library().declare("ek_attention_forward", _P, _P, _L, _P, _P, _P, *[_L] * 5, _I)
+        call = _library().declare("ek_attention_forward", _P, _P, _L, *[_P] * 4, *[_L] * 5, _I)
         call(
             qkv_BTX.data_ptr(),
             turns.data_ptr(),
             _turn_stride(turns),
-            attend_from_BT.data_ptr(),
+            *seen.pointers(),
             out_BTX.data_ptr(),
             None if log_sum_BNT is None else log_sum_BNT.data_ptr(),
             *(batch, columns, heads.queries, heads.keys, heads.dim, _DTYPES[qkv_BTX.dtype]),
@@ -117,19 +131,19 @@ def _backward(
 ) -> paddle.Tensor:
     heads = ctx.heads
     grad_BTX = _contiguous(grad_BTX.astype(qkv_BTX.dtype))
-    turns, attend_from_BT = _contiguous(ctx.turns), _contiguous(ctx.attend_from)
+    turns, seen = _contiguous(ctx.turns), ctx.seen
     grad_qkv_BTX = paddle.empty(qkv_BTX.shape, qkv_BTX.dtype)
     if grad_qkv_BTX.size:
         sizes = (*qkv_BTX.shape[:2], heads.queries, heads.keys, heads.dim)
         library = _library()
         count = library.declare("ek_attention_workspace", *[_L] * 5, result=_L)(*sizes)
         workspace = paddle.empty([max(count, 1)], "float32")
-        call = library.declare("ek_attention_backward", _P, _P, _L, *[_P] * 6, *[_L] * 6, _I)
+        call = library.declare("ek_attention_backward", _P, _P, _L, *[_P] * 7, *[_L] * 6, _I)
         call(
             qkv_BTX.data_ptr(),
             turns.data_ptr(),
             _turn_stride(turns),
-            attend_from_BT.data_ptr(),
+            *seen.pointers(),
             out_BTX.data_ptr(),
             ctx.log_sum.data_ptr(),
             grad_BTX.data_ptr(),

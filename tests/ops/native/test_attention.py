@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.ops.attention import Visibility, attention_reference
+from erniekit.ops.attention import Visibility, attention_reference, whole_mask
 from erniekit.ops.kernels.library import Found, Library, find_library, load
 from erniekit.ops.native import attention as native
 from erniekit.ops.rope import rotate_reference, rotations
@@ -224,3 +224,36 @@ def test_memory_grows_with_the_length_only(library: Library) -> None:
     assert size(1, 8192, 9, 3, 64) <= 8192 * 15 * 64 * 1.01
     assert size(64, 8192, 9, 3, 64) <= 16 << 20
     assert size(8, 512, 9, 3, 64) == 0
+
+
+def shared_prompts(rows: int, columns: int, rng: np.random.Generator) -> Visibility:
+    """Rows of samples whose two answers share a prompt."""
+    seen = np.zeros((rows, columns, 3), np.int32)
+    for row in range(rows):
+        start = 0
+        while start < columns:
+            prompt, first, second = rng.choice([1, 5, 20, 140, 270], 3)
+            stop = min(columns, start + prompt + first + second)
+            seen[row, start:stop, 0] = start
+            begin = start + prompt
+            seen[row, begin + first : stop, 1:] = (begin, begin + first)
+            start = stop
+    starts_BT, gaps = paddle.to_tensor(seen[..., 0]), paddle.to_tensor(seen[..., 1:])
+    return Visibility(starts_BT, 0, None, whole_mask(starts_BT, gaps, num_past=0), gaps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 63, 3, 3, 64), (2, 600, 6, 2, 16), (1, 1100, 3, 1, 16)], ids=str)
+def test_answers_that_share_a_prompt(library: Library, shape: tuple[int, ...], dtype: str) -> None:
+    rows, columns, num_heads, num_kv_heads, dim = shape
+    heads = (num_heads, num_kv_heads, dim)
+    turns = rotations(paddle.arange(columns).expand([rows, columns]), dim, 1e4)
+    visible = shared_prompts(rows, columns, np.random.default_rng(columns))
+    qkv = draw((rows, columns, (num_heads + 2 * num_kv_heads) * dim), dtype, 1)
+    grad = draw((rows, columns, num_heads * dim), dtype, 2)
+    exact = qkv.astype("float32")
+    qkv.stop_gradient = exact.stop_gradient = False
+    expected, actual = by_parts(exact, turns, visible, heads), run(qkv, turns, visible, heads)
+    compare(actual, expected, BOUNDS[dtype])
+    grad_expected = gradient(expected, exact, grad.astype("float32"))
+    compare(gradient(actual, qkv, grad), grad_expected, BOUNDS[dtype])

@@ -24,7 +24,7 @@ struct ForwardScratch {
     float *queries, *outputs, *largest, *sums;
     float *columns, *keys, *values;
     float *scores, *weights;
-    int32_t *from, *to, *low, *high;
+    int32_t *from, *to, *low, *high, *gap;
     long used;
     ForwardScratch(const Shape& s, const Groups& groups, bool pairs, float* base) {
         Arena arena{base};
@@ -42,6 +42,7 @@ struct ForwardScratch {
         to = (int32_t*)arena.take(rows);
         low = (int32_t*)arena.take(groups.count());
         high = (int32_t*)arena.take(groups.count());
+        gap = (int32_t*)arena.take(s.gaps ? 2 * rows : 0);
         used = arena.used;
     }
 };
@@ -96,7 +97,7 @@ static void forward_group(const Shape& s, const Groups& groups, const ForwardScr
     const long size = groups.size(g), r0 = g * kGroup, cells = s.cells(PAIRS), lanes = s.lanes();
     multiply<PAIRS>({x.queries + r0 * cells, cells, 1, x.keys + low, kBlock, x.scores + low, kBlock, cells, nullptr},
                     size, high - low);
-    hide(x.scores, size, x.from + r0, x.to + r0, start, low, high);
+    hide(x.scores, size, x.from + r0, x.to + r0, s.gaps ? x.gap + 2 * r0 : nullptr, start, low, high);
     float keep[16];
     softmax_group<PAIRS>(x, r0, size, low, high, scale2, keep);
     multiply<PAIRS>({x.weights + low / per_cell, kBlock, 1, x.values + low / per_cell * lanes, lanes,
@@ -122,7 +123,7 @@ static void forward_task(const Forward& f, long row, long head, long first, long
     fill(x.outputs, groups.rows * lanes, 0.0f);
     fill(x.sums, groups.rows, 0.0f);
     fill(x.largest, groups.rows, kNothing);
-    groups.ranges(s, row, x.from, x.to, x.low, x.high);
+    groups.ranges(s, row, x.from, x.to, x.low, x.high, x.gap);
 
     const float scale = 1.0f / __builtin_sqrtf((float)dim), scale2 = scale * kLog2e;
     for (long start = s.lowest_from(row, first, last) / kBlock * kBlock; start < last; start += kBlock) {
@@ -132,6 +133,9 @@ static void forward_task(const Forward& f, long row, long head, long first, long
             const long low = larger(x.low[g] - start, 0) / VW * VW;
             const long high = round_up(smaller(x.high[g], stop) - start, VW);
             if (low >= high) continue;
+            if (s.gaps && covered(x.gap + 2 * g * kGroup, groups.size(g), larger(x.low[g], start),
+                                  smaller(x.high[g], stop)))
+                continue;
             if (!packed) {
                 const long k = (s.heads + head) * dim, v = k + s.key_heads * dim;
                 long count = pack_columns<PAIRS>(s, qkv, row, k, true, start, stop - start, x.columns);
@@ -187,12 +191,13 @@ static void forward(const Forward& f) {
 using namespace EK_NS;
 
 // qkv [rows, columns, (heads + 2 key_heads) dim], out [rows, columns, heads dim] in `dtype`;
-// turns [rows, columns, turn_stride] fp32: dim/2 times cos, sin; attend_from [rows, columns];
+// turns [rows, columns, turn_stride] fp32: dim/2 times cos, sin; attend_from [rows, columns]; gaps
+// [rows, columns, 2], columns from the first to below the second that a query does not see, or null;
 // log_sum [rows, heads, columns] fp32, or null.
 extern "C" __attribute__((visibility("default"))) void EK_CONCAT(ek_attention_forward__, EK_NS)(
-    const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, void* out, float* log_sum,
- long rows, long columns, long heads, long key_heads, long dim, int dtype) {
-    const Shape shape{rows, columns, heads, key_heads, dim, turns, turn_stride, attend_from};
+    const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, const int32_t* gaps, void* out,
+    float* log_sum, long rows, long columns, long heads, long key_heads, long dim, int dtype) {
+    const Shape shape{rows, columns, heads, key_heads, dim, turns, turn_stride, attend_from, gaps};
     const Forward f{shape, qkv, out, log_sum};
     if (dtype == EK_FP32) forward<false, float>(f);
     else forward<(EK_LEVEL >= 3), bf16>(f);

@@ -48,7 +48,7 @@ struct BackwardScratch {
     float *queries, *query_steps, *grads, *grad_steps, *shifts, *deltas, *grad_queries;
     float *scores, *grad_weights, *row_scores, *weights, *grad_scores;
     float *grad_keys, *grad_values;
-    int32_t *from, *to, *low, *high, *block_low, *block_high;
+    int32_t *from, *to, *low, *high, *block_low, *block_high, *gap;
     long key_cells, step_cells, used;
     BackwardScratch(const Shape& s, long rows, long blocks, bool pairs, bool sums, float* base) {
         Arena arena{base};
@@ -80,6 +80,7 @@ struct BackwardScratch {
         high = (int32_t*)arena.take(groups);
         block_low = (int32_t*)arena.take(groups);
         block_high = (int32_t*)arena.take(groups);
+        gap = (int32_t*)arena.take(s.gaps ? 2 * rows : 0);
         used = arena.used;
     }
 };
@@ -146,7 +147,7 @@ static void backward_group(const Shape& s, const Groups& groups, const BackwardS
                     high - low);
     multiply<PAIRS>({x.grads + r0 * cells, cells, 1, values, kBlock, x.grad_weights + low, kBlock, cells, nullptr},
                     size, high - low);
-    hide(x.scores, size, x.from + r0, x.to + r0, start, low, high);
+    hide(x.scores, size, x.from + r0, x.to + r0, s.gaps ? x.gap + 2 * r0 : nullptr, start, low, high);
     for (long i = 0; i < size; i += 2) weights_of_two<PAIRS>(x, r0 + i, i, low, high, scale2);
     const float* row_scores = PAIRS ? x.row_scores : x.grad_scores + r0 * kBlock;
     multiply<PAIRS>({row_scores + low / per_cell, kBlock, 1,
@@ -187,7 +188,9 @@ static void backward_block(const Shape& s, const Groups& groups, const BackwardS
     for (long g = 0; g < groups.count(); g++) {
         x.block_low[g] = (int32_t)(larger(x.low[g] - start, 0) / VW * VW);
         x.block_high[g] = (int32_t)round_up(larger(smaller(x.high[g], stop) - start, 0), VW);
-        if (x.block_low[g] >= x.block_high[g]) {
+        const bool seen = !s.gaps || !covered(x.gap + 2 * g * kGroup, groups.size(g), larger(x.low[g], start),
+                                              smaller(x.high[g], stop));
+        if (x.block_low[g] >= x.block_high[g] || !seen) {
             x.block_low[g] = kBlock;
             x.block_high[g] = 0;
         }
@@ -301,7 +304,7 @@ static void backward_range(const Backward& b, const Range& range, Sums sums, int
         const long tile_low = larger(s.lowest_from(row, first, last) / kBlock * kBlock, base);
         if (tile_low >= stop) continue;
         const Groups groups = Groups::of(first, last, s.group());
-        groups.ranges(s, row, x.from, x.to, x.low, x.high);
+        groups.ranges(s, row, x.from, x.to, x.low, x.high, x.gap);
         pack_tile<PAIRS, T>(b, groups, x, row, head);
         fill(x.grad_queries, groups.rows * lanes, 0.0f);
         float* waiting = whole ? nullptr : sums.queries + first * s.group() * lanes;
@@ -380,16 +383,16 @@ using namespace EK_NS;
 // at once, with none a row at a time.
 extern "C" __attribute__((visibility("default"))) long EK_CONCAT(ek_attention_workspace__, EK_NS)(
     long rows, long columns, long heads, long key_heads, long dim) {
-    const Shape shape{rows, columns, heads, key_heads, dim, nullptr, 0, nullptr};
+    const Shape shape{rows, columns, heads, key_heads, dim, nullptr, 0, nullptr, nullptr};
     return units_at_once(shape) * Sums::count(shape);
 }
 
 // As ek_attention_forward, with its results and the gradient of `out`; writes all of grad_qkv.
 extern "C" __attribute__((visibility("default"))) void EK_CONCAT(ek_attention_backward__, EK_NS)(
-    const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, const void* out,
-    const float* log_sum, const void* grad_out, void* grad_qkv, float* workspace, long workspace_size, long rows,
-    long columns, long heads, long key_heads, long dim, int dtype) {
-    const Shape shape{rows, columns, heads, key_heads, dim, turns, turn_stride, attend_from};
+    const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, const int32_t* gaps,
+    const void* out, const float* log_sum, const void* grad_out, void* grad_qkv, float* workspace, long workspace_size,
+    long rows, long columns, long heads, long key_heads, long dim, int dtype) {
+    const Shape shape{rows, columns, heads, key_heads, dim, turns, turn_stride, attend_from, gaps};
     const Backward b{shape, qkv, out, log_sum, grad_out, grad_qkv};
     if (dtype == EK_FP32) backward<false, float>(b, workspace, workspace_size);
     else backward<(EK_LEVEL >= 3), bf16>(b, workspace, workspace_size);

@@ -29,6 +29,7 @@ struct Shape {
     const float* turns;  // cos and sin of each pair, [rows, columns, turn_stride]
     long turn_stride;
     const int32_t* attend_from;
+    const int32_t* gaps;  // [rows, columns, 2]: columns that are hidden in between; or null
     long group() const { return heads / key_heads; }
     long width() const { return (heads + 2 * key_heads) * dim; }   // of a column of qkv
     long lanes() const { return round_up(dim, VW); }               // of a tile with channels as lanes
@@ -338,10 +339,17 @@ struct Groups {
     static Groups of(long first, long last, long group) {
         return {first, last - first, group, round_up((last - first) * group, 2)};
     }
-    // Writes which columns [from, to) each row sees, and [low, high) of every group.
-    void ranges(const Shape& s, long row, int32_t* from, int32_t* to, int32_t* low, int32_t* high) const {
+    // Writes which columns [from, to) each row sees, and [low, high) of every group. `gap` gets the columns
+    // [gap[2 r], gap[2 r + 1]) that row r does not see in between, or stays as it is where there are none.
+    void ranges(const Shape& s, long row, int32_t* from, int32_t* to, int32_t* low, int32_t* high,
+                int32_t* gap) const {
         for (long r = 0; r < rows; r++) {
             const long t = column(r), g = r / kGroup;
+            if (s.gaps) {
+                const int32_t* given = s.gaps + 2 * (row * s.columns + t);
+                gap[2 * r] = given[0];
+                gap[2 * r + 1] = (int32_t)smaller(given[1], t);  // a query sees itself
+            }
             from[r] = (int32_t)s.from(row, t);
             to[r] = high[g] = (int32_t)t + 1;
             low[g] = r % kGroup == 0 || from[r] < low[g] ? from[r] : low[g];
@@ -349,14 +357,24 @@ struct Groups {
     }
 };
 
-// Hides lanes [low, high) of the block at `start` that the rows of a group do not see.
-EK_INLINE void hide(float* scores, long size, const int32_t* from, const int32_t* to, long start, long low,
-                    long high) {
+// Hides lanes [low, high) of the block at `start` that the rows of a group do not see. `gap`: null without.
+EK_INLINE void hide(float* scores, long size, const int32_t* from, const int32_t* to, const int32_t* gap, long start,
+                    long low, long high) {
     for (long i = 0; i < size; i++, scores += kBlock) {
         const long a = smaller(larger(from[i] - start, low), high), b = larger(smaller(to[i] - start, high), a);
         if (a > low) fill(scores + low, a - low, kHidden);
         if (b < high) fill(scores + b, high - b, kHidden);
+        if (gap == nullptr) continue;
+        const long c = larger(gap[2 * i] - start, a), d = smaller(gap[2 * i + 1] - start, b);
+        for (long j = c; j < d; j++) scores[j] = kHidden;
     }
+}
+
+// Whether no row of a group sees any of the columns [low, high), because of its gap.
+EK_INLINE bool covered(const int32_t* gap, long size, long low, long high) {
+    for (long i = 0; i < size; i++)
+        if (gap[2 * i] > low || gap[2 * i + 1] < high) return false;
+    return true;
 }
 
 }  // namespace
