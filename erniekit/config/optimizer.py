@@ -33,3 +33,6 @@ class Optimizer:
     moe_gate_lr_ratio: float | None = key(
         None, "share of the learning rate that routers get; null gives them all of it", minimum=0.0
     )
+    use_lowprecision_moment: bool = key(
+        False, "moments are stored in bf16 (rounded at random, so that they keep their mean), not in fp32"
+    )

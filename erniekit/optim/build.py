@@ -5,7 +5,7 @@ from typing import Any
 
 from erniekit.errors import UnsupportedError
 
-# `adamw_custom` is upstream's AdamW whose extras (offload, low-precision moments) are keys of their own.
+# `adamw_custom` is upstream's AdamW whose extras (low-precision moments) are keys of their own.
 OPTIMIZERS = {"adamw": "erniekit.optim.adamw:AdamW", "adamw_custom": "erniekit.optim.adamw:AdamW"}
 
 
@@ -21,6 +21,7 @@ def build_optimizer(
     max_grad_norm: float,
     layerwise_lr_decay_bound: float,
     moe_gate_lr_ratio: float | None = None,
+    use_lowprecision_moment: bool = False,
 ) -> Any:
     """An optimiser of the trained ones among `named_parameters`.
 
@@ -41,4 +42,5 @@ def build_optimizer(
         max_grad_norm=max_grad_norm,
         layerwise_lr_decay_bound=layerwise_lr_decay_bound,
         moe_gate_lr_ratio=moe_gate_lr_ratio,
+        use_lowprecision_moment=use_lowprecision_moment,
     )

@@ -37,6 +37,7 @@ TESTED_ELSEWHERE = {
     "erniekit/testing/model_contract.py": "tests/models/test_ernie45.py",
     "erniekit/testing/tiny_run.py": "tests/train/test_trainer_resume.py",
     "erniekit/optim/build.py": "tests/optim/test_adamw.py",
+    "erniekit/optim/update.py": "tests/optim/test_plain.py",
     "erniekit/data/reader.py": "tests/data/test_pipeline.py",
     "erniekit/data/report.py": "tests/data/test_pipeline.py",
     "erniekit/data/sample.py": "tests/data/test_pack.py",

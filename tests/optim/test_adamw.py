@@ -263,3 +263,84 @@ def test_state_goes_on_bit_by_bit(dtype):
     second.load_state(Reader(first.state_items()))
     run(half, second, [0.7, 0.1])
     assert whole.numpy().tobytes() == half.numpy().tobytes()
+
+
+def test_moments_in_bf16_are_stored_so_and_keep_their_mean():
+    size = 4000
+    weight = parameter([0.0] * size)
+    optimizer = build_optimizer([("w", weight)], **{**FIELDS, "use_lowprecision_moment": True})
+    # 0.1 * 1.003 lies between two bf16 numbers, 0.04 % above one and 0.35 % below the next.
+    for _ in range(2):
+        give(weight, [1.003] * size)
+        optimizer.step(0.0)
+        optimizer.zero_grad()
+    state = {name: (kind, array) for name, kind, array in optimizer.state_items()}
+    kind, bits = state["exp_avg.w"]
+    assert kind == "BF16" and bits.dtype == np.uint16
+    moment = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert len(np.unique(moment)) > 1
+    assert moment.mean() == pytest.approx(1.003 * 0.19, rel=2e-4)
+    second = (state["exp_avg_sq.w"][1].astype(np.uint32) << 16).view(np.float32)
+    assert second.mean() == pytest.approx(1.003**2 * 0.0199, rel=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_with_bf16_moments_stays_near(dtype):
+    rng, found = np.random.default_rng(1), []
+    targets = rng.normal(size=50).astype("float32")
+    for narrow in (False, True):
+        weight = parameter([0.0] * 50, dtype)
+        optimizer = build_optimizer([("w", weight)], **{**FIELDS, "use_lowprecision_moment": narrow})
+        for step in range(200):
+            give(weight, weight.astype("float32").numpy() - targets)
+            optimizer.step(0.05 * (1 - step / 200))
+            optimizer.zero_grad()
+        found.append(np.abs(weight.astype("float32").numpy() - targets).max())
+    assert found[0] < 0.03 and found[1] < 1.2 * found[0], found
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_moments_of_one_type_load_into_the_other(narrow):
+    def build(low):
+        return build_optimizer([("w", parameter([1.0]))], **{**FIELDS, "use_lowprecision_moment": low})
+
+    optimizer = build(not narrow)
+    weight = optimizer._parameters["w"]
+    give(weight, [3.0])
+    optimizer.step(0.1)
+    other = build(narrow)
+    other.load_state(Reader(optimizer.state_items()))
+    values = {name: (kind, array) for name, kind, array in other.state_items()}
+    kind, array = values["exp_avg.w"]
+    assert kind == ("BF16" if narrow else "F32")
+    wide = (array.astype(np.uint32) << 16).view(np.float32) if narrow else array
+    assert wide[0] == pytest.approx(0.3, rel=0.01)
+
+
+def test_main_gradients_count_and_what_paddle_gave_beside_them():
+    for dtype in ("float32", "bfloat16"):
+        weight = parameter([0.0, 0.0], dtype)
+        optimizer = build_optimizer([("a", weight)], **FIELDS)
+        weight.main_grad = paddle.to_tensor([3.0, 0.0])
+        assert optimizer.grad_norm_and_clip() == 3.0
+        give(weight, [0.0, 4.0])
+        optimizer.accumulate_grads()
+        assert weight.grad is None
+        assert optimizer.grad_norm_and_clip() == 5.0
+        optimizer.zero_grad()
+        assert weight.main_grad is None
+        assert optimizer.grad_norm_and_clip() == 0.0
+
+
+def test_a_parameter_without_gradient_stays():
+    first, second = parameter([1.0]), parameter([1.0], "bfloat16")
+    optimizer = build_optimizer([("a", first), ("b", second)], **{**FIELDS, "weight_decay": 0.5})
+    give(first, [1.0])
+    optimizer.step(0.1)
+    assert first.item() < 1.0 and float(second.astype("float32")) == 1.0
+
+
+def test_nothing_to_train_is_no_error():
+    optimizer = build_optimizer([], **FIELDS)
+    assert optimizer.grad_norm_and_clip() == 0.0
+    optimizer.step(0.1)
