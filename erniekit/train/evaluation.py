@@ -12,6 +12,7 @@ from typing import Any
 
 from erniekit.errors import DataError
 from erniekit.train.objectives import Objective
+from erniekit.train.step_loss import Companion
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,13 @@ class EvaluationResult:
         return {f"eval_{name}": value for name, value in asdict(self).items()}
 
 
-def evaluate(model: Any, batches: Iterable[Any], objective: Objective) -> EvaluationResult:
+def evaluate(
+    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None = None
+) -> EvaluationResult:
     """Run `objective` over `batches` without gradients and dropout; leaves the model in its mode.
+
+    Args:
+        companion: looks at every forward pass; what it adds to a loss is left out.
 
     Raises:
         DataError: no token of the held-out set is trained on, so there is no loss.
@@ -42,7 +48,11 @@ def evaluate(model: Any, batches: Iterable[Any], objective: Objective) -> Evalua
     try:
         with paddle.no_grad():
             for batch in batches:
+                if companion is not None:
+                    companion.before_forward(model)
                 loss_sum, metrics = objective(model, batch)
+                if companion is not None:
+                    companion.after_forward(model, batch)
                 total_loss += float(loss_sum)
                 num_tokens += int(metrics["num_tokens"])
                 num_correct += int(metrics["num_correct"])
