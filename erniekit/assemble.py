@@ -135,6 +135,8 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
 
 
 def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
+    from erniekit.ops.allocation import release_free_memory
+
     compute_dtype = resolve_compute_type(compute_type)
     config = read_model_config(folder)
     _require_memory(config, compute_dtype, folder)
@@ -144,6 +146,7 @@ def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
         load_weights(model, family.weights.load_weights(folder, config))
     else:
         model.initialise_weights()
+    release_free_memory()
     return Assembled(model, config, compute_dtype, 0, 0)
 
 
