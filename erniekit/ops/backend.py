@@ -74,8 +74,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.lora:lora_linear_reference",
         "native": "erniekit.ops.native.lora:lora_linear_native",
     },
-    "dispatch_rows": {"reference": "erniekit.ops.moe:dispatch_rows_reference"},
-    "combine_rows": {"reference": "erniekit.ops.moe:combine_rows_reference"},
+    "dispatch_rows": {
+        "reference": "erniekit.ops.moe:dispatch_rows_reference",
+        "native": "erniekit.ops.native.moe:dispatch_rows_native",
+    },
+    "combine_rows": {
+        "reference": "erniekit.ops.moe:combine_rows_reference",
+        "native": "erniekit.ops.native.moe:combine_rows_native",
+    },
     "rotate": {
         "reference": "erniekit.ops.rope:rotate_reference",
         "cpu": "erniekit.ops.rope:rotate_cpu",

@@ -1,0 +1,72 @@
+// Rows that went to experts, brought back to their tokens, and the gradients of that.
+//
+//   N tokens, k choices a token, M rows sorted by expert, H features; place -1 is a dropped choice
+#include "pool.h"
+#include "vec.h"
+
+namespace EK_NS {
+namespace {
+
+enum { ROWS = 16 };
+
+// out[n] = sum over j, in order, of weight[n,j] * y[place[n,j]]; without weights they are 1.
+template <class T>
+static void sum_places(long n, long k, long h, const int64_t* places, const T* y, const float* weights, T* out) {
+    ek_parallel((n + ROWS - 1) / ROWS, [&](long task, int) {
+        for (long i = task * ROWS; i < n && i < (task + 1) * ROWS; i++) {
+            for (long c = 0; c < h; c += VW) {
+                vf sum = vzero();
+                for (long j = 0; j < k; j++) {
+                    const long place = places[i * k + j];
+                    if (place < 0) continue;
+                    const vf row = vload_n(y + place * h + c, h - c);
+                    sum = weights ? vfma(vset(weights[i * k + j]), row, sum) : vadd(sum, row);
+                }
+                vstore_n(out + i * h + c, sum, h - c);
+            }
+        }
+    });
+}
+
+// Of the weighted sum above: dy[m] = weight of its slot * g[its token], dweight[slot] = y[m] . g[its token].
+template <class T>
+static void sum_backward(long m, long k, long h, const int64_t* slots, const float* weights, const T* y,
+                         const T* grad, T* grad_y, float* grad_weights) {
+    ek_parallel((m + ROWS - 1) / ROWS, [&](long task, int) {
+        for (long i = task * ROWS; i < m && i < (task + 1) * ROWS; i++) {
+            const long slot = slots[i];
+            const T* g = grad + slot / k * h;
+            const vf weight = vset(weights[slot]);
+            vf dot = vzero();
+            for (long c = 0; c < h; c += VW) {
+                const vf row = vload_n(g + c, h - c);
+                dot = vfma(vload_n(y + i * h + c, h - c), row, dot);
+                vstore_n(grad_y + i * h + c, vmul(weight, row), h - c);
+            }
+            grad_weights[slot] = vsum(dot);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace EK_NS
+
+// out [N,H] of y [M,H] at places [N,k], with fp32 weights [N,k] or none.
+EK_EXPORT(ek_sum_places)(int type, long n, long k, long h, const int64_t* places, const void* y,
+                         const float* weights, void* out) {
+    if (type == EK_BF16) EK_NS::sum_places(n, k, h, places, (const bf16*)y, weights, (bf16*)out);
+    else EK_NS::sum_places(n, k, h, places, (const float*)y, weights, (float*)out);
+}
+
+// Gradients to y [M,H] and to the weights [N,k] (0 where no row is), from grad [N,H]; slots [M] lie in [N,k].
+EK_EXPORT(ek_sum_places_backward)(int type, long n, long k, long m, long h, const int64_t* slots,
+                                  const float* weights, const void* y, const void* grad, void* grad_y,
+                                  float* grad_weights) {
+    memset(grad_weights, 0, n * k * sizeof(float));
+    if (type == EK_BF16)
+        EK_NS::sum_backward(m, k, h, slots, weights, (const bf16*)y, (const bf16*)grad, (bf16*)grad_y,
+                            grad_weights);
+    else
+        EK_NS::sum_backward(m, k, h, slots, weights, (const float*)y, (const float*)grad, (float*)grad_y,
+                            grad_weights);
+}

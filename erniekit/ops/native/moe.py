@@ -1,0 +1,94 @@
+"""Rows to experts and back by native kernels, each in one pass, with gradients by hand.
+
+Dispatch copies rows; its gradient sums, for every token, those of its slots. Combine is the weighted
+sum of a token's slots; its gradient to a row is the token's times the weight, and to a weight the
+product of row and gradient. Sums run in fp32 in the order of a token's choices.
+"""
+
+from ctypes import c_int, c_long, c_void_p
+from typing import Any
+
+import paddle
+from paddle.autograd import PyLayer
+
+from erniekit.ops.kernels import library
+from erniekit.ops.moe import SortedSlots, combine_rows_reference, dispatch_rows_reference
+from erniekit.ops.native.matmul import TYPES, contiguous, takes
+
+
+def dispatch_rows_native(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+    """As `dispatch_rows_reference`, which also serves other types."""
+    if not takes(x_NH):
+        return dispatch_rows_reference(x_NH, slots)
+    if not paddle.is_grad_enabled():
+        return _copies(x_NH, slots)
+    return _Dispatch.apply(x_NH, slots)
+
+
+def combine_rows_native(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+    """As `combine_rows_reference`, which also serves other types."""
+    if not takes(y_MH) or weights_Nk.dtype != paddle.float32:
+        return combine_rows_reference(y_MH, weights_Nk, slots)
+    if not paddle.is_grad_enabled():
+        return _sums(y_MH, weights_Nk, slots)
+    return _Combine.apply(y_MH, weights_Nk, slots)
+
+
+def _copies(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+    x_NH = contiguous(x_NH)
+    num_rows, width = slots.tokens_M.shape[0], x_NH.shape[1]
+    out = paddle.empty([num_rows, width], dtype=x_NH.dtype)
+    library.load().declare("ek_embedding", c_int, c_long, c_long, c_void_p, c_void_p, c_void_p)(
+        TYPES[x_NH.dtype], num_rows, width, slots.tokens_M.data_ptr(), x_NH.data_ptr(), out.data_ptr()
+    )
+    return out
+
+
+def _sums(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor | None, slots: SortedSlots) -> paddle.Tensor:
+    y_MH = contiguous(y_MH)
+    weights = None if weights_Nk is None else contiguous(weights_Nk)
+    num_tokens, top_k = slots.places_Nk.shape
+    out = paddle.empty([num_tokens, y_MH.shape[1]], dtype=y_MH.dtype)
+    library.load().declare(
+        "ek_sum_places", c_int, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p
+    )(
+        *(TYPES[y_MH.dtype], num_tokens, top_k, y_MH.shape[1], slots.places_Nk.data_ptr()),
+        *(y_MH.data_ptr(), None if weights is None else weights.data_ptr(), out.data_ptr()),
+    )
+    return out
+
+
+class _Dispatch(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
+        ctx.slots = slots
+        return _copies(x_NH, slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MH: paddle.Tensor) -> paddle.Tensor:
+        return _sums(grad_MH, None, ctx.slots)
+
+
+class _Combine(PyLayer):
+    @staticmethod
+    def forward(
+        ctx: Any, y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: SortedSlots
+    ) -> paddle.Tensor:
+        ctx.save_for_backward(contiguous(y_MH), contiguous(weights_Nk))
+        ctx.slots, ctx.wanted = slots, (not y_MH.stop_gradient, not weights_Nk.stop_gradient)
+        return _sums(y_MH, weights_Nk, slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NH: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        y_MH, weights_Nk = ctx.saved_tensor()
+        slots, grad_NH = ctx.slots, contiguous(grad_NH)
+        num_tokens, top_k = weights_Nk.shape
+        num_rows, width = y_MH.shape
+        grad_y, grad_weights = paddle.empty_like(y_MH), paddle.empty_like(weights_Nk)
+        signature = (c_int, *[c_long] * 4, *[c_void_p] * 6)
+        library.load().declare("ek_sum_places_backward", *signature)(
+            *(TYPES[y_MH.dtype], num_tokens, top_k, num_rows, width),
+            *(slots.slots_M.data_ptr(), weights_Nk.data_ptr(), y_MH.data_ptr(), grad_NH.data_ptr()),
+            *(grad_y.data_ptr(), grad_weights.data_ptr()),
+        )
+        return (grad_y if ctx.wanted[0] else None), (grad_weights if ctx.wanted[1] else None)
