@@ -81,7 +81,7 @@ static void attend(const Cached& c, long row, long head, long first, long last, 
     const T *keys = (const T*)c.keys + c.place(row, head, 0), *values = (const T*)c.values + c.place(row, head, 0);
     for (long start = lowest; start < c.past + last; start += kBlockColumns) {
         const long count = smaller(kBlockColumns, c.past + last - start);
-        multiply_rows<T>(keys + start * dim, dim, count, q, lanes, num, dim, scores, cells);
+        multiply_rows<T>(keys + start * dim, dim, count, q, lanes, num, dim, scores, cells, nullptr);
         for (long r = 0; r < num; r++) {
             const long t = first + r / group;
             const long low = larger(c.attend_from[row * c.columns + t] - start, 0);
@@ -106,7 +106,7 @@ static void attend(const Cached& c, long row, long head, long first, long last, 
             totals[r] = totals[r] * factor[0] + vsum(total);
             largest[r] = now;
         }
-        multiply_columns<T>(values + start * dim, dim, weights, cells, num, count, dim, sums);
+        multiply_columns<T>(values + start * dim, dim, weights, cells, num, count, dim, sums, nullptr);
         const float* from = sums;
         for (long d = 0; d < dim; d += block)
             for (long r = 0; r < num; r++, from += block) {

@@ -3,22 +3,23 @@
 // Decoding reads every weight once for each token and is as fast as this reading. So nothing else may
 // wait: the work of a token is one list of tasks, phase after phase,
 //
-//   embed | norm, qkv | turn, store, attend | out + residual | norm, gate and up | down + residual | ... | head
+//   qkv | turn, store, attend | out | gate and up | down | next layer ... | head
 //
-// numbered through. A thread takes the next number, asks for the first weights of that task, waits until
-// the phases before it are done, and computes. There is no barrier of threads: one that sleeps without a
-// task holds up nobody. What is small is computed by every thread for itself (norms, joining what was
-// attended), what is read by others lies in the workspace. Sums do not depend on how columns are divided.
+// numbered through. A thread takes the number of its next task before it begins with the present one, asks
+// for the weights of both, waits until the phases before it are done, and computes. There is no barrier of
+// threads: one that sleeps without a task holds up nobody. Whoever does the last task of a phase ends the
+// phase: adds what was computed to the residual stream and normalises it. Other small work between products
+// belongs to the task that needs its result.
 //
-// The residual stream, and all that lies between products, stays fp32; see decode_products.h for what
-// enters a product. A row attends to its columns in chunks whose number follows from the row alone.
+// A product is cut into parts of its inputs, whole rows of the matrix, which are read in the order of
+// memory; the sums of the parts are added in order by whoever reads them. The number of parts is fixed, so
+// results do not depend on the number of threads. Many threads divide the columns of a part as well, which
+// changes no sum. The residual stream, and all that lies between products, stays fp32; see
+// decode_products.h for what enters a product. A row attends to its columns in chunks whose number follows
+// from the row alone.
 #include "decode_products.h"
 
 #include <sched.h>
-
-#ifndef EK_PIECES
-#define EK_PIECES 2
-#endif
 
 namespace EK_NS {
 
@@ -46,7 +47,7 @@ struct Decode {
 
 namespace {
 
-enum { kMostChunks = 16, kLeastChunk = 64, kPhases = 5, kPatience = 4096 };
+enum { kMostChunks = 16, kLeastChunk = 64, kPhases = 5, kPatience = 4096, kParts = 4, kPartUnit = 16 };
 
 EK_INLINE long chunk_of(long length) {
     return larger(kLeastChunk, round_up((length + kMostChunks - 1) / kMostChunks, 16));
@@ -54,40 +55,54 @@ EK_INLINE long chunk_of(long length) {
 
 // What threads share; every array begins on a cache line.
 struct Shared {
-    long* taken;    // number of the next task
-    long* done;     // tasks that are done
-    float* x;       // [rows][hidden] residual stream
-    float* qkv;     // [rows][width]
-    float* parts;   // [rows][heads][kMostChunks][dim + 2]: sum, largest, weighted values of a chunk
-    void* widened;  // [rows][padded inner] silu(gate) * up, as an operand
+    long* taken;     // number of the next task
+    long* done;      // tasks that are done
+    long* open;      // tasks before the last phase whose end is complete
+    float* x;        // [rows][hidden] residual stream
+    void* normed;    // [rows][padded hidden] the same normalised, as an operand
+    float *wide, *narrow;  // sums of the parts of a product, alternately
+    float* attended;       // [rows][heads][kMostChunks][dim + 2]: sum, largest, weighted values of a chunk
     long bytes;
     Shared(const Decode& d, char* base) {
         base = (char*)(((uintptr_t)base + 63) / 64 * 64);
         bytes = 0;
         auto take = [&](long count, long size) {
             char* p = base + bytes;
-            bytes += round_up(count * size, 64);
+            bytes += round_up(count * size, 128);
             return p;
         };
+        const long width = larger((d.heads + 2 * d.key_heads) * d.dim, 2 * d.inner);
         taken = (long*)take(16, 8);
         done = (long*)take(16, 8);
+        open = (long*)take(16, 8);
         x = (float*)take(d.rows * d.hidden, 4);
-        qkv = (float*)take(d.rows * (d.heads + 2 * d.key_heads) * d.dim, 4);
-        parts = (float*)take(d.rows * d.heads * kMostChunks * (d.dim + 2), 4);
-        widened = take(d.rows * padded(d.inner), 4);
+        normed = take(d.rows * padded(d.hidden), 4);
+        wide = (float*)take(kParts * d.rows * padded(width), 4);
+        narrow = (float*)take(kParts * d.rows * padded(d.hidden), 4);
+        attended = (float*)take(d.rows * d.heads * kMostChunks * (d.dim + 2), 4);
     }
 };
 
-// `columns` divided among tasks, in whole blocks: two large pieces a thread, then smaller ones.
-struct Pieces {
-    long columns, block, count;
-    static Pieces of(long columns, long block, long wanted) {
-        const long blocks = (columns + block - 1) / block;
-        return {columns, block, smaller(blocks, wanted)};
+// A product x W cut into tasks: parts of its inputs, and pieces of the columns of each.
+template <class T>
+struct Cut {
+    long inputs, columns, part, parts, blocks, pieces;
+    enum { block = Operand<T>::columns };
+    Cut(long num_inputs, long num_columns, long most_parts, long wanted) : inputs(num_inputs), columns(num_columns) {
+        part = round_up((inputs + most_parts - 1) / most_parts, kPartUnit);
+        parts = (inputs + part - 1) / part;
+        blocks = (columns + block - 1) / block;
+        pieces = smaller(blocks, (wanted + parts - 1) / parts);
     }
-    long start(long i) const {
-        const long blocks = (columns + block - 1) / block;
-        return smaller(columns, blocks * i / count * block);
+    long count() const { return parts * pieces; }
+    long input(long task) const { return smaller(inputs, task / pieces * part); }
+    long input_end(long task) const { return smaller(inputs, (task / pieces + 1) * part); }
+    long column(long task) const { return blocks * (task % pieces) / pieces * block; }
+    long column_end(long task) const { return smaller(columns, blocks * (task % pieces + 1) / pieces * block); }
+    Region region(const void* weight, long task) const {
+        const long size = sizeof(T);
+        const char* start = (const char*)weight + (input(task) * columns + column(task)) * size;
+        return {start, (column_end(task) - column(task)) * size, columns * size, input_end(task) - input(task)};
     }
 };
 
@@ -97,29 +112,30 @@ struct Token {
     typedef typename Operand<C>::type Y;
     const Decode& d;
     const Shared shared;
-    const long width, group;
-    Pieces qkv, out, inner, down, head;
-    long attended;                   // tasks of attention
-    long before[kPhases + 2];        // tasks before each phase of a layer, and in a layer
+    const long width, group, wanted;
+    const Cut<T> qkv, out, wide, down, head;
+    const long head_tasks;
+    long before[kPhases + 1];  // tasks of a layer before each phase, and all
     long total;
 
     Token(const Decode& decode, long threads)
         : d(decode),
           shared(decode, (char*)decode.workspace),
-          width((decode.heads + 2 * decode.key_heads) * decode.dim),
-          group(decode.heads / decode.key_heads) {
-        const long block = Operand<T>::columns, wanted = threads == 1 ? 1 : EK_PIECES * threads;
-        qkv = Pieces::of(width, block, wanted);
-        out = Pieces::of(d.hidden, block, wanted);
-        inner = Pieces::of(d.inner, block, wanted);
-        down = Pieces::of(d.hidden, block, wanted);
-        head = Pieces::of(d.vocab, d.head_transposed ? 16 : block, 8 * wanted);
-        attended = 0;
-        for (long r = 0; r < d.rows; r++) attended += chunks(r) * d.key_heads;
-        const long sizes[kPhases] = {qkv.count, attended, out.count, inner.count, down.count};
+          width((d.heads + 2 * d.key_heads) * d.dim),
+          group(d.heads / d.key_heads),
+          wanted(2 * threads),
+          qkv(d.hidden, width, kParts, wanted),
+          out(d.heads * d.dim, d.hidden, kParts, wanted),
+          wide(d.hidden, 2 * d.inner, kParts, wanted),
+          down(d.inner, d.hidden, kParts, wanted),
+          head(d.hidden, d.vocab, 1, 2 * wanted),
+          head_tasks(smaller((d.vocab + 15) / 16, 8 * threads)) {
+        long attend = 0;
+        for (long r = 0; r < d.rows; r++) attend += chunks(r) * d.key_heads;
+        const long sizes[kPhases] = {qkv.count(), attend, out.count(), wide.count(), down.count()};
         before[0] = 0;
         for (int p = 0; p < kPhases; p++) before[p + 1] = before[p] + sizes[p];
-        total = 1 + d.num_layers * before[kPhases] + head.count;
+        total = d.num_layers * before[kPhases] + (d.head_transposed ? head_tasks : head.count());
     }
 
     long length(long r) const { return d.column + 1 - d.attend_from[r]; }
@@ -128,12 +144,78 @@ struct Token {
         return (n + chunk - 1) / chunk;
     }
 
-    // ---- vectors of a phase, made by every thread for itself ------------------------------
-    void normalise(const void* weight, X* to) const {
+    // ---- products -------------------------------------------------------------------------------
+    // Sums of a part lie in blocks of columns, [blocks][rows][block].
+    long part_size(const Cut<T>& cut) const { return cut.blocks * Cut<T>::block * d.rows; }
+
+    void product(const Cut<T>& cut, const void* weight, const X* x, long x_stride, long task, float* sums,
+                 Ahead* ahead) const {
+        const long k = cut.input(task), c = cut.column(task);
+        multiply_columns<T>((const T*)weight + k * cut.columns + c, cut.columns, x, x_stride, d.rows,
+                            cut.input_end(task) - k, cut.column_end(task) - c,
+                            sums + task / cut.pieces * part_size(cut) + c * d.rows, ahead);
+    }
+
+    // Block b of a row: the parts added, in the order of the columns, with the bias.
+    void read(const Cut<T>& cut, const float* sums, const void* bias, long r, long b, vf* low, vf* high) const {
+        const long block = Cut<T>::block, size = part_size(cut);
+        const float* from = sums + (b * d.rows + r) * block;
+        float total[2 * VW];
+        vf u = vload(from), v = vload(from + VW);
+        for (long p = 1; p < cut.parts; p++) {
+            u = vadd(u, vload(from + p * size));
+            v = vadd(v, vload(from + p * size + VW));
+        }
+        vstore(total, u);
+        vstore(total + VW, v);
+        column_sums<T>(total, low, high);
+        if (!bias) return;
+        const T* at = (const T*)bias + b * block;
+        const long n = cut.columns - b * block;
+        *low = vadd(*low, vload_n(at, smaller(n, VW)));
+        if (n > VW) *high = vadd(*high, vload_n(at + VW, smaller(n - VW, VW)));
+    }
+
+    // Columns [c, c + n) of a row, to `to` (of n + 2 blocks); returns where the first of them lies.
+    const float* read_range(const Cut<T>& cut, const float* sums, const void* bias, long r, long c, long n,
+                            float* to) const {
+        const long block = Cut<T>::block, first = c / block;
+        for (long b = first; b * block < c + n; b++) {
+            vf u, v;
+            read(cut, sums, bias, r, b, &u, &v);
+            vstore(to + (b - first) * block, u);
+            vstore(to + (b - first) * block + VW, v);
+        }
+        return to + c - first * block;
+    }
+
+    // ---- between products ---------------------------------------------------------------------
+    void embed() const {
+        for (long r = 0; r < d.rows; r++) {
+            const T* from = (const T*)d.embedding + d.ids[r] * d.hidden;
+            float* to = shared.x + r * d.hidden;
+            for (long i = 0; i < d.hidden; i += VW) vstore_n(to + i, vload_n(from + i, d.hidden - i), d.hidden - i);
+        }
+    }
+
+    void add(const Cut<T>& cut, const void* bias) const {
+        const long block = Cut<T>::block;
+        for (long r = 0; r < d.rows; r++)
+            for (long b = 0; b < cut.blocks; b++) {
+                float* x = shared.x + r * d.hidden + b * block;
+                const long n = d.hidden - b * block;
+                vf u, v;
+                read(cut, shared.narrow, bias, r, b, &u, &v);
+                vstore_n(x, vadd(vload_n(x, n), u), n);
+                if (n > VW) vstore_n(x + VW, vadd(vload_n(x + VW, n - VW), v), n - VW);
+            }
+    }
+
+    void normalise(const void* weight) const {
         const T* w = (const T*)weight;
         for (long r = 0; r < d.rows; r++) {
             const float* x = shared.x + r * d.hidden;
-            X* row = to + r * padded(d.hidden);
+            X* to = (X*)shared.normed + r * padded(d.hidden);
             vf squares = vzero();
             for (long i = 0; i < d.hidden; i += VW) {
                 const vf v = vload_n(x + i, d.hidden - i);
@@ -142,106 +224,58 @@ struct Token {
             const vf scale = vset(1.0f / __builtin_sqrtf(vsum(squares) / (float)d.hidden + d.epsilon));
             for (long i = 0; i < d.hidden; i += VW) {
                 const long n = d.hidden - i;
-                put<T>(row + i, vmul(stored<T>(vmul(vload_n(x + i, n), scale)), vload_n(w + i, n)), n);
+                put<T>(to + i, vmul(stored<T>(vmul(vload_n(x + i, n), scale)), vload_n(w + i, n)), n);
             }
-            clear_rest(row, d.hidden);
+            clear_rest(to, d.hidden);
         }
     }
 
-    // Chunks of every head joined: sum_c e^(m_c - m) O_c / sum_c e^(m_c - m) l_c.
-    void join(X* to) const {
-        const long stride = d.dim + 2, size = d.heads * d.dim;
-        for (long r = 0; r < d.rows; r++) {
-            X* row = to + r * padded(size);
+    // Inputs [first, last) of the output projection: chunks of every head joined,
+    // sum_c e^(m_c - m) O_c / sum_c e^(m_c - m) l_c.
+    void join(long first, long last, X* to, long to_stride) const {
+        const long stride = d.dim + 2;
+        for (long r = 0; r < d.rows; r++, to += to_stride) {
             const long count = chunks(r);
-            for (long h = 0; h < d.heads; h++) {
-                const float* parts = shared.parts + (r * d.heads + h) * kMostChunks * stride;
-                float most = parts[1], factors[kMostChunks], sum = 0.0f;
-                for (long c = 1; c < count; c++) most = most > parts[c * stride + 1] ? most : parts[c * stride + 1];
+            for (long h = first / d.dim; h * d.dim < last; h++) {
+                const float* chunk = shared.attended + (r * d.heads + h) * kMostChunks * stride;
+                float most = chunk[1], factors[kMostChunks], sum = 0.0f;
+                for (long c = 1; c < count; c++) most = most > chunk[c * stride + 1] ? most : chunk[c * stride + 1];
                 for (long c = 0; c < count; c++) {
-                    float part[VW];
-                    vstore(part, vexp(vset(parts[c * stride + 1] - most)));
-                    factors[c] = part[0];
-                    sum += part[0] * parts[c * stride];
+                    float factor[VW];
+                    vstore(factor, vexp(vset(chunk[c * stride + 1] - most)));
+                    factors[c] = factor[0];
+                    sum += factor[0] * chunk[c * stride];
                 }
                 const vf scale = vset(1.0f / sum);
-                for (long i = 0; i < d.dim; i += VW) {
-                    const long n = d.dim - i;
+                const long start = larger(first - h * d.dim, 0), stop = smaller(last - h * d.dim, d.dim);
+                for (long i = start; i < stop; i += VW) {
+                    const long n = stop - i;
                     vf o = vzero();
                     for (long c = 0; c < count; c++)
-                        o = vfma(vset(factors[c]), vload_n(parts + c * stride + 2 + i, n), o);
-                    put<T>(row + h * d.dim + i, vmul(o, scale), n);
+                        o = vfma(vset(factors[c]), vload_n(chunk + c * stride + 2 + i, n), o);
+                    put<T>(to + h * d.dim + i - first, vmul(o, scale), n);
                 }
             }
-            clear_rest(row, size);
+            clear_rest(to, last - first);
         }
     }
 
-    // ---- products ---------------------------------------------------------------------------
-    // emit(row, column, sums, count) for every block of columns [start, stop) of a product.
-    template <class F>
-    void product(const void* weight, long stride, const X* x, long k, long start, long stop, int thread,
-                 const F& emit) const {
-        const long block = Operand<T>::columns;
-        float* sums = ek_scratch<float>(thread, 1, round_up(stop - start, block) * d.rows);
-        multiply_columns<T>((const T*)weight + start, stride, x, padded(k), d.rows, k, stop - start, sums);
-        for (long c = start; c < stop; c += block)
-            for (long r = 0; r < d.rows; r++, sums += block) {
-                vf a, b;
-                column_sums<T>(sums, &a, &b);
-                emit(r, c, a, smaller(stop - c, VW));
-                if (stop - c > VW) emit(r, c + VW, b, smaller(stop - c - VW, VW));
+    // Inputs [first, last) of the down projection: silu(gate) * up. `gates` has room for a range and 2 blocks.
+    void activate(const DecodeLayer& layer, long first, long last, float* gates, float* ups, X* to,
+                  long to_stride) const {
+        for (long r = 0; r < d.rows; r++, to += to_stride) {
+            const float* gate = read_range(wide, shared.wide, layer.gate_up_bias, r, first, last - first, gates);
+            const float* up = read_range(wide, shared.wide, layer.gate_up_bias, r, d.inner + first, last - first, ups);
+            for (long i = 0; i < last - first; i += VW) {
+                const vf g = vload(gate + i), silu = vdiv(g, vadd(vset(1.0f), vexp(vsub(vzero(), g))));
+                put<T>(to + i, vmul(silu, vload(up + i)), last - first - i);
             }
-    }
-
-    static vf biased(vf x, const void* bias, long c, long n) {
-        return bias ? vadd(x, vload_n((const T*)bias + c, n)) : x;
-    }
-
-    void add_product(const void* weight, const void* bias, const X* x, long k, const Pieces& pieces, long task,
-                     int thread) const {
-        product(weight, d.hidden, x, k, pieces.start(task), pieces.start(task + 1), thread,
-                [&](long r, long c, vf y, long n) {
-                    float* to = shared.x + r * d.hidden + c;
-                    vstore_n(to, vadd(vload_n(to, n), biased(y, bias, c, n)), n);
-                });
-    }
-
-    void widen(const DecodeLayer& layer, const X* x, long task, int thread) const {
-        const long start = inner.start(task), stop = inner.start(task + 1), size = round_up(stop - start, VW);
-        float* gates = ek_scratch<float>(thread, 2, size * d.rows);
-        const long stride = 2 * d.inner;
-        product(layer.gate_up, stride, x, d.hidden, start, stop, thread, [&](long r, long c, vf y, long n) {
-            vstore(gates + r * size + c - start, biased(y, layer.gate_up_bias, c, n));
-        });
-        const T* up = (const T*)layer.gate_up + d.inner;
-        product(up, stride, x, d.hidden, start, stop, thread, [&](long r, long c, vf y, long n) {
-            const vf gate = vload(gates + r * size + c - start);
-            y = biased(y, layer.gate_up_bias ? (const T*)layer.gate_up_bias + d.inner : nullptr, c, n);
-            const vf silu = vdiv(gate, vadd(vset(1.0f), vexp(vsub(vzero(), gate))));
-            put<T>((X*)shared.widened + r * padded(d.inner) + c, vmul(silu, y), n);
-        });
-        if (stop == d.inner)
-            for (long r = 0; r < d.rows; r++) clear_rest((X*)shared.widened + r * padded(d.inner), d.inner);
-    }
-
-    void logits(const X* x, long task, int thread) const {
-        const long start = head.start(task), stop = head.start(task + 1);
-        const T *w = (const T*)d.head, *bias = (const T*)d.head_bias;
-        if (!d.head_transposed) {
-            product(w, d.vocab, x, d.hidden, start, stop, thread, [&](long r, long c, vf y, long n) {
-                vstore_n(d.logits + r * d.vocab + c, biased(y, bias, c, n), n);
-            });
-            return;
+            clear_rest(to, last - first);
         }
-        multiply_rows<T>(w + start * d.hidden, d.hidden, stop - start, x, padded(d.hidden), d.rows, d.hidden,
-                         d.logits + start, d.vocab);
-        for (long r = 0; bias && r < d.rows; r++)
-            for (long v = start; v < stop; v++) d.logits[r * d.vocab + v] += load1(bias + v);
     }
 
     // ---- attention --------------------------------------------------------------------------
-    // Pairs (2i, 2i+1) of a head turned by their angles; rounded as the cache stores them.
+    // Pairs (2i, 2i+1) of a head turned by their angles.
     void turn(const float* from, const float* turns, float* to) const {
         for (long i = 0; i < d.dim; i += 2) {
             to[i] = from[i] * turns[i] - from[i + 1] * turns[i + 1];
@@ -257,170 +291,196 @@ struct Token {
         const long count = stop - first, dim = d.dim, lanes = padded(dim), cells = padded(size);
         const long cached = ((long)d.slots[r] * d.key_heads + key) * d.capacity * dim;
         C *keys = (C*)layer.keys + cached, *values = (C*)layer.values + cached;
-        const float* mine = shared.qkv + r * width;
-        const float* turns = d.turns + length(r) * dim - dim;
+        const float* turns = d.turns + (length(r) - 1) * dim;
 
-        float* scratch = ek_scratch<float>(thread, 3, group * (2 * lanes + 2 * cells + 64) + lanes);
-        float* turned = scratch;
-        Y* q = (Y*)(turned + lanes);              // [group][lanes]
+        const long range = padded(group * dim) + 64;
+        float* given = ek_scratch<float>(thread, 3, range + group * (2 * lanes + 2 * cells) + lanes);
+        float* turned = given + range;
+        Y* q = (Y*)(turned + lanes);                     // [group][lanes]
         float* scores = turned + lanes + group * lanes;  // [group][cells]
         Y* weights = (Y*)(scores + group * cells);       // [group][cells]
         float* sums = scores + 2 * group * cells;        // [blocks][group][block]
 
         if (stop == d.column + 1) {
-            turn(mine + (d.heads + key) * dim, turns, turned);
-            const float* v = mine + (d.heads + d.key_heads + key) * dim;
-            for (long i = 0; i < dim; i++) {
-                store1(keys + d.column * dim + i, turned[i]);
-                store1(values + d.column * dim + i, v[i]);
-            }
+            const float* k = read_range(qkv, shared.wide, layer.qkv_bias, r, (d.heads + key) * dim, dim, given);
+            turn(k, turns, turned);
+            for (long i = 0; i < dim; i += VW) vstore_n(keys + d.column * dim + i, vload(turned + i), dim - i);
+            const long at = (d.heads + d.key_heads + key) * dim;
+            const float* v = read_range(qkv, shared.wide, layer.qkv_bias, r, at, dim, given);
+            for (long i = 0; i < dim; i += VW) vstore_n(values + d.column * dim + i, vload(v + i), dim - i);
         }
+        const float* mine = read_range(qkv, shared.wide, layer.qkv_bias, r, key * group * dim, group * dim, given);
         for (long g = 0; g < group; g++) {
-            turn(mine + (key * group + g) * dim, turns, turned);
-            for (long i = 0; i < dim; i += VW) put<C>(q + g * lanes + i, vload(turned + i), smaller(VW, dim - i));
+            turn(mine + g * dim, turns, turned);
+            for (long i = 0; i < dim; i += VW) put<C>(q + g * lanes + i, vload(turned + i), dim - i);
             clear_rest(q + g * lanes, dim);
         }
-        multiply_rows<C>(keys + first * dim, dim, count, q, lanes, group, dim, scores, cells);
-        const vf scale = vset(1.0f / __builtin_sqrtf((float)dim));
-        for (long g = 0; g < group; g++) {
-            float* row = scores + g * cells;
-            for (long i = count; i < round_up(count, VW); i++) row[i] = -__builtin_inff();
-            vf largest = vload(row), total = vzero();
-            for (long i = VW; i < count; i += VW) largest = vmax(largest, vload(row + i));
-            const vf most = vset(vlargest(largest));
-            for (long i = 0; i < count; i += VW) {
-                const vf p = stored<C>(vexp(vmul(vsub(vload(row + i), most), scale)));
-                total = vadd(total, i + VW <= count ? p : only(p, count - i));
-                put<C>(weights + g * cells + i, p, count - i);
-            }
-            if (count % 2) weights[g * cells + count] = 0;
-            float* part = shared.parts + ((r * d.heads + key * group + g) * kMostChunks + chunk) * (dim + 2);
-            float one[VW];
-            vstore(one, vmul(most, scale));
-            part[0] = vsum(total);
-            part[1] = one[0];
-        }
-        multiply_columns<C>(values + first * dim, dim, weights, cells, group, count, dim, sums);
+        multiply_rows<C>(keys + first * dim, dim, count, q, lanes, group, dim, scores, cells, nullptr);
+        float* to = shared.attended + ((r * d.heads + key * group) * kMostChunks + chunk) * (dim + 2);
+        weigh(scores, cells, count, weights, to);
+        multiply_columns<C>(values + first * dim, dim, weights, cells, group, count, dim, sums, nullptr);
         const long block = Operand<C>::columns;
         for (long c = 0; c < dim; c += block)
             for (long g = 0; g < group; g++, sums += block) {
-                float* part = shared.parts + ((r * d.heads + key * group + g) * kMostChunks + chunk) * (dim + 2) + 2;
+                float* part = to + g * kMostChunks * (dim + 2) + 2 + c;
                 vf a, b;
                 column_sums<C>(sums, &a, &b);
-                vstore_n(part + c, a, smaller(VW, dim - c));
-                if (dim - c > VW) vstore_n(part + c + VW, b, smaller(VW, dim - c - VW));
+                vstore_n(part, a, dim - c);
+                if (dim - c > VW) vstore_n(part + VW, b, dim - c - VW);
             }
     }
 
-    static vf only(vf x, long n) {
-        float part[VW];
-        vstore(part, x);
-        return vload_n(part, n);
+    // Scores of the heads of a group to weights e^(s - max); their sum and the largest score to `to`.
+    void weigh(float* scores, long cells, long count, Y* weights, float* to) const {
+        const vf scale = vset(1.0f / __builtin_sqrtf((float)d.dim));
+        for (long g = 0; g < group; g++, to += kMostChunks * (d.dim + 2)) {
+            float* row = scores + g * cells;
+            for (long i = count; i < round_up(count, VW); i++) row[i] = -1e30f;
+            vf largest = vload(row), sum = vzero();
+            for (long i = VW; i < count; i += VW) largest = vmax(largest, vload(row + i));
+            const float most = vlargest(largest);
+            for (long i = 0; i < count; i += VW) {
+                const vf p = stored<C>(vexp(vmul(vsub(vload(row + i), vset(most)), scale)));
+                sum = vadd(sum, p);
+                put<C>(weights + g * cells + i, p, VW);
+            }
+            float largest_score[VW];
+            vstore(largest_score, vmul(vset(most), scale));
+            to[0] = vsum(sum);
+            to[1] = largest_score[0];
+        }
     }
 
-    void embed() const {
-        for (long r = 0; r < d.rows; r++) {
-            const T* from = (const T*)d.embedding + d.ids[r] * d.hidden;
-            float* to = shared.x + r * d.hidden;
-            for (long i = 0; i < d.hidden; i += VW) vstore_n(to + i, vload_n(from + i, d.hidden - i), d.hidden - i);
+    // ---- logits -----------------------------------------------------------------------------------
+    long head_row(long task) const { return smaller(d.vocab, (d.vocab + 15) / 16 * task / head_tasks * 16); }
+
+    void logits(long task, int thread, Ahead* ahead) const {
+        const T *w = (const T*)d.head, *bias = (const T*)d.head_bias;
+        const X* x = (const X*)shared.normed;
+        if (d.head_transposed) {
+            const long start = head_row(task), stop = head_row(task + 1);
+            multiply_rows<T>(w + start * d.hidden, d.hidden, stop - start, x, padded(d.hidden), d.rows, d.hidden,
+                             d.logits + start, d.vocab, ahead);
+            for (long r = 0; bias && r < d.rows; r++)
+                for (long v = start; v < stop; v++) d.logits[r * d.vocab + v] += load1(bias + v);
+            return;
         }
+        const long start = head.column(task), stop = head.column_end(task), block = Cut<T>::block;
+        float* sums = ek_scratch<float>(thread, 1, round_up(stop - start, block) * d.rows);
+        multiply_columns<T>(w + start, d.vocab, x, padded(d.hidden), d.rows, d.hidden, stop - start, sums, ahead);
+        for (long c = start; c < stop; c += block)
+            for (long r = 0; r < d.rows; r++, sums += block) {
+                float* to = d.logits + r * d.vocab;
+                vf part[2];
+                column_sums<T>(sums, &part[0], &part[1]);
+                for (long i = c, j = 0; j < 2 && i < stop; i += VW, j++)
+                    vstore_n(to + i, bias ? vadd(part[j], vload_n(bias + i, stop - i)) : part[j], stop - i);
+            }
     }
 
     // ---- tasks in their order -----------------------------------------------------------------
     struct Place {
-        long layer;  // num_layers: the head
-        int phase;   // of the layer
-        long task;   // in the phase
-        long first;  // tasks before the phase
+        long layer;         // num_layers: the head
+        int phase;          // of the layer
+        long task;          // in the phase
+        long first, after;  // tasks before the phase, and before the next one
     };
     Place find(long number) const {
-        const long per_layer = before[kPhases], l = (number - 1) / per_layer;
-        const long base = 1 + l * per_layer;
+        const long l = number / before[kPhases], base = l * before[kPhases];
         if (l >= d.num_layers) {
-            const long first = 1 + d.num_layers * per_layer;
-            return {d.num_layers, 0, number - first, first};
+            const long first = d.num_layers * before[kPhases];
+            return {d.num_layers, 0, number - first, first, total};
         }
         int p = 0;
         while (number - base >= before[p + 1]) p++;
-        return {l, p, number - base - before[p], base + before[p]};
+        return {l, p, number - base - before[p], base + before[p], base + before[p + 1]};
     }
 
-    void fetch(const Place& at) const {
-        const T* w;
+    // The weights of a task.
+    Region region(const Place& at) const {
         if (at.layer == d.num_layers) {
-            w = (const T*)d.head;
-            if (!d.head_transposed) fetch_columns(w + head.start(at.task), d.vocab, d.hidden, width_of(head, at.task));
-            else fetch_columns(w + head.start(at.task) * d.hidden, d.hidden, kRows, d.hidden);
-            return;
-        }
-        const DecodeLayer& layer = d.layers[at.layer];
-        const long heads = d.heads * d.dim;
-        if (at.phase == 0) fetch_columns((const T*)layer.qkv + qkv.start(at.task), width, d.hidden, width_of(qkv, at.task));
-        if (at.phase == 2) fetch_columns((const T*)layer.out + out.start(at.task), d.hidden, heads, width_of(out, at.task));
-        if (at.phase == 3)
-            fetch_columns((const T*)layer.gate_up + inner.start(at.task), 2 * d.inner, d.hidden, width_of(inner, at.task));
-        if (at.phase == 4) fetch_columns((const T*)layer.down + down.start(at.task), d.hidden, d.inner, width_of(down, at.task));
-    }
-    static long width_of(const Pieces& pieces, long task) { return pieces.start(task + 1) - pieces.start(task); }
-
-    void run(const Place& at, bool fresh, int thread) const {
-        const long widest = larger(d.hidden, d.heads * d.dim);
-        X* x = ek_scratch<X>(thread, 0, d.rows * padded(widest));
-        if (at.layer == d.num_layers) {
-            if (fresh) normalise(d.final_norm, x);
-            logits(x, at.task, thread);
-            return;
+            if (!d.head_transposed) return head.region(d.head, at.task);
+            const long row = d.hidden * sizeof(T), start = head_row(at.task);
+            return {(const char*)d.head + start * row, row, row, head_row(at.task + 1) - start};
         }
         const DecodeLayer& layer = d.layers[at.layer];
         switch (at.phase) {
-        case 0:
-            if (fresh) normalise(layer.attention_norm, x);
-            product(layer.qkv, width, x, d.hidden, qkv.start(at.task), qkv.start(at.task + 1), thread,
-                    [&](long r, long c, vf y, long n) {
-                        vstore_n(shared.qkv + r * width + c, biased(y, layer.qkv_bias, c, n), n);
-                    });
-            break;
-        case 1:
-            attend(layer, at.task, thread);
-            break;
-        case 2:
-            if (fresh) join(x);
-            add_product(layer.out, layer.out_bias, x, d.heads * d.dim, out, at.task, thread);
-            break;
-        case 3:
-            if (fresh) normalise(layer.mlp_norm, x);
-            widen(layer, x, at.task, thread);
-            break;
-        default:
-            add_product(layer.down, layer.down_bias, (const X*)shared.widened, d.inner, down, at.task, thread);
+        case 0: return qkv.region(layer.qkv, at.task);
+        case 2: return out.region(layer.out, at.task);
+        case 3: return wide.region(layer.gate_up, at.task);
+        case 4: return down.region(layer.down, at.task);
+        default: return {nullptr, 0, 0, 0};
         }
+    }
+
+    void run(const Place& at, int thread, Ahead* ahead) const {
+        if (at.layer == d.num_layers) return logits(at.task, thread, ahead);
+        const DecodeLayer& layer = d.layers[at.layer];
+        const X* normed = (const X*)shared.normed;
+        if (at.phase == 0) {
+            product(qkv, layer.qkv, normed + qkv.input(at.task), padded(d.hidden), at.task, shared.wide, ahead);
+        } else if (at.phase == 1) {
+            attend(layer, at.task, thread);
+        } else if (at.phase == 2) {
+            X* x = ek_scratch<X>(thread, 0, d.rows * padded(out.part));
+            join(out.input(at.task), out.input_end(at.task), x, padded(out.part));
+            product(out, layer.out, x, padded(out.part), at.task, shared.narrow, ahead);
+        } else if (at.phase == 3) {
+            product(wide, layer.gate_up, normed + wide.input(at.task), padded(d.hidden), at.task, shared.wide, ahead);
+        } else {
+            const long stride = padded(down.part), range = stride + 64;
+            float* gates = ek_scratch<float>(thread, 2, 2 * range);
+            X* x = ek_scratch<X>(thread, 0, d.rows * stride);
+            activate(layer, down.input(at.task), down.input_end(at.task), gates, gates + range, x, stride);
+            product(down, layer.down, x, stride, at.task, shared.narrow, ahead);
+        }
+    }
+
+    // What the end of a phase has to bring about before the next one.
+    void end(const Place& at) const {
+        if (at.layer == d.num_layers) return;
+        const DecodeLayer& layer = d.layers[at.layer];
+        if (at.phase == 2) {
+            add(out, layer.out_bias);
+            normalise(layer.mlp_norm);
+        }
+        if (at.phase == 4) {
+            add(down, layer.down_bias);
+            normalise(at.layer + 1 == d.num_layers ? d.final_norm : d.layers[at.layer + 1].attention_norm);
+        }
+    }
+
+    long take(Place* at, Ahead* ahead) const {
+        const long number = __atomic_fetch_add(shared.taken, 1, __ATOMIC_RELAXED);
+        if (number < total) {
+            *at = find(number);
+            const Region weights = region(*at);
+            if (weights.rows > 0) ahead->append(weights);
+        }
+        return number;
     }
 
     // Takes tasks until none is left.
     void work(int thread) const {
-        long prepared = -1;
-        for (;;) {
-            const long number = __atomic_fetch_add(shared.taken, 1, __ATOMIC_RELAXED);
-            if (number >= total) return;
-            if (number == 0) {
-                embed();
-            } else {
-                const Place at = find(number);
-                fetch(at);
-                wait_for(at.first);
-                run(at, prepared != at.first, thread);
-                prepared = at.first;
-            }
-            __atomic_fetch_add(shared.done, 1, __ATOMIC_RELEASE);
-        }
-    }
-
-    void wait_for(long tasks) const {
-        for (long spins = 1; __atomic_load_n(shared.done, __ATOMIC_ACQUIRE) < tasks; spins++) {
+        Ahead ahead;
+        Place at, next;
+        long number = take(&at, &ahead);
+        while (number < total) {
+            ahead.prime();
+            const long next_number = take(&next, &ahead);
+            for (long spins = 1; __atomic_load_n(shared.open, __ATOMIC_ACQUIRE) < at.first; spins++) {
 #if defined(__x86_64__)
-            __builtin_ia32_pause();
+                __builtin_ia32_pause();
 #endif
-            if (spins % kPatience == 0) sched_yield();  // who holds the task may want this core
+                if (spins % kPatience == 0) sched_yield();  // who holds the task may want this core
+            }
+            run(at, thread, &ahead);
+            if (__atomic_add_fetch(shared.done, 1, __ATOMIC_ACQ_REL) == at.after) {
+                end(at);
+                __atomic_store_n(shared.open, at.after, __ATOMIC_RELEASE);
+            }
+            number = next_number;
+            at = next;
         }
     }
 };
@@ -429,7 +489,9 @@ template <class T, class C>
 static void decode(const Decode& d) {
     const long threads = ek_get_threads();
     const Token<T, C> token(d, threads);
-    *token.shared.taken = *token.shared.done = 0;
+    *token.shared.taken = *token.shared.done = *token.shared.open = 0;
+    token.embed();
+    token.normalise(d.layers[0].attention_norm);
     ek_parallel(threads, [&](long, int thread) { token.work(thread); });
 }
 

@@ -1,16 +1,25 @@
 // Products of a few vectors with a large matrix, as decoding needs them: the matrix is read once, from
 // memory, and everything is arranged so that nothing but this reading takes time.
 //
-//   columns  y[c] = sum_k x[k] W[k][c]   weights [in, out]: some columns, all of K, blocks of rows of W
+//   columns  y[c] = sum_k x[k] W[k][c]   weights [in, out]: four rows of W at a time over many columns
 //   rows     y[v] = sum_k x[k] W[v][k]   the tied output table, and the keys of a cache
 //
 // Up to eight vectors share what was read. A sum runs over k in one order, whatever the number of
 // vectors and of threads and wherever a range of columns begins. With bf16 matrices the vectors are
 // rounded to bf16 too, as they are where operators store their results; sums are fp32.
+//
+// What is read is asked for long before it is needed, line by line in the order of the memory and beyond
+// the end of a task into the next one (`Ahead`): processors fetch ahead by themselves only what looks
+// like one stream, and four rows at a time do not.
 #pragma once
 
 #include "pool.h"
 #include "vec.h"
+
+#define EK_INLINE_MEMBER inline __attribute__((always_inline))
+#ifndef EK_LEAD
+#define EK_LEAD 256
+#endif
 
 namespace EK_NS {
 namespace {
@@ -30,7 +39,8 @@ struct Operand<bf16> {
 #endif
 
 enum {
-    kRows = 16,                        // rows of W that one pass over the columns takes in
+    kFewRows = 4, kManyRows = 16,      // rows of W that one pass over the columns takes in, by vectors
+    kLead = EK_LEAD,                   // lines asked for in advance
     kTile = EK_LEVEL >= 2 ? 8 : 4,     // vectors that share a pass, at most
     kPad = 32                          // vectors are filled up with zeros to a multiple of this
 };
@@ -39,7 +49,51 @@ EK_INLINE long round_up(long n, long unit) { return (n + unit - 1) / unit * unit
 EK_INLINE long smaller(long a, long b) { return a < b ? a : b; }
 EK_INLINE long larger(long a, long b) { return a > b ? a : b; }
 EK_INLINE long padded(long n) { return round_up(n, kPad); }
-EK_INLINE void ahead(const void* p) { __builtin_prefetch(p, 0, 3); }
+EK_INLINE void ask_for(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// Runs of memory of one length: rows of a range of columns.
+struct Region {
+    const char* start;
+    long run, stride, rows;  // bytes, bytes, number
+};
+
+// Asks for the memory of one region after the other.
+struct Ahead {
+    const char* at = nullptr;
+    const char* end = nullptr;  // of this run
+    Region now{nullptr, 0, 0, 0}, next{nullptr, 0, 0, 0};
+    long lines = 0;  // asked for and not used yet
+
+    EK_INLINE_MEMBER bool any() const { return now.rows > 0; }
+    void enter() {
+        now = next;
+        next.rows = 0;
+        at = now.start;
+        end = at + now.run;
+    }
+    // A region that follows; one that is still waiting is given up.
+    void append(const Region& region) {
+        next = region;
+        if (!any()) enter();
+    }
+    EK_INLINE_MEMBER void ask() {
+        ask_for(at);
+        at += 64;
+        if (at < end) return;
+        now.start += now.stride;
+        at = now.start;
+        end = at + now.run;
+        if (--now.rows == 0) enter();
+    }
+    void prime() {
+        for (; lines < kLead && any(); lines++) ask();
+    }
+    // A line is used: ask for another.
+    EK_INLINE_MEMBER void step() {
+        if (any()) ask();
+        else if (lines > 0) lines--;
+    }
+};
 
 // A vector as the type T stores it, in fp32.
 template <class T>
@@ -63,20 +117,15 @@ EK_INLINE void clear_rest(X* x, long n) {
 }
 
 // ---- columns -------------------------------------------------------------------------------
-// R vectors, `steps` rows of W, one block of columns (n of them): sums += x W. `next` is the distance
-// to the row that is fetched meanwhile, 0 for none. Sums of a block are [R][columns] in its own order.
+// R vectors, `steps` rows of W, one block of columns (n of them): sums += x W. Sums of a block are
+// [R][columns] in an order of its own, see `column_sums`.
 template <class T, int R, bool WHOLE>
-EK_INLINE void column_block(const T* w, long stride, const float* x, long x_stride, long steps, long n, long next,
-                            float* sums) {
+EK_INLINE void column_block(const T* w, long stride, const float* x, long x_stride, long steps, long n, float* sums) {
     vf a[R], b[R];
     for (int r = 0; r < R; r++) a[r] = vload(sums + r * 2 * VW), b[r] = vload(sums + r * 2 * VW + VW);
     for (long k = 0; k < steps; k++, w += stride) {
         const vf u = WHOLE ? vload(w) : vload_n(w, n);
         const vf v = WHOLE ? vload(w + VW) : n > VW ? vload_n(w + VW, n - VW) : vzero();
-        if (next) {
-            ahead(w + next);
-            if (2 * VW * sizeof(T) > 64) ahead(w + next + VW);
-        }
         for (int r = 0; r < R; r++) {
             const vf s = vset(x[r * x_stride + k]);
             a[r] = vfma(u, s, a[r]);
@@ -85,6 +134,31 @@ EK_INLINE void column_block(const T* w, long stride, const float* x, long x_stri
     }
     for (int r = 0; r < R; r++) vstore(sums + r * 2 * VW, a[r]), vstore(sums + r * 2 * VW + VW, b[r]);
 }
+
+#if EK_LEVEL >= 3
+template <class T, int R, bool WHOLE>
+EK_INLINE void column_block(const bf16* w, long stride, const bf16* x, long x_stride, long steps, long n, float* sums) {
+    const __mmask32 mask = WHOLE ? 0xffffffffu : (__mmask32)((1ul << n) - 1ul);
+    vf a[R], b[R];
+    for (int r = 0; r < R; r++) a[r] = vload(sums + r * 32), b[r] = vload(sums + r * 32 + 16);
+    for (long k = 0; k < steps; k += 2, w += 2 * stride) {
+        const __m512i u = WHOLE ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi16(mask, w);
+        const bf16* second = w + stride;
+        const __m512i v = k + 1 == steps ? _mm512_setzero_si512()
+                          : WHOLE        ? _mm512_loadu_si512(second)
+                                         : _mm512_maskz_loadu_epi16(mask, second);
+        const __m512bh low = (__m512bh)_mm512_unpacklo_epi16(u, v), high = (__m512bh)_mm512_unpackhi_epi16(u, v);
+        for (int r = 0; r < R; r++) {
+            int pair;
+            memcpy(&pair, x + r * x_stride + k, 4);
+            const __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
+            a[r] = _mm512_dpbf16_ps(a[r], low, s);
+            b[r] = _mm512_dpbf16_ps(b[r], high, s);
+        }
+    }
+    for (int r = 0; r < R; r++) vstore(sums + r * 32, a[r]), vstore(sums + r * 32 + 16, b[r]);
+}
+#endif
 
 // Sums of a block in the order of its columns, in two vectors.
 template <class T>
@@ -102,83 +176,49 @@ EK_INLINE void column_sums(const float* sums, vf* a, vf* b) {
 #endif
 }
 
-#if EK_LEVEL >= 3
-template <class T, int R, bool WHOLE>
-EK_INLINE void column_block(const bf16* w, long stride, const bf16* x, long x_stride, long steps, long n, long next,
-                            float* sums) {
-    const __mmask32 mask = WHOLE ? 0xffffffffu : (__mmask32)((1ul << n) - 1ul);
-    vf a[R], b[R];
-    for (int r = 0; r < R; r++) a[r] = vload(sums + r * 32), b[r] = vload(sums + r * 32 + 16);
-    for (long k = 0; k < steps; k += 2, w += 2 * stride) {
-        const __m512i u = WHOLE ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi16(mask, w);
-        const bf16* second = w + stride;
-        const __m512i v = k + 1 == steps ? _mm512_setzero_si512()
-                          : WHOLE        ? _mm512_loadu_si512(second)
-                                         : _mm512_maskz_loadu_epi16(mask, second);
-        if (next) {
-            ahead(w + next);
-            ahead(second + next);
-        }
-        const __m512bh low = (__m512bh)_mm512_unpacklo_epi16(u, v), high = (__m512bh)_mm512_unpackhi_epi16(u, v);
-        for (int r = 0; r < R; r++) {
-            int pair;
-            memcpy(&pair, x + r * x_stride + k, 4);
-            const __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
-            a[r] = _mm512_dpbf16_ps(a[r], low, s);
-            b[r] = _mm512_dpbf16_ps(b[r], high, s);
-        }
-    }
-    for (int r = 0; r < R; r++) vstore(sums + r * 32, a[r]), vstore(sums + r * 32 + 16, b[r]);
-}
-#endif
-
 template <class T, int R>
 EK_INLINE void column_tile(const T* w, long stride, const typename Operand<T>::type* x, long x_stride, long steps,
-                           long n, long next, float* sums) {
-    if (n == Operand<T>::columns) column_block<T, R, true>(w, stride, x, x_stride, steps, n, next, sums);
-    else column_block<T, R, false>(w, stride, x, x_stride, steps, n, next, sums);
+                           long n, float* sums) {
+    if (n < Operand<T>::columns) column_block<T, R, false>(w, stride, x, x_stride, steps, n, sums);
+    else if (steps == kFewRows) column_block<T, R, true>(w, stride, x, x_stride, kFewRows, n, sums);
+    else column_block<T, R, true>(w, stride, x, x_stride, steps, n, sums);
 }
 
 // Sums of `vectors` vectors x [vectors][x_stride] over `columns` columns of w [k][stride], to `sums`
 // [blocks][vectors][block]: see `column_sums`.
 template <class T>
 static void multiply_columns(const T* w, long stride, const typename Operand<T>::type* x, long x_stride, long vectors,
-                             long k, long columns, float* sums) {
-    const long block = Operand<T>::columns;
+                             long k, long columns, float* sums, Ahead* ahead) {
+    const long block = Operand<T>::columns, many = vectors >= 4 ? kManyRows : kFewRows;
     memset(sums, 0, sizeof(float) * round_up(columns, block) * vectors);
-    for (long k0 = 0; k0 < k; k0 += kRows) {
-        const long steps = smaller(kRows, k - k0);
-        const long next = k0 + kRows < k ? kRows * stride : 0;
+    for (long k0 = 0; k0 < k; k0 += many) {
+        const long steps = smaller(many, k - k0);
         for (long c = 0; c < columns; c += block) {
             const T* part = w + k0 * stride + c;
             const long n = smaller(block, columns - c);
             float* out = sums + c * vectors;
+            if (ahead != nullptr && c * sizeof(T) % 64 == 0)
+                for (long i = 0; i < steps; i++)
+                    for (long j = 0; j < n * (long)sizeof(T); j += 64) ahead->step();
             for (long r = 0; r < vectors;) {
                 const typename Operand<T>::type* mine = x + r * x_stride + k0;
-                const long fetch = r == 0 ? next : 0, left = vectors - r;
+                const long left = vectors - r;
                 if (kTile == 8 && left >= 8) {
-                    column_tile<T, kTile>(part, stride, mine, x_stride, steps, n, fetch, out);
+                    column_tile<T, kTile>(part, stride, mine, x_stride, steps, n, out);
                     r += 8, out += 8 * block;
                 } else if (left >= 4) {
-                    column_tile<T, 4>(part, stride, mine, x_stride, steps, n, fetch, out);
+                    column_tile<T, 4>(part, stride, mine, x_stride, steps, n, out);
                     r += 4, out += 4 * block;
                 } else if (left >= 2) {
-                    column_tile<T, 2>(part, stride, mine, x_stride, steps, n, fetch, out);
+                    column_tile<T, 2>(part, stride, mine, x_stride, steps, n, out);
                     r += 2, out += 2 * block;
                 } else {
-                    column_tile<T, 1>(part, stride, mine, x_stride, steps, n, fetch, out);
+                    column_tile<T, 1>(part, stride, mine, x_stride, steps, n, out);
                     r += 1, out += block;
                 }
             }
         }
     }
-}
-
-// What multiply_columns reads first, on its way while its vectors are not there yet.
-template <class T>
-EK_INLINE void fetch_columns(const T* w, long stride, long k, long columns) {
-    for (long i = 0; i < smaller(k, kRows); i++)
-        for (long c = 0; c < columns; c += 64 / (long)sizeof(T)) ahead(w + i * stride + c);
 }
 
 // ---- rows ----------------------------------------------------------------------------------
@@ -211,8 +251,8 @@ EK_INLINE void lane_sums(const vf* x, float* out) {
 
 // R vectors with 16 / R rows of W: out [16 / R][R].
 template <class T, int R>
-EK_INLINE void row_block(const T* w, long stride, long count, const float* x, long x_stride, long k, bool fetch,
-                         float* out) {
+EK_INLINE void row_block(const T* w, long stride, long count, const float* x, long x_stride, long k,
+                         Ahead* ahead, float* out) {
     constexpr int V = 16 / R;
     vf sums[16];
     for (int i = 0; i < 16; i++) sums[i] = vzero();
@@ -223,7 +263,7 @@ EK_INLINE void row_block(const T* w, long stride, long count, const float* x, lo
         for (int r = 0; r < R; r++) s[r] = vload(x + r * x_stride + i);
         for (int v = 0; v < V; v++) {
             const vf u = vload_n(rows[v] + i, k - i);
-            if (fetch) ahead(rows[v] + 16 * stride + i);
+            if (ahead != nullptr && i * sizeof(T) % 64 == 0) ahead->step();
             for (int r = 0; r < R; r++) sums[v * R + r] = vfma(u, s[r], sums[v * R + r]);
         }
     }
@@ -232,8 +272,8 @@ EK_INLINE void row_block(const T* w, long stride, long count, const float* x, lo
 
 #if EK_LEVEL >= 3
 template <class T, int R>
-EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, long x_stride, long k, bool fetch,
-                         float* out) {
+EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, long x_stride, long k,
+                         Ahead* ahead, float* out) {
     constexpr int V = 16 / R;
     vf sums[16];
     for (int i = 0; i < 16; i++) sums[i] = vzero();
@@ -245,7 +285,7 @@ EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, 
         for (int r = 0; r < R; r++) s[r] = (__m512bh)_mm512_loadu_si512(x + r * x_stride + i);
         for (int v = 0; v < V; v++) {
             const __m512bh u = (__m512bh)_mm512_maskz_loadu_epi16(mask, rows[v] + i);
-            if (fetch) ahead(rows[v] + 16 * stride + i);
+            if (ahead != nullptr && i * sizeof(T) % 64 == 0) ahead->step();
             for (int r = 0; r < R; r++) sums[v * R + r] = _mm512_dpbf16_ps(sums[v * R + r], u, s[r]);
         }
     }
@@ -255,12 +295,12 @@ EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, 
 
 template <class T, int R>
 EK_INLINE void row_tile(const T* w, long stride, long count, const typename Operand<T>::type* x, long x_stride, long k,
-                        bool fetch, float* out, long out_stride) {
+                        Ahead* ahead, float* out, long out_stride) {
     constexpr long V = 16 / R;
     for (long v = 0; v < count; v += V) {
         const long n = smaller(V, count - v);
         float sums[16];
-        row_block<T, R>(w + v * stride, stride, n, x, x_stride, k, fetch, sums);
+        row_block<T, R>(w + v * stride, stride, n, x, x_stride, k, ahead, sums);
         for (int r = 0; r < R; r++)
             for (long i = 0; i < n; i++) out[r * out_stride + v + i] = sums[i * R + r];
     }
@@ -269,23 +309,22 @@ EK_INLINE void row_tile(const T* w, long stride, long count, const typename Oper
 // out [vectors][out_stride] = x [vectors][x_stride] times the transposed w [count][stride].
 template <class T>
 static void multiply_rows(const T* w, long stride, long count, const typename Operand<T>::type* x, long x_stride,
-                          long vectors, long k, float* out, long out_stride) {
+                          long vectors, long k, float* out, long out_stride, Ahead* ahead) {
     for (long v = 0; v < count; v += 16) {
         const long n = smaller(16, count - v);
-        const bool fetch = v + 16 < count;
         for (long r = 0; r < vectors;) {
             const typename Operand<T>::type* mine = x + r * x_stride;
             float* to = out + r * out_stride + v;
             const long left = vectors - r;
             const T* part = w + v * stride;
             if (left >= 4) {
-                row_tile<T, 4>(part, stride, n, mine, x_stride, k, fetch && r == 0, to, out_stride);
+                row_tile<T, 4>(part, stride, n, mine, x_stride, k, r == 0 ? ahead : nullptr, to, out_stride);
                 r += 4;
             } else if (left >= 2) {
-                row_tile<T, 2>(part, stride, n, mine, x_stride, k, fetch && r == 0, to, out_stride);
+                row_tile<T, 2>(part, stride, n, mine, x_stride, k, r == 0 ? ahead : nullptr, to, out_stride);
                 r += 2;
             } else {
-                row_tile<T, 1>(part, stride, n, mine, x_stride, k, fetch && r == 0, to, out_stride);
+                row_tile<T, 1>(part, stride, n, mine, x_stride, k, r == 0 ? ahead : nullptr, to, out_stride);
                 r += 1;
             }
         }
