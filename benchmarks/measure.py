@@ -16,6 +16,12 @@ from typing import Any
 
 RESULT = "RESULT "
 HERE = Path(__file__).parent
+# What `cli/launch.py` does for ErnieKit by mallopt, for a process that does not call it.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 
 
 @dataclass(frozen=True)

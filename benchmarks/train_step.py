@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from measure import Work, WorkerError, machine, run_worker, say, table
+from measure import KEEP_MEMORY, Work, WorkerError, machine, run_worker, say, table
 from peer_environment import find_peer
 
 # Relative difference of first losses: of fp32, and of bf16, which rounds differently on each side.
@@ -43,12 +43,6 @@ TORCH = {
 }
 # Same precision of weights' masters and optimizer states: our mode -> PyTorch's.
 SAME_STATES = {"bf16": "bf16_autocast", "bf16_lowprecision_moment": "bf16_pure"}
-# What `cli/launch.py` does for ErnieKit by mallopt, for a process that does not call it.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "MALLOC_TOP_PAD_": "67108864",
-}
 
 
 @dataclass

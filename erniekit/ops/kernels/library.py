@@ -168,7 +168,7 @@ def _build_alone(folder: Path, program: tuple[str, ...]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_whole(folder):
             return
-        logger.info(f"compiling the native kernels (once, about a minute) into {folder}")
+        logger.info(f"compiling the native kernels (once) into {folder}")
         build.build(folder, program, objects=folder.parent / "objects" if _CLONE.exists() else None)
 
 
