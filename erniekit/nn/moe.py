@@ -21,6 +21,7 @@ from paddle import nn
 
 from erniekit.nn.mlp import GatedMLP
 from erniekit.ops import remake
+from erniekit.ops.concat import concat
 from erniekit.ops.linear import add, linear
 from erniekit.ops.moe import (
     Routing,
@@ -238,7 +239,7 @@ class MixtureOfExperts(nn.Layer):
             own_NH = paddle.gather(x_NH, rows_N)
             own_types_N = paddle.gather(types_N, rows_N)
             parts.append(self._of_modality(own_NH, modality, records, layer, rows_N, own_types_N))
-        return paddle.gather(paddle.concat(parts), paddle.argsort(order_N))
+        return paddle.gather(concat(parts), paddle.argsort(order_N))
 
     def _of_modality(
         self,

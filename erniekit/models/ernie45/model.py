@@ -31,6 +31,7 @@ from erniekit.nn.moe import MixtureOfExperts, RouterRecord
 from erniekit.nn.norm import RMSNorm
 from erniekit.ops import backend
 from erniekit.ops.attention import Visibility, visibility
+from erniekit.ops.concat import concat
 from erniekit.ops.dropout import dropout
 from erniekit.ops.rope import rotations
 
@@ -184,7 +185,7 @@ class _Decoder(nn.Layer):
             next_ids_BT = paddle.concat([next_ids_BT[:, 1:], paddle.zeros_like(next_ids_BT[:, :1])], axis=1)
             tokens = self.mtp_emb_norm[depth](self.embed_tokens(next_ids_BT))[1]
             before = self.mtp_hidden_norm[depth](stream)[1]
-            joined = self.mtp_linear_proj[depth](paddle.concat([tokens, before], axis=-1))
+            joined = self.mtp_linear_proj[depth](concat([tokens, before], axis=-1))
             index = len(self.layers) + depth
             stream, delta = block(joined, None, turns, visible, None, index, token_types_BT, records)
             stream, hidden_ahead = self.norm(stream, delta)
