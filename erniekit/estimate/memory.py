@@ -12,6 +12,8 @@ x head_dim, I intermediate, N heads, S tokens of the sample a token belongs to):
 | attention: result; weights of samples up to 1024 tokens, in tiles of 128 | Q + N (S + 128) / 2 | + Q |
 | attention with dropout: result; scores, weights and mask in full | Q + 3 N S | + Q |
 | MLP: gate and up, their product | 3 I | 3 I |
+| k experts: sorted rows, gate and up, their product, results; scores | k (2 H + 3 I) + 6 E | same |
+| shared experts | 3 I | 3 I |
 
 A CPU has no arithmetic in bf16, so with bf16 storage every operator widens its input, and the
 matrix products keep their weights widened until the backward pass has come by.
@@ -122,7 +124,10 @@ def inference_memory(
     query = config.num_attention_heads * config.head_dim
     wide = 4 if on_cpu else width
     # The widest operator of a layer, its input and its output; the scores of all heads.
-    one_layer = max(4 * config.intermediate_size, 2 * (query + 2 * key)) + 2 * config.hidden_size
+    widest = 4 * config.intermediate_size
+    if config.is_moe_layer(config.num_hidden_layers - 1):
+        widest = max(widest, config.moe_k * (config.hidden_size + 4 * config.moe_intermediate_size[0]))
+    one_layer = max(widest, 2 * (query + 2 * key)) + 2 * config.hidden_size
     scores = 2 * config.num_attention_heads * prompt
     widened = 4 * config.vocab_size * config.hidden_size if width == 2 and on_cpu else 0
     return {
@@ -138,7 +143,7 @@ def _kept_numbers(
     config: Any, attended: float, *, wide_copies: bool, on_cpu: bool, attention_dropout: float
 ) -> float:
     """Numbers a token that all layers and what comes after them keep, see the module docstring."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     query = config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
     weights = 0.0
@@ -147,9 +152,20 @@ def _kept_numbers(
     elif on_cpu and attended <= KEEP_WEIGHTS_UP_TO:
         weights = config.num_attention_heads * (attended + TILE) / 2
     if wide_copies:
-        layer = 6 * hidden + (query + 2 * key) + 2 * query + 3 * inner
+        layer = 6 * hidden + (query + 2 * key) + 2 * query
     else:
-        layer = 4 * hidden + (query + 2 * key) + (query + key) + query + 3 * inner
+        layer = 4 * hidden + (query + 2 * key) + (query + key) + query
     # Last norm and its input, labelled rows of it and their gradient, and the rotation of each position.
     ends = 4 * hidden + query + key
-    return config.num_hidden_layers * (layer + weights) + ends
+    return config.num_hidden_layers * (layer + weights) + inner_numbers(config) + ends
+
+
+def inner_numbers(config: Any) -> float:
+    """Numbers a text token that the MLPs and experts of all layers keep."""
+    moe = sum(map(config.is_moe_layer, range(config.num_hidden_layers)))
+    dense = (config.num_hidden_layers - moe) * 3 * config.intermediate_size
+    if not moe:
+        return dense
+    experts = config.moe_k * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
+    scores = 6 * config.moe_num_experts[0]
+    return dense + moe * (experts + 3 * config.shared_intermediate_size() + scores)

@@ -3,7 +3,7 @@
 import pytest
 
 from erniekit.estimate.flops import forward_flops, seconds, training_flops, utilisation
-from erniekit.testing.tiny_checkpoint import tiny_config
+from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
 CONFIG = tiny_config(vocab_size=1000, tie_word_embeddings=True, use_bias=False)
 # Multiplications a token: qkv 32*128, o 64*32, MLP 3*32*48, in two layers; head 32*1000.
@@ -18,6 +18,16 @@ def test_forward():
     assert forward_flops(CONFIG, attended=9) == 2 * (WEIGHTS + HEAD + 5 * 2 * 2 * 64)
     assert forward_flops(CONFIG, attended=1, labelled_share=0.5) == 2 * (WEIGHTS + HEAD / 2 + 2 * 2 * 64)
     assert forward_flops(CONFIG, attended=33) == CONFIG.flops_per_token(33)
+
+
+def test_experts_that_are_not_chosen_cost_nothing():
+    config = tiny_moe_config(vocab_size=1000)
+    # Attention in three layers; an MLP; in two layers the router, two of four experts, the shared ones.
+    attention, mlp = 32 * 128 + 64 * 32, 3 * 32 * 48
+    experts = 32 * 4 + 2 * 3 * 32 * 24 + 3 * 32 * 48
+    weights = 3 * attention + mlp + 2 * experts + 32_000
+    assert forward_flops(config, attended=1) == 2 * (weights + 3 * 2 * 64)
+    assert training_flops(config, attended=1) == 3 * forward_flops(config, attended=1)
 
 
 def test_training_is_three_times_the_forward_pass():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from erniekit.estimate import memory
-from erniekit.estimate.memory import inference_memory, training_memory
-from erniekit.testing.tiny_checkpoint import tiny_config
+from erniekit.estimate.memory import inference_memory, inner_numbers, training_memory
+from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
 ROOT = Path(__file__).parents[2]
 # hidden 32, inner 48, 2 layers, 4 heads over 2 of 16: Q = 64, K = 32; vocabulary 1000.
@@ -42,6 +42,18 @@ def test_causes_worked_by_hand():
     assert causes["logits"] == 2 * 4 * 128 * 1000 + 4 * 32 * 1000
     changing = causes["activations"] + causes["logits"] + causes["gradients"]
     assert causes["allocator"] == int(changing * 0.1)
+
+
+def test_experts_by_hand():
+    """Two of three layers hold four experts of width 24, a token takes two; shared ones of 48."""
+    dense = inner_numbers(CONFIG)
+    assert dense == 2 * 3 * 48
+    experts = 2 * (2 * 32 + 3 * 24) + 3 * 48 + 6 * 4
+    assert inner_numbers(tiny_moe_config()) == 3 * 48 + 2 * experts
+    causes = inference_memory(
+        tiny_moe_config(moe_k=4), compute_type="fp32", rows=1, columns=1, prompt=10, on_cpu=True
+    )
+    assert causes["activations"] == 10 * 4 * (4 * (32 + 4 * 24) + 2 * 32 + 2 * 4 * 10)
 
 
 def test_bf16_on_a_cpu_keeps_weights_wide():
