@@ -63,7 +63,7 @@ def _preview(words: list[str], count: int, *, held_out: bool) -> int:
     from erniekit.cli.arguments import read_config
     from erniekit.data.pack import BatchShape
     from erniekit.data.pipeline import build_loader, open_eval_samples, open_train_samples
-    from erniekit.data.reader import open_reader
+    from erniekit.data.reader import READER_KEYS, open_reader
     from erniekit.data.show import length_histogram, sample_text
     from erniekit.log import console
 
@@ -74,11 +74,7 @@ def _preview(words: list[str], count: int, *, held_out: bool) -> int:
         folder,
         config.run.stage,
         tokenizer=model.tokenizer,
-        chat_template=sequences.chat_template,
-        max_seq_len=sequences.max_seq_len,
-        overlong=sequences.overlong,
-        skip_bad_rows=sequences.skip_bad_rows,
-        use_template=sequences.use_template,
+        **{key: getattr(sequences, key) for key in READER_KEYS},
     )
     if held_out:
         evaluated = open_eval_samples(reader, **asdict(config.eval_data))

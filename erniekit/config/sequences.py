@@ -28,4 +28,14 @@ class Sequences:
         None, "name of a built-in template or a .jinja file; null means the checkpoint's"
     )
     use_template: bool = key(True, "render through the chat template; false concatenates the texts")
+    train_on: str = key(
+        "all_turns",
+        "answers of a conversation that are trained on: all with label 1, or the last one only",
+        choices=("all_turns", "last_turn"),
+    )
+    mask_thinking: bool = key(False, "do not train on the reasoning before an answer (up to </think>)")
+    encode_one_turn: bool = key(
+        False, "a sample for each trained answer, rendered as it was when it was given"
+    )
+    ignore_eos_token: bool = key(False, "DPO: leave the last token of an answer out of its log-probability")
     dataloader_num_workers: int = key(0, "threads that prepare batches ahead", minimum=0)

@@ -54,8 +54,8 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 def read_erniekit(row: Mapping[str, Any]) -> Conversation:
     """src/tgt lists; the older `is_system: 1` makes the first src the system message."""
-    sources, targets = _texts(row, "src"), _texts(row, "tgt", may_begin_empty=bool(row.get("is_system")))
-    system = _optional_text(row, "system")
+    sources, targets = texts_of(row, "src"), texts_of(row, "tgt", may_begin_empty=bool(row.get("is_system")))
+    system = optional_text(row, "system")
     num_given = len(targets)
     if row.get("is_system"):
         system, sources = sources[0], sources[1:]
@@ -80,12 +80,12 @@ def read_erniekit(row: Mapping[str, Any]) -> Conversation:
 def read_alpaca(row: Mapping[str, Any]) -> Conversation:
     """instruction and input are the question, output is the answer; history comes before them."""
     question = _text(row, "instruction")
-    extra = _optional_text(row, "input")
+    extra = optional_text(row, "input")
     if extra:
         question = f"{question}\n{extra}"
     history = row.get("history") or []
     messages: list[dict[str, Any]] = []
-    system = _optional_text(row, "system")
+    system = optional_text(row, "system")
     if system:
         messages.append({"role": "system", "content": system})
     if not isinstance(history, list):
@@ -185,7 +185,7 @@ def read_sharegpt(row: Mapping[str, Any]) -> Conversation:
     if not isinstance(given, list) or not given:
         raise RowError("conversations must be a list of {from, value} and hold at least one")
     messages: list[dict[str, Any]] = []
-    system = _optional_text(row, "system")
+    system = optional_text(row, "system")
     if system:
         messages.append({"role": "system", "content": system})
     for number, turn in enumerate(given, start=1):
@@ -244,6 +244,8 @@ def choose_format(
         return kind
     columns = list(first_row) if isinstance(first_row, Mapping) else []
     found = {_SIGNS[column] for column in columns if column in _SIGNS}
+    if stage == "DPO":
+        found = _pair_signs(first_row) if isinstance(first_row, Mapping) else set()
     if len(found) == 1:
         return found.pop()
     if not isinstance(first_row, Mapping):
@@ -257,6 +259,18 @@ def choose_format(
     )
 
 
+def _pair_signs(row: Mapping[str, Any]) -> set[str]:
+    """The formats of preference pairs that a row looks like, see `pair_formats.py`."""
+    if "response" in row and "src" in row:
+        return {"erniekit"}
+    if "chosen" not in row or "rejected" not in row:
+        return set()
+    if "conversations" in row:
+        return {"sharegpt"}
+    structured = any(isinstance(row.get(key), list | Mapping) for key in ("chosen", "prompt", "messages"))
+    return {"chatml"} if structured else {"alpaca"}
+
+
 def parse(kind: str, row: Any) -> Conversation | str:
     """A row as what it means.
 
@@ -268,7 +282,7 @@ def parse(kind: str, row: Any) -> Conversation | str:
     return read_text(row) if kind == "text" else FORMATS[kind](row)
 
 
-def _texts(row: Mapping[str, Any], key: str, *, may_begin_empty: bool = False) -> list[str]:
+def texts_of(row: Mapping[str, Any], key: str, *, may_begin_empty: bool = False) -> list[str]:
     if key not in row:
         raise RowError(f"{key} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
     values = row[key] if isinstance(row[key], list) else [row[key]]
@@ -292,7 +306,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return row[key]
 
 
-def _optional_text(row: Mapping[str, Any], key: str) -> str:
+def optional_text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
         raise RowError(f"{key} is {type(value).__name__}; it must be a text")

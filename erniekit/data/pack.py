@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from erniekit.data.sample import IGNORED, Sample
+from erniekit.data.sample import IGNORED, PairSample, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,21 @@ _ROUND_TO = 8
 
 
 @dataclass(frozen=True)
+class PairPlace:
+    """Where a pair stands in a batch: columns [chosen_start, rejected_start) and [rejected_start, stop).
+
+    `key` names its tokens, `score_difference` says how much better the chosen answer is.
+    """
+
+    row: int
+    chosen_start: int
+    rejected_start: int
+    stop: int
+    score_difference: float
+    key: str
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of rows.
 
@@ -35,11 +50,13 @@ class Batch:
         input_ids: int64 [B, T].
         labels: int64 [B, T], already shifted; -100 where nothing is predicted.
         position_ids: int64 [B, T], from 0 in each sample.
-        attend_from: int32 [B, T], first column that each column may see.
+        attend_from: int32 [B, T], first column that each column may see; of pairs [B, T, 3], with the
+            columns in between that it may not (see `ops/attention.py`).
         num_tokens: tokens that are no padding.
         origins: for each row the `file:line` of its samples.
         lengths: tokens of each row, what follows is padding; None where there is no padding.
         token_types: int64 [B, T], 0 for text, 1 and 2 for image and video; None for text alone.
+        pairs: in the order of rows and columns; none but for preference data.
     """
 
     input_ids: np.ndarray
@@ -50,6 +67,7 @@ class Batch:
     origins: list[list[str]]
     lengths: tuple[int, ...] | None = None
     token_types: np.ndarray | None = None
+    pairs: tuple[PairPlace, ...] = ()
 
     def is_token(self) -> np.ndarray:
         """bool [B, T]: what is no padding."""
@@ -85,6 +103,8 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) ->
     labels = np.full(shape, IGNORED, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     attend_from = np.tile(np.arange(width, dtype=np.int32), (len(packs), 1))
+    gaps = np.zeros((*shape, 2), dtype=np.int32)
+    pairs: list[PairPlace] = []
     lengths = []
     for number, row in enumerate(packs):
         start = 0
@@ -94,7 +114,28 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) ->
             labels[number, start:stop] = sample.labels
             position_ids[number, start:stop] = np.arange(len(sample))
             attend_from[number, start:stop] = start
+            if isinstance(sample, PairSample):
+                place = _place(sample, number, start)
+                pairs.append(place)
+                position_ids[number, start:stop] = sample.position_ids()
+                gaps[number, place.rejected_start : stop] = (place.chosen_start, place.rejected_start)
             start = stop
         lengths.append(start)
     origins = [[sample.origin for sample in row] for row in packs]
-    return Batch(input_ids, labels, position_ids, attend_from, sum(lengths), origins, tuple(lengths))
+    if pairs:
+        attend_from = np.concatenate([attend_from[..., None], gaps], axis=-1)
+    return Batch(
+        *(input_ids, labels, position_ids, attend_from, sum(lengths), origins, tuple(lengths)),
+        pairs=tuple(pairs),
+    )
+
+
+def _place(sample: PairSample, row: int, start: int) -> PairPlace:
+    return PairPlace(
+        row,
+        start + sample.chosen_start,
+        start + sample.rejected_start,
+        start + len(sample),
+        sample.score_difference,
+        sample.key(),
+    )

@@ -4,14 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.formats import Conversation, RowError, parse
+from erniekit.data.pair_formats import NoPreference, Pair, parse_pair
+from erniekit.data.pairs import PairBuilder
 from erniekit.data.render import render_conversation, tokenise, written_out
 from erniekit.data.report import DataReport
 from erniekit.data.rows import BadRow
-from erniekit.data.sample import Sample, make_sample
+from erniekit.data.sample import PairSample, Sample, make_sample
 from erniekit.data.template import ChatTemplate, load_template
 from erniekit.data.tokenizer import Tokenizer, load_tokenizer
 from erniekit.errors import DataError
 from erniekit.log import logger
+
+# The keyword arguments of `open_reader` that are the same for every reader of a configuration.
+READER_KEYS = (
+    *("chat_template", "max_seq_len", "overlong", "skip_bad_rows", "use_template"),
+    *("train_on", "mask_thinking", "encode_one_turn", "ignore_eos_token"),
+)
 
 
 def open_tokenizer(folder: Path, *, tokenizer: str | None) -> Tokenizer:
@@ -29,6 +37,10 @@ def open_reader(
     overlong: str,
     skip_bad_rows: bool,
     use_template: bool,
+    train_on: str,
+    mask_thinking: bool,
+    encode_one_turn: bool,
+    ignore_eos_token: bool,
 ) -> "SampleReader":
     """The reader of a model folder's tokenizer and template."""
     opened = open_tokenizer(folder, tokenizer=tokenizer)
@@ -40,6 +52,10 @@ def open_reader(
         overlong=overlong,
         skip_bad_rows=skip_bad_rows,
         use_template=use_template,
+        train_on=train_on,
+        mask_thinking=mask_thinking,
+        encode_one_turn=encode_one_turn,
+        ignore_eos_token=ignore_eos_token,
     )
 
 
@@ -56,12 +72,20 @@ class SampleReader:
         overlong: str,
         skip_bad_rows: bool,
         use_template: bool,
+        train_on: str = "all_turns",
+        mask_thinking: bool = False,
+        encode_one_turn: bool = False,
+        ignore_eos_token: bool = False,
     ) -> None:
         """Args:
             template: needed by conversations; PT works without.
             max_seq_len: tokens of a sample at most.
             overlong: `truncate` (cut the end), `drop`, or `error`.
             use_template: False trains conversations as plain text, their turns joined by newlines.
+            train_on: `all_turns`, or `last_turn`: the last answer of a conversation only.
+            mask_thinking: do not train on the reasoning before an answer.
+            encode_one_turn: a sample for each answer, as it was when it was given.
+            ignore_eos_token: leave the last token of an answer out of its log-probability (pairs).
 
         Raises:
             DataError: conversations are to be read and there is no template.
@@ -75,6 +99,14 @@ class SampleReader:
         self.tokenizer, self.template = tokenizer, template
         self.stage, self.max_seq_len, self.skip_bad_rows = stage, max_seq_len, skip_bad_rows
         self._overlong, self._use_template = overlong, use_template
+        self._last_only, self._mask_thinking = train_on == "last_turn", mask_thinking
+        self._one_turn = encode_one_turn
+        self._pairs = PairBuilder(
+            tokenizer,
+            template if use_template else None,
+            max_seq_len=max_seq_len,
+            ignore_eos_token=ignore_eos_token,
+        )
         self._warned: set[str] = set()
 
     def read(self, kind: str, row: Any, origin: str, report: DataReport | None = None) -> list[Sample]:
@@ -86,8 +118,12 @@ class SampleReader:
         try:
             if isinstance(row, BadRow):
                 raise RowError(row.reason)
-            parsed = parse(kind, row)
-            samples = self._text(parsed, origin) if isinstance(parsed, str) else self._chat(parsed, origin)
+            samples = self._samples(kind, row, origin)
+        except NoPreference:
+            if report is not None:
+                report.rows += 1
+                report.undecided += 1
+            return []
         except UnicodeEncodeError as error:
             half = f"U+{ord(error.object[error.start]):04X}"
             return self._bad(f"{origin}: holds {half}, half of a pair and no character", report, error)
@@ -103,6 +139,12 @@ class SampleReader:
             report.lengths += [len(sample) for sample in kept]
         return kept
 
+    def _samples(self, kind: str, row: Any, origin: str) -> list[Sample]:
+        if self.stage == "DPO":
+            return [self._pair(parse_pair(kind, row), origin)]
+        parsed = parse(kind, row)
+        return self._text(parsed, origin) if isinstance(parsed, str) else self._chat(parsed, origin)
+
     def _bad(self, message: str, report: DataReport | None, error: Exception) -> list[Sample]:
         """A bad row is counted or, unless bad rows are skipped, an error."""
         if not self.skip_bad_rows:
@@ -116,23 +158,18 @@ class SampleReader:
     def _chat(self, conversation: Conversation, origin: str) -> list[Sample]:
         if not self._use_template or self.template is None:
             return self._text("\n".join(str(m["content"]) for m in conversation.messages), origin)
-        messages, changed = written_out(self.template, conversation.messages)
-        if changed:
-            self._warn_once(
-                f"{origin}: the chat template of {self.template.name} does not render tool calls or results; "
-                "they are written out as <tool_call> in answers and <tool_response> in questions"
-            )
-        if conversation.tools and not self.template.renders_tools:
-            self._warn_once(
-                f"{origin}: the chat template of {self.template.name} does not render `tools`: the model "
-                "will not see the definitions of the tools"
-            )
+        messages = self._spelt(conversation.messages, conversation.tools, origin)
+        trained = conversation.trained
+        if self._last_only:
+            trained = [False] * (len(trained) - 1) + trained[-1:]
         rendered = render_conversation(
             self.template,
             messages,
             tools=conversation.tools,
-            trained=conversation.trained,
+            trained=trained,
             special_texts=self.tokenizer.special_texts,
+            mask_thinking=self._mask_thinking,
+            apart=self._one_turn,
         )
         for part in rendered:
             for turn in part.turns:
@@ -142,6 +179,31 @@ class SampleReader:
                         "answer: the model learns to stop there"
                     )
         return [make_sample(*tokenise(part, self.tokenizer), origin) for part in rendered]
+
+    def _pair(self, pair: Pair, origin: str) -> PairSample:
+        if self._use_template and self.template is not None:
+            sides = [pair.prompt, pair.chosen, pair.rejected]
+            prompt, chosen, rejected = (self._spelt(side, pair.tools, origin) for side in sides)
+            pair = Pair(prompt, chosen, rejected, pair.score_difference, pair.tools)
+        return self._pairs.build(pair, origin)
+
+    def _spelt(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, origin: str
+    ) -> list[dict[str, Any]]:
+        """Messages as the template can render them, with a warning where it cannot render something."""
+        assert self.template is not None
+        written, changed = written_out(self.template, messages)
+        if changed:
+            self._warn_once(
+                f"{origin}: the chat template of {self.template.name} does not render tool calls or results; "
+                "they are written out as <tool_call> in answers and <tool_response> in questions"
+            )
+        if tools and not self.template.renders_tools:
+            self._warn_once(
+                f"{origin}: the chat template of {self.template.name} does not render `tools`: the model "
+                "will not see the definitions of the tools"
+            )
+        return written
 
     def _warn_once(self, message: str) -> None:
         key = message.split(": ", 1)[1]
@@ -166,9 +228,15 @@ class SampleReader:
                     "(overlong: truncate cuts such samples, overlong: drop leaves them out)"
                 )
             if self._overlong == "drop":
-                if report is not None:
-                    report.too_long += 1
+                self._note_too_long(report)
                 return None
+            if isinstance(sample, PairSample):
+                fitted = self._pairs.fitted(sample)
+                if fitted is not None and report is not None:
+                    report.truncated += 1
+                if fitted is None:
+                    self._note_too_long(report)
+                return fitted
             sample = Sample(
                 sample.input_ids[: self.max_seq_len], sample.labels[: self.max_seq_len], sample.origin
             )
@@ -179,3 +247,7 @@ class SampleReader:
                 report.untrained += 1
             return None
         return sample
+
+    def _note_too_long(self, report: DataReport | None) -> None:
+        if report is not None:
+            report.too_long += 1

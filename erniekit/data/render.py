@@ -22,7 +22,7 @@ Prompt and answer are tokenised apart, since that is how they meet at inference.
 import json
 import os.path
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from erniekit.data.sample import IGNORED
@@ -32,16 +32,21 @@ from erniekit.errors import DataError
 
 # Two answers that no template treats specially and that share no end.
 _PROBES = ("Qz7 first probe Kx", "Wj4 second probe Vy")
+END_OF_THINKING = "</think>"
 _NEXT_QUESTION: Message = {"role": "user", "content": "Hb2 next question Ln"}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """An answer within a text: the characters [start, stop) are trained on; the last token is `end`."""
+    """An answer within a text: the characters [start, stop) are trained on; the last token is `end`.
+
+    `trained_from` is where training begins, later than `start` when the reasoning is masked.
+    """
 
     start: int
     stop: int
     end: str
+    trained_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,15 @@ def render_conversation(
     tools: Sequence[Any] | None,
     trained: Sequence[bool],
     special_texts: frozenset[str],
+    mask_thinking: bool = False,
+    apart: bool = False,
 ) -> list[Rendered]:
     """Render a conversation for training.
 
     Args:
         trained: for each assistant message in order, whether it is trained on.
+        mask_thinking: do not train on the reasoning before an answer, up to and with its `</think>`.
+        apart: one text for each answer, even where one could hold them all.
 
     Raises:
         DataError: what is trained on cannot be decided for this template; says why.
@@ -73,6 +82,10 @@ def render_conversation(
     if not chosen:
         return [Rendered(template.render(messages, tools=tools), ())]
     parts = [_answer(template, messages, index, tools, special_texts) for index in chosen]
+    if mask_thinking:
+        parts = [part.without_thinking() for part in parts]
+    if apart:
+        return [Rendered(part.prompt + part.answer, (part.turn,)) for part in parts]
     full = template.render(messages[: chosen[-1] + 1], tools=tools, enable_thinking=parts[-1].thinking)
     if all(full.startswith(part.prompt + part.answer) for part in parts):
         turns = tuple(part.turn for part in parts)
@@ -121,10 +134,17 @@ class _Part:
     answer: str
     end: str
     thinking: bool
+    masked: int = 0
 
     @property
     def turn(self) -> Turn:
-        return Turn(len(self.prompt), len(self.prompt) + len(self.answer), self.end)
+        start = len(self.prompt)
+        return Turn(start, start + len(self.answer), self.end, start + self.masked)
+
+    def without_thinking(self) -> "_Part":
+        """The same, not trained on up to and with the end of the reasoning."""
+        position = self.answer.find(END_OF_THINKING)
+        return replace(self, masked=position + len(END_OF_THINKING) if position >= 0 else 0)
 
 
 def _answer(
@@ -249,9 +269,24 @@ def tokenise(rendered: Rendered, tokenizer: Tokenizer) -> tuple[list[int], list[
         context = tokenizer.encode(rendered.text[position : turn.start])
         answer = tokenizer.encode(rendered.text[turn.start : turn.stop])
         ids += context + answer
-        labels += [IGNORED] * len(context) + answer
+        masked = _tokens_of(answer, turn.trained_from - turn.start, tokenizer)
+        labels += [IGNORED] * (len(context) + masked) + answer[masked:]
         if separator is not None and eos is not None and answer[-1] == separator:
             labels[-1] = eos
         position = turn.stop
     rest = tokenizer.encode(rendered.text[position:])
     return ids + rest, labels + [IGNORED] * len(rest)
+
+
+def _tokens_of(ids: list[int], length: int, tokenizer: Tokenizer) -> int:
+    """How many of the first tokens make the first `length` characters, with the one that crosses the end."""
+    if length <= 0:
+        return 0
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if len(tokenizer.decode(ids[:middle])) >= length:
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -19,6 +19,7 @@ class DataReport:
     untrained: int = 0
     truncated: int = 0
     too_long: int = 0
+    undecided: int = 0
     bad: int = 0
     bad_rows: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -54,6 +55,10 @@ class DataReport:
             lines.append(f"{self.truncated} samples were cut at max_seq_len")
         if self.too_long:
             lines.append(f"{self.too_long} samples longer than max_seq_len were left out (overlong: drop)")
+        if self.undecided:
+            lines.append(
+                f"{self.undecided} pairs that prefer neither answer (equal answers or scores) were left out"
+            )
         if self.untrained:
             lines.append(f"{self.untrained} samples without a trained token were left out")
         if self.empty:

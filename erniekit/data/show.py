@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from erniekit.data.sample import IGNORED, Sample
+from erniekit.data.sample import IGNORED, PairSample, Sample
 from erniekit.data.tokenizer import Tokenizer
 
 _BAR = 40
@@ -19,6 +19,8 @@ def sample_text(
     Args:
         colours: False puts what is trained on between `[[` and `]]`, for places that show no colour.
     """
+    if isinstance(sample, PairSample):
+        return _pair_text(sample, tokenizer, most_tokens=most_tokens, colours=colours)
     how = "green" if colours else "in [[ ]]"
     count, share = sample.num_trained, sample.num_trained / max(1, len(sample))
     text = Text(f"({sample.origin}; {len(sample)} tokens, {count} trained ({share:.0%}): {how})\n")
@@ -34,6 +36,19 @@ def sample_text(
             text.append(shown, style="green underline" if is_trained else "dim")
     if len(sample) > most_tokens:
         text.append(f" ... and {len(sample) - most_tokens} more tokens", style="italic")
+    return text
+
+
+def _pair_text(sample: PairSample, tokenizer: Tokenizer, *, most_tokens: int, colours: bool) -> Text:
+    """Both answers of a pair behind their prompt."""
+    score = f", better by {sample.score_difference:g}" if sample.score_difference != 1 else ""
+    text = Text(
+        f"({sample.origin}; a pair of {len(sample)} tokens, {sample.chosen_start} of them shared{score})\n"
+    )
+    for name, side in (("chosen", sample.chosen()), ("rejected", sample.rejected())):
+        text.append(f"{name}: ", style="bold")
+        text.append(sample_text(side, tokenizer, most_tokens=most_tokens, colours=colours))
+        text.append("\n")
     return text
 
 

@@ -22,7 +22,7 @@ from erniekit.data.pipeline import (
     open_eval_samples,
     open_train_samples,
 )
-from erniekit.data.reader import SampleReader, open_reader
+from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.data.report import DataReport
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.flops import training_flops
@@ -136,11 +136,7 @@ def reader_of(config: Config, folder: Path) -> SampleReader:
         folder,
         config.run.stage,
         tokenizer=config.model.tokenizer,
-        chat_template=sequences.chat_template,
-        max_seq_len=sequences.max_seq_len,
-        overlong=sequences.overlong,
-        skip_bad_rows=sequences.skip_bad_rows,
-        use_template=sequences.use_template,
+        **{key: getattr(sequences, key) for key in READER_KEYS},
     )
 
 

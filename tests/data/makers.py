@@ -70,7 +70,9 @@ def reader(tokenizer, stage="SFT", **changes):
 
 
 def samples(tokenizer, path, seed=3, **changes):
-    names = {"max_seq_len", "overlong", "skip_bad_rows", "use_template", "stage"} & set(changes)
+    names = {"ignore_eos_token", "max_seq_len", "overlong", "skip_bad_rows", "use_template", "stage"} & set(
+        changes
+    )
     made = reader(tokenizer, **{name: changes.pop(name) for name in names})
     return open_train_samples(made, seed, train_dataset_path=str(path), **{**FIELDS, **changes})
 
