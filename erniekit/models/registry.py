@@ -44,6 +44,12 @@ class Family:
         """Tensors in memory layout as files of a layout hold them."""
         return self.weights.save_layout(items, layout, config)
 
+    def names_in_files(self, parameter: str, shape: tuple[int, ...], config: Any) -> tuple[Any, Any]:
+        """What a parameter's matrices are called in files: whole, and (where it is fused) in its pieces."""
+        layouts = import_module(f"{MODELS[self.model_type]}.layouts")
+        whole = layouts.stored_whole(parameter, shape, config, turned=True)
+        return whole, layouts.stored_pieces(parameter, shape, config, turned=True)
+
     @property
     def weights(self) -> Any:
         """The module of weight names and layouts (no Paddle)."""

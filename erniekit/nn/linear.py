@@ -23,5 +23,9 @@ class Linear(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return linear(x, self.weight, self.bias)
 
+    def whole_weight(self) -> paddle.Tensor:
+        """The matrix of an output layer, whose logits are computed elsewhere; adapters add to it."""
+        return self.weight
+
 
 _ZERO = nn.initializer.Constant(0.0)

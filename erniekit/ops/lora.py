@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import paddle
 
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
-from erniekit.ops.linear import add
 from erniekit.ops.moe import grouped_linear
 
 # Columns [start, stop) of the weight.
@@ -53,14 +52,22 @@ def lora_linear_reference(
     y = paddle.matmul(x, weight)
     if bias is not None:
         y = y + to_arithmetic(bias)[0]
-    y = y + _low_rank(x, lora_A, lora_B, pieces, scale, y.shape[-1])
+    y = y + low_rank(x, lora_A, lora_B, pieces=pieces, scale=scale, width=y.shape[-1])
     return to_storage(y, dtype)
 
 
-def _low_rank(
-    x: paddle.Tensor, lora_A: paddle.Tensor, lora_B: paddle.Tensor, pieces: Pieces, scale: float, width: int
+def low_rank(
+    x: paddle.Tensor,
+    lora_A: paddle.Tensor,
+    lora_B: paddle.Tensor,
+    *,
+    pieces: Pieces,
+    scale: float,
+    width: int,
 ) -> paddle.Tensor:
-    """scale (x A_p) B_p in the columns of each piece, zeros elsewhere."""
+    """scale (x A_p) B_p in the columns of each piece, zeros in the others of `width`; in the type of x."""
+    dtype = x.dtype
+    x, lora_A, lora_B = to_arithmetic(x, lora_A, lora_B)
     inner = paddle.matmul(x, lora_A) * scale
     parts, reached = [], 0
     for ranks, columns, (start, stop) in each_piece(pieces, lora_B.shape[-2]):
@@ -70,7 +77,7 @@ def _low_rank(
         reached = stop
     if width > reached:
         parts.append(paddle.zeros([*x.shape[:-1], width - reached], dtype=x.dtype))
-    return parts[0] if len(parts) == 1 else paddle.concat(parts, axis=-1)
+    return to_storage(parts[0] if len(parts) == 1 else paddle.concat(parts, axis=-1), dtype)
 
 
 def each_piece(pieces: Pieces, rank: int) -> Iterator[tuple[slice, slice, tuple[int, int]]]:
@@ -80,6 +87,11 @@ def each_piece(pieces: Pieces, rank: int) -> Iterator[tuple[slice, slice, tuple[
         columns = slice(first, first + stop - start)
         yield slice(index * rank, (index + 1) * rank), columns, (start, stop)
         first = columns.stop
+
+
+def _columns(matrix: paddle.Tensor, columns: slice) -> paddle.Tensor:
+    """Some columns; the matrix itself for all of them, so that a parameter stays one."""
+    return matrix if columns.stop - columns.start == matrix.shape[-1] else matrix[..., columns]
 
 
 def merged_weight(
@@ -116,13 +128,16 @@ def lora_grouped_linear(
         x_dropped: what the adapters see in place of x.
     """
     y_MO = grouped_linear(x_MI, weight, offsets)
-    inner = grouped_linear(x_MI if x_dropped is None else x_dropped, lora_A, offsets) * scale
+    inner = grouped_linear(x_MI if x_dropped is None else x_dropped, lora_A, offsets)
+    inner = to_arithmetic(inner)[0] * scale
     parts, reached = [], 0
     for ranks, columns, (start, stop) in each_piece(pieces, lora_B.shape[-2]):
         if start > reached:
-            parts.append(paddle.zeros([x_MI.shape[0], start - reached], dtype=y_MO.dtype))
-        parts.append(grouped_linear(inner[:, ranks], lora_B[..., columns], offsets))
+            parts.append(paddle.zeros([x_MI.shape[0], start - reached], dtype=inner.dtype))
+        of_piece = to_storage(_columns(inner, ranks), y_MO.dtype)
+        parts.append(to_arithmetic(grouped_linear(of_piece, _columns(lora_B, columns), offsets))[0])
         reached = stop
     if y_MO.shape[-1] > reached:
-        parts.append(paddle.zeros([x_MI.shape[0], y_MO.shape[-1] - reached], dtype=y_MO.dtype))
-    return add(y_MO, parts[0] if len(parts) == 1 else paddle.concat(parts, axis=-1))
+        parts.append(paddle.zeros([x_MI.shape[0], y_MO.shape[-1] - reached], dtype=inner.dtype))
+    added = parts[0] if len(parts) == 1 else paddle.concat(parts, axis=-1)
+    return to_storage(to_arithmetic(y_MO)[0] + added, y_MO.dtype)

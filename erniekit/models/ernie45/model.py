@@ -107,7 +107,7 @@ class Ernie45(nn.Layer):
         """The output layer, for losses that compute logits in chunks."""
         bias = self.lm_head.bias if self.lm_head is not None else None
         if isinstance(self.lm_head, Linear):
-            return Head(self.lm_head.weight, transposed=False, bias=bias)
+            return Head(self.lm_head.whole_weight(), transposed=False, bias=bias)
         return Head(self.model.embed_tokens.weight, transposed=True, bias=bias)
 
     def logits(self, hidden_NH: paddle.Tensor) -> paddle.Tensor:

@@ -1,0 +1,83 @@
+"""DoRA (Liu et al. 2024): LoRA for the direction of each column of a matrix, and a trained length beside it.
+
+    y = m / |V| (x V) + b,   V = W + scale A B,   |V| by column, held constant in the backward pass
+
+|V|^2 = |W|^2 + 2 scale (W^T A) B + scale^2 B^T (A^T A) B by column, so V is never made. m begins at |W|.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from erniekit.adapters.layers import LoraLinear, Piece
+from erniekit.nn.linear import Linear
+from erniekit.ops.backend import to_arithmetic, to_storage
+from erniekit.ops.lora import each_piece
+
+
+class DoraLinear(LoraLinear):
+    """A linear layer with an adapter and trained lengths of its columns."""
+
+    method = "DoRA"
+
+    def __init__(
+        self, base: Linear, pieces: Sequence[Piece], *, rank: int, scale: float, probability: float
+    ) -> None:
+        super().__init__(base, pieces, rank=rank, scale=scale, probability=probability)
+        width = sum(stop - start for start, stop in self.columns)
+        self.lora_magnitude = self.create_parameter(
+            [width], dtype="float32", default_initializer=nn.initializer.Constant(1.0)
+        )
+        self._squares: paddle.Tensor | None = None
+        self.lora_magnitude.set_value(self.lengths())
+
+    def _adapted(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+        dtype = x.dtype
+        y = to_arithmetic(super()._adapted(x, None))[0]
+        stretch = self.lora_magnitude / self.lengths()
+        parts, reached, first = [], 0, 0
+        for start, stop in self.columns:
+            parts.append(y[..., reached:start])
+            parts.append(y[..., start:stop] * stretch[first : first + stop - start])
+            first, reached = first + stop - start, stop
+        parts.append(y[..., reached:])
+        y = paddle.concat([part for part in parts if part.shape[-1]], axis=-1)
+        return to_storage(y if bias is None else y + to_arithmetic(bias)[0], dtype)
+
+    @paddle.no_grad()
+    def lengths(self) -> paddle.Tensor:
+        """|V| of the adapted columns, fp32."""
+        weight = self.weight
+        a, b = self.lora_A.astype("float32"), self.lora_B.astype("float32")
+        parts = []
+        for ranks, columns, (start, stop) in each_piece(self.columns, self.rank):
+            wide = weight[:, start:stop].astype("float32")
+            a_p, b_p = a[:, ranks], b[:, columns]
+            squares = (wide * wide).sum(0) if self._squares is None else self._squares[columns]
+            cross = (paddle.matmul(a_p, wide, transpose_x=True) * b_p).sum(0)
+            own = (paddle.matmul(paddle.matmul(a_p, a_p, transpose_x=True), b_p) * b_p).sum(0)
+            parts.append(squares + 2.0 * self.scale * cross + self.scale**2 * own)
+        found = paddle.concat(parts)
+        if self._squares is None:  # of the frozen weight: the factors are fresh, B is zero
+            self._squares = found
+        return paddle.sqrt(paddle.clip(found, min=1e-30))
+
+    def stored_magnitudes(self) -> dict[Piece, np.ndarray]:
+        lengths = self.lora_magnitude.numpy()
+        return {piece: lengths[in_b[-1]].copy() for piece, _, in_b in self.places()}
+
+    def take_magnitudes(self, magnitudes: Mapping[Piece, np.ndarray]) -> None:
+        lengths = self.lora_magnitude.numpy()
+        for piece, _, in_b in self.places():
+            lengths[in_b[-1]] = magnitudes[piece]
+        self.lora_magnitude.set_value(lengths)
+
+    @paddle.no_grad()
+    def fold(self) -> None:
+        merged = super().whole_weight().astype("float32")
+        stretch = self.lora_magnitude / self.lengths()
+        for _, columns, (start, stop) in each_piece(self.columns, self.rank):
+            merged[:, start:stop] = merged[:, start:stop] * stretch[columns]
+        paddle.assign(merged.astype(self.weight.dtype), output=self.weight)
