@@ -4,7 +4,9 @@ HELP = "held-out loss, perplexity and token accuracy of a model or a run"
 USAGE = """usage: erniekit eval CONFIG|FOLDER [key=value | --key value | --key=value ...] [--base] [--json]
 
 Evaluates on eval_dataset_path: the best (else the latest) checkpoint when output_dir holds a run,
-otherwise model_name_or_path.
+otherwise model_name_or_path. Of a mixture of experts it also tells what each router does: the largest
+load of an expert over the mean, the entropy of the load and of a token's scores (1 is even), dropped
+slots, the range of the correction bias, and the two experts that most often go together.
 
   --base   always model_name_or_path, for the figure before training
   --json   one JSON object on standard output
@@ -26,6 +28,7 @@ def run(argv: list[str]) -> int:
     words = [word for word in argv if word not in ("--base", "--json")]
     loaded = read_config(words, "eval") if "--base" in argv else None
     require_paddle()
+    from erniekit.train.router_stats import table
     from erniekit.train.session import eval_session, find_model
 
     if loaded is not None:
@@ -43,4 +46,6 @@ def run(argv: list[str]) -> int:
             f"held-out loss {result.loss:.4f}, perplexity {result.perplexity:.3f}, token accuracy "
             f"{result.accuracy:.1%} over {result.num_tokens} tokens"
         )
+        for line in table(result.routers) if result.routers else ():
+            console.print(line, markup=False, highlight=False)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
 
 WORDS = ("red", "blue", "green", "one", "two", "three", "cat", "dog", "sun", "moon", "tea", "salt")
@@ -26,15 +27,16 @@ def write_rows(path: Path, count: int, *, seed: int = 0) -> Path:
     return path
 
 
-def write_run(folder: Path, **keys: Any) -> Path:
+def write_run(folder: Path, numbers: Ernie45Config | None = None, **keys: Any) -> Path:
     """Model, training and held-out data and `run.yaml` in a folder; returns the YAML.
 
     Args:
+        numbers: of the model; those of the tiny dense one without.
         keys: change or add keys of the configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
-        "model_name_or_path": str(write_tiny_checkpoint(folder / "model")),
+        "model_name_or_path": str(write_tiny_checkpoint(folder / "model", numbers)),
         "train_dataset_path": str(write_rows(folder / "train.jsonl", 40)),
         "eval_dataset_path": str(write_rows(folder / "eval.jsonl", 8, seed=1)),
         "output_dir": str(folder / "out"),

@@ -7,11 +7,12 @@ would get right. All three are token means, so they do not depend on the batch s
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from erniekit.errors import DataError
 from erniekit.train.objectives import Objective
+from erniekit.train.router_stats import RouterFigures
 from erniekit.train.step_loss import Companion
 
 
@@ -23,10 +24,13 @@ class EvaluationResult:
     perplexity: float
     accuracy: float
     num_tokens: int
+    # Of models with experts, where they were watched.
+    routers: tuple[RouterFigures, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that the logs use."""
-        return {f"eval_{name}": value for name, value in asdict(self).items()}
+        names = ("loss", "perplexity", "accuracy", "num_tokens")
+        return {f"eval_{name}": getattr(self, name) for name in names}
 
 
 def evaluate(

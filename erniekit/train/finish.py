@@ -9,9 +9,23 @@ from erniekit.checkpoint.atomic import write_file_atomic
 from erniekit.config.config import Config
 from erniekit.log import logger
 from erniekit.train.figure import loss_figure
+from erniekit.train.heat_map import load_heat_map
 from erniekit.train.reporting import TIMING_LOG, TRAIN_LOG, read_log
 from erniekit.train.run import RunFolder
 from erniekit.train.trainer import Trainer
+
+# Of the log's rows, those whose first and last value the report tells.
+_FOLLOWED = {
+    "loss": "training loss",
+    "lm_loss": "of it next-token loss",
+    "token_balanced_loss": "token-balanced loss",
+    "mtp_loss": "multi-token prediction loss",
+    "aux_loss": "load-balancing loss, all routers",
+    "z_loss": "router z-loss, all routers",
+    "orthogonal_loss": "router orthogonal loss, all routers",
+    "router_max_over_mean": "largest load of an expert over the mean",
+    "router_entropy": "entropy of the load",
+}
 
 
 def write_outcome(run_folder: RunFolder, trainer: Trainer, config: Config, built: Assembled) -> None:
@@ -22,11 +36,15 @@ def write_outcome(run_folder: RunFolder, trainer: Trainer, config: Config, built
     name = config.reporting.run_name or config.model.model_name_or_path
     if steps:
         svg = loss_figure(
-            [(row["step"], row["loss"]) for row in steps],
+            # What is comparable with held-out loss, also where more is minimised.
+            [(row["step"], row.get("lm_loss", row["loss"])) for row in steps],
             [(row["step"], row["eval_loss"]) for row in evaluations],
             title=f"{config.run.stage} of {name}",
         )
         write_file_atomic(run_folder.path / "loss.svg", svg.encode())
+    if steps and "routers" in steps[-1]:
+        panels = [(f"step {row['step']}", row["routers"]) for row in (steps[0], steps[-1])]
+        write_file_atomic(run_folder.path / "router.svg", load_heat_map(panels).encode())
     chosen = run_folder.store.best() or run_folder.store.latest()
     lines = _report(run_folder.path, trainer, config, built, steps, evaluations)
     lines.append(f"\nThe model: `{chosen.path.name if chosen else 'none'}`, a Hugging Face model folder.\n")
@@ -53,7 +71,11 @@ def _report(
         f"| skipped steps | {trainer.nonfinite.num_skipped} |",
     ]
     if steps:
-        lines.append(f"| training loss | first {steps[0]['loss']:.4f}, last {steps[-1]['loss']:.4f} |")
+        lines += [
+            f"| {words} | first {steps[0][name]:.4f}, last {steps[-1][name]:.4f} |"
+            for name, words in _FOLLOWED.items()
+            if name in steps[0] and name in steps[-1]
+        ]
     if speeds:
         lines.append(
             f"| speed | median {speeds[len(speeds) // 2]:.0f} tokens/s, {seconds:.0f} s of training |"
@@ -69,6 +91,8 @@ def _report(
         ]
     if steps:
         lines.append("\n![loss](loss.svg)")
+        if "routers" in steps[-1]:
+            lines.append("\n![load of experts](router.svg)")
     return lines
 
 

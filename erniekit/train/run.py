@@ -21,7 +21,17 @@ from erniekit.log import logger
 from erniekit.train.reporting import TIMING_LOG, TRAIN_LOG
 
 CONFIG_FILE = "erniekit.yaml"
-PRODUCTS = (CONFIG_FILE, TRAIN_LOG, TIMING_LOG, "report.md", "loss.svg", "loss.png", "latest", "best")
+PRODUCTS = (
+    CONFIG_FILE,
+    TRAIN_LOG,
+    TIMING_LOG,
+    "report.md",
+    "loss.svg",
+    "router.svg",
+    "loss.png",
+    "latest",
+    "best",
+)
 
 
 @dataclass(frozen=True)

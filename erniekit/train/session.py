@@ -6,7 +6,7 @@ what can be refused: configuration and folder first, then the data, the model la
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
 from erniekit.train.reporting import Reporter
-from erniekit.train.routing import watch_routers
+from erniekit.train.routing import RouterWatch, watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
 from erniekit.train.saving import SavingPlan
 from erniekit.train.start_screen import show_start_screen
@@ -111,7 +111,9 @@ def eval_session(config: Config, folder: Path) -> EvaluationResult:
     reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
     built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
-    return evaluate(built.model, _batches(config, samples), _objective(config))
+    watch = RouterWatch(built.model)
+    result = evaluate(built.model, _batches(config, samples), _objective(config), watch)
+    return replace(result, routers=tuple(watch.figures()))
 
 
 def state_of_run(config: Config) -> dict[str, int] | None:

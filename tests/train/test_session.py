@@ -6,6 +6,7 @@ import pytest
 
 from erniekit.config.load import load_config
 from erniekit.errors import DataError, RunError
+from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import write_run
 from erniekit.train.reporting import read_log
 from erniekit.train.session import deciding_settings, eval_session, find_model, train_session
@@ -51,6 +52,46 @@ def test_evaluation_of_the_run_agrees_with_its_log(finished):
         assert result.loss == pytest.approx(rows[step]["eval_loss"], rel=1e-6)
     base = eval_session(config, find_model(config))
     assert base.loss == pytest.approx(rows[0]["eval_loss"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    path = write_run(
+        folder, tiny_moe_config(num_nextn_predict_layers=1), max_steps=30, eval_steps=15, save_steps=15,
+        moe_use_aux_free=True, moe_use_aux_free_update_coef=0.02, moe_orthogonal_loss_lambda=0.1,
+        moe_z_loss_lambda=0.001, moe_aux_loss_lambda=0.01,
+    )  # fmt: skip
+    assert train(path) == 0
+    return path
+
+
+def test_a_mixture_of_experts_learns_and_its_experts_are_balanced(experts):
+    rows = [row for row in read_log(experts.parent / "out" / "train_log.jsonl") if "loss" in row]
+    weights = {"mtp_loss": 0.3, "aux_loss": 0.01, "z_loss": 0.001, "orthogonal_loss": 0.1}
+    for row in rows:
+        parts = row["lm_loss"] + sum(weight * row[name] for name, weight in weights.items())
+        assert row["loss"] == pytest.approx(parts, rel=1e-5)
+        assert [len(router["load"]) for router in row["routers"]] == [4, 4]
+        assert {router["layer"] for router in row["routers"]} == {1, 2}
+    first, last = rows[0], rows[-1]
+    assert last["lm_loss"] < 0.7 * first["lm_loss"] and last["mtp_loss"] < first["mtp_loss"]
+    assert last["orthogonal_loss"] < first["orthogonal_loss"]
+    uneven = [sum(row["router_max_over_mean"] for row in part) / 5 for part in (rows[:5], rows[-5:])]
+    assert uneven[1] < uneven[0]
+    assert first["router_bias_max"] != last["router_bias_max"]
+
+
+def test_what_a_run_tells_about_its_routers(experts):
+    out = experts.parent / "out"
+    report = (out / "report.md").read_text()
+    assert "largest load of an expert over the mean" in report and "![load of experts](router.svg)" in report
+    assert (out / "router.svg").read_text().startswith("<svg")
+    config = load_config(experts, [], verb="eval").config
+    result = eval_session(config, out / "checkpoint-30")
+    assert [(f.layer, f.num_tokens > result.num_tokens) for f in result.routers] == [(1, True), (2, True)]
+    rows = {row["step"]: row for row in read_log(out / "train_log.jsonl") if "eval_loss" in row}
+    assert result.loss == pytest.approx(rows[30]["eval_loss"], rel=1e-6)
 
 
 def test_early_stopping_ends_a_run(tmp_path):

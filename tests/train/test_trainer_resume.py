@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import command, run_erniekit, write_run
 
 FINAL = ("model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json")
@@ -17,6 +18,14 @@ CASES = {
         "use_async_save": True,
         "load_best_model_at_end": True,
         "save_total_limit": 2,
+    },
+    # Rows of the log and checkpoints at different steps: what a row tells of routers is of its own step.
+    "experts balanced by a bias, multi-token prediction": {
+        "numbers": tiny_moe_config(num_nextn_predict_layers=1),
+        "moe_use_aux_free": True,
+        "moe_orthogonal_loss_lambda": 0.01,
+        "moe_gate_lr_ratio": 0.5,
+        "logging_steps": 3,
     },
 }
 
