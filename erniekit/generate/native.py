@@ -90,7 +90,9 @@ class NativeSteps:
         padding: columns before the first real one, by row of the cache.
     """
 
-    def __init__(self, table: DecoderTable, cache: KVCache, padding: np.ndarray, *, rope_theta: float) -> None:
+    def __init__(
+        self, table: DecoderTable, cache: KVCache, padding: np.ndarray, *, rope_theta: float
+    ) -> None:
         turns = rotations(paddle.arange(cache.max_columns).unsqueeze(0), cache.head_dim, rope_theta)
         turns_SD = paddle.as_real(turns).numpy().reshape([cache.max_columns, cache.head_dim])
         self._cache = cache

@@ -1,0 +1,309 @@
+"""Native decoding against the whole sequence in numpy: shapes, types, levels of instructions, threads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.native.decode import DecoderTable, LayerTable, NativeDecoder, stream
+
+if find_library().library is None:
+    pytest.skip("native kernels do not run here", allow_module_level=True)
+BEST = load()
+LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
+# Largest difference of logits relative to the largest logit: fp32 rounding, and that of bf16 operands.
+BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
+EPSILON, THETA = 1e-5, 10000.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden: int
+    heads: int
+    key_heads: int
+    dim: int
+    inner: int
+    vocab: int
+    bias: bool = False
+    tied: bool = True
+    layers: int = 2
+
+
+SHAPES = [
+    Shape(64, 4, 2, 16, 96, 50),
+    Shape(40, 3, 1, 6, 37, 33, bias=True, tied=False),
+    Shape(96, 2, 2, 64, 130, 70, bias=True),
+    Shape(144, 9, 3, 64, 80, 100, tied=False, layers=1),
+    Shape(72, 2, 1, 128, 100, 17, bias=True, tied=False, layers=1),
+    Shape(33, 1, 1, 2, 3, 5, layers=1),
+]
+
+
+@pytest.fixture(params=LEVELS)
+def library(request: pytest.FixtureRequest) -> Iterator[Library]:
+    """Every level of instructions that runs here, with two threads."""
+    chosen = load(request.param)
+    before = chosen.threads
+    chosen.set_threads(2)
+    yield chosen
+    chosen.set_threads(before)
+
+
+def make(shape: Shape, dtype: str, seed: int = 0) -> DecoderTable:
+    rng = np.random.default_rng(seed)
+    query, key = shape.heads * shape.dim, shape.key_heads * shape.dim
+
+    def matrix(rows: int, columns: int) -> paddle.Tensor:
+        return paddle.to_tensor(rng.normal(0, rows**-0.5, (rows, columns)).astype("float32")).astype(dtype)
+
+    def vector(size: int, mean: float) -> paddle.Tensor:
+        return paddle.to_tensor(rng.normal(mean, 0.3, size).astype("float32")).astype(dtype)
+
+    def bias(size: int) -> paddle.Tensor | None:
+        return vector(size, 0.0) if shape.bias else None
+
+    layers = [
+        LayerTable(
+            attention_norm=vector(shape.hidden, 1.0),
+            qkv=matrix(shape.hidden, query + 2 * key),
+            qkv_bias=bias(query + 2 * key),
+            out=matrix(query, shape.hidden),
+            out_bias=bias(shape.hidden),
+            mlp_norm=vector(shape.hidden, 1.0),
+            gate_up=matrix(shape.hidden, 2 * shape.inner),
+            gate_up_bias=bias(2 * shape.inner),
+            down=matrix(shape.inner, shape.hidden),
+            down_bias=bias(shape.hidden),
+        )
+        for _ in range(shape.layers)
+    ]
+    embedding = vector(shape.vocab * shape.hidden, 0.0).reshape([shape.vocab, shape.hidden])
+    return DecoderTable(
+        embedding=embedding,
+        layers=layers,
+        final_norm=vector(shape.hidden, 1.0),
+        head=embedding if shape.tied else matrix(shape.hidden, shape.vocab),
+        head_bias=bias(shape.vocab),
+        tied=shape.tied,
+        num_heads=shape.heads,
+        num_kv_heads=shape.key_heads,
+        head_dim=shape.dim,
+        epsilon=EPSILON,
+    )
+
+
+def turns(num_columns: int, dim: int) -> np.ndarray:
+    angles = np.arange(num_columns)[:, None] * THETA ** (-np.arange(0, dim, 2) / dim)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).reshape(num_columns, dim).astype(np.float32)
+
+
+def wide(tensor: paddle.Tensor | None) -> Any:
+    """In double precision; a missing bias is zero."""
+    return 0.0 if tensor is None else tensor.astype("float32").numpy().astype(np.float64)
+
+
+def normed(x: np.ndarray, weight: paddle.Tensor) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPSILON) * wide(weight)
+
+
+def last_logits(table: DecoderTable, ids: np.ndarray) -> np.ndarray:
+    """Logits after a sequence, by the definition."""
+    length, dim, group = len(ids), table.head_dim, table.num_heads // table.num_kv_heads
+    angles = turns(length, dim).astype(np.float64).reshape(length, 1, dim // 2, 2)
+
+    def turned(x: np.ndarray) -> np.ndarray:
+        even, odd = x[..., 0::2], x[..., 1::2]
+        cos, sin = angles[..., 0], angles[..., 1]
+        return np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+
+    x = wide(table.embedding)[ids]
+    for layer in table.layers:
+        qkv = (normed(x, layer.attention_norm) @ wide(layer.qkv) + wide(layer.qkv_bias)).reshape(
+            length, -1, dim
+        )
+        q, k, v = np.split(qkv, [table.num_heads, table.num_heads + table.num_kv_heads], axis=1)
+        k, v = (np.repeat(part, group, axis=1) for part in (turned(k), v))
+        scores = np.einsum("tnd,snd->nts", turned(q), k) / np.sqrt(dim)
+        scores[:, np.triu(np.ones((length, length), dtype=bool), 1)] = -np.inf
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("nts,snd->tnd", weights, v).reshape(length, -1)
+        x = x + attended @ wide(layer.out) + wide(layer.out_bias)
+        widened = normed(x, layer.mlp_norm) @ wide(layer.gate_up) + wide(layer.gate_up_bias)
+        gate, up = np.split(widened, 2, axis=-1)
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ wide(layer.down) + wide(layer.down_bias)
+    head = wide(table.head).T if table.tied else wide(table.head)
+    return normed(x[-1], table.final_norm) @ head + wide(table.head_bias)
+
+
+class Decoding:
+    """A decoder with a cache of its own."""
+
+    def __init__(
+        self,
+        library: Library,
+        table: DecoderTable,
+        *,
+        rows: int,
+        columns: int,
+        cache_dtype: str | None = None,
+    ) -> None:
+        shape = [rows, table.num_kv_heads, columns, table.head_dim]
+        dtype = cache_dtype or table.embedding.dtype
+        # What was not written must not be read: it is no number.
+        self.keys, self.values = (
+            [paddle.full(shape, float("nan"), "float32").astype(dtype) for _ in table.layers]
+            for _ in range(2)
+        )
+        self.decoder = NativeDecoder(
+            library,
+            table,
+            keys=self.keys,
+            values=self.values,
+            turns_SD=turns(columns, table.head_dim),
+            most_rows=rows,
+        )
+
+    def feed(self, ids_BT: np.ndarray, padding: np.ndarray) -> np.ndarray:
+        """Token after token, each row from its first real column on; logits after the last ones."""
+        for column in range(ids_BT.shape[1]):
+            rows = np.flatnonzero(padding <= column)
+            logits = self.decoder.step(ids_BT[rows, column], rows, padding[rows], column=column)
+        return logits.copy()
+
+
+def tokens(shape: Shape, rows: int, length: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, shape.vocab, (rows, length))
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_those_of_the_whole_sequence(library: Library, shape: Shape, dtype: str) -> None:
+    table = make(shape, dtype)
+    for rows, length in ((1, 1), (1, 2), (3, 9)):
+        ids = tokens(shape, rows, length)
+        found = Decoding(library, table, rows=rows, columns=length).feed(ids, np.zeros(rows, dtype=int))
+        expected = np.stack([last_logits(table, row) for row in ids])
+        assert difference(found, expected) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_length_up_to_a_second_chunk(dtype: str) -> None:
+    table = make(SHAPES[0], dtype)
+    ids = tokens(SHAPES[0], 1, 70)
+    decoding = Decoding(BEST, table, rows=1, columns=70)
+    for column in range(70):
+        found = decoding.decoder.step(ids[:, column], np.zeros(1), np.zeros(1), column=column)
+        assert difference(found[0], last_logits(table, ids[0, : column + 1])) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("columns", [400, 1100, 2500])
+def test_long_rows_are_joined_from_many_chunks(library: Library, columns: int) -> None:
+    """One layer over a cache of random keys and values, against the definition of attention."""
+    shape = Shape(32, 6, 2, 16, 8, 40, layers=1)
+    table = make(shape, "float32")
+    rng = np.random.default_rng(2)
+    decoding = Decoding(library, table, rows=1, columns=columns + 1)
+    keys, values = rng.normal(size=(2, 2, columns, 16))
+    for whole, part in ((decoding.keys[0], keys), (decoding.values[0], values)):
+        whole[:, :, :columns] = paddle.to_tensor(part[None].astype("float32"))
+    found = decoding.decoder.step(np.array([7]), np.zeros(1), np.zeros(1), column=columns)
+
+    layer = table.layers[0]
+    x = wide(table.embedding)[7]
+    q, k, v = np.split((normed(x, layer.attention_norm) @ wide(layer.qkv)).reshape(-1, 16), [6, 8])
+    angles = turns(columns + 1, 16)[-1].astype(np.float64)
+    cos, sin = angles[0::2], angles[1::2]
+    q, k = (
+        np.stack([p[:, 0::2] * cos - p[:, 1::2] * sin, p[:, 1::2] * cos + p[:, 0::2] * sin], -1).reshape(
+            p.shape
+        )
+        for p in (q, k)
+    )
+    attended = []
+    for head in range(6):
+        scores = np.append(keys[head // 3] @ q[head], k[head // 3] @ q[head]) / 4.0
+        weights = np.exp(scores - scores.max())
+        attended.append(weights / weights.sum() @ np.concatenate([values[head // 3], v[head // 3][None]]))
+    x = x + np.concatenate(attended) @ wide(layer.out)
+    gate, up = np.split(normed(x, layer.mlp_norm) @ wide(layer.gate_up), 2)
+    x = x + (gate / (1 + np.exp(-gate)) * up) @ wide(layer.down)
+    expected = normed(x, table.final_norm) @ wide(table.embedding).T
+    assert difference(found[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padding_other_rows_and_threads_change_no_bit(library: Library, dtype: str) -> None:
+    shape = SHAPES[3]
+    table = make(shape, dtype)
+    lengths = (9, 3, 75, 20, 1, 2, 5, 8, 13)  # nine rows: one more than share a pass
+    longest = max(lengths)
+    ids = tokens(shape, len(lengths), longest)
+    padding = longest - np.array(lengths)
+    together = {}
+    for threads in (1, 2, 3, 7):
+        library.set_threads(threads)
+        decoding = Decoding(library, table, rows=len(lengths), columns=longest)
+        together[threads] = decoding.feed(ids, padding)
+        np.testing.assert_array_equal(together[threads], together[1])
+    for row, length in enumerate(lengths):
+        alone = Decoding(library, table, rows=1, columns=length)
+        np.testing.assert_array_equal(
+            alone.feed(ids[row : row + 1, -length:], np.zeros(1, int))[0], together[1][row]
+        )
+
+
+def test_rows_that_ended_are_left_out(library: Library) -> None:
+    shape = SHAPES[1]
+    table = make(shape, "float32")
+    ids = tokens(shape, 3, 8)
+    whole, part = (Decoding(library, table, rows=3, columns=8) for _ in range(2))
+    expected = whole.feed(ids, np.zeros(3, dtype=int))
+    for column in range(8):
+        rows = np.arange(3) if column < 4 else np.array([0, 2])
+        found = part.decoder.step(ids[rows, column], rows, np.zeros(len(rows)), column=column)
+    np.testing.assert_array_equal(found, expected[[0, 2]])
+
+
+def test_types_of_model_and_cache_may_differ(library: Library) -> None:
+    shape = SHAPES[0]
+    ids = tokens(shape, 2, 6)
+    for dtype, cache_dtype in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        table = make(shape, dtype)
+        decoding = Decoding(library, table, rows=2, columns=6, cache_dtype=cache_dtype)
+        found = decoding.feed(ids, np.zeros(2, dtype=int))
+        expected = np.stack([last_logits(table, row) for row in ids])
+        assert difference(found, expected) < BOUNDS["bfloat16"]
+
+
+def test_the_cache_holds_turned_keys_and_values(library: Library) -> None:
+    """Against the projections of the first layer; columns behind the last one stay untouched."""
+    shape = SHAPES[0]
+    table = make(shape, "float32")
+    ids = tokens(shape, 1, 3)
+    decoding = Decoding(library, table, rows=1, columns=5)
+    decoding.feed(ids, np.zeros(1, dtype=int))
+    layer = table.layers[0]
+    qkv = (normed(wide(table.embedding)[ids[0]], layer.attention_norm) @ wide(layer.qkv)).reshape(3, -1, 16)
+    np.testing.assert_allclose(decoding.values[0].numpy()[0, :, :3].transpose(1, 0, 2), qkv[:, 6:], atol=1e-5)
+    at = turns(3, 16).astype(np.float64)[:, None]
+    k = qkv[:, 4:6]
+    even = k[..., 0::2] * at[..., 0::2] - k[..., 1::2] * at[..., 1::2]
+    np.testing.assert_allclose(
+        decoding.keys[0].numpy()[0, :, :3].transpose(1, 0, 2)[..., 0::2], even, atol=1e-5
+    )
+    assert np.isnan(decoding.keys[0].numpy()[0, :, 3:]).all()
+
+
+def test_reading_memory_takes_whole_mebibytes(library: Library) -> None:
+    memory = np.zeros(3 << 20, dtype=np.uint8)
+    stream(library, memory)
+    assert not memory.any()
