@@ -124,7 +124,8 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
                 f"freeze: {pattern!r} matches no parameter; names look like {examples}, {names[-1]}"
             )
         frozen.update(found)
-    if len(frozen) == len(names):
+    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    if trained <= frozen:
         raise ConfigError(f"freeze: {list(freeze)} freezes every parameter; nothing would be trained")
     for name, parameter in model.named_parameters():
         if name in frozen:

@@ -62,6 +62,51 @@ def test_freezing(folder):
             assemble.build_model(folder, **{**FIELDS, "freeze": (pattern,)})
 
 
+# Of a mixture of experts for text and vision; the table of docs/routing.md.
+FREEZE_PARTS = {
+    (r"\.experts\.", r"\.gate\.weight$"): {
+        "mlp.experts.up_gate_proj.weight",
+        "mlp.experts.down_proj.weight",
+        "mlp.gate.weight",
+    },
+    (r"\.vision_experts\.", r"\.gate\.weight_1$"): {
+        "mlp.vision_experts.up_gate_proj.weight",
+        "mlp.vision_experts.down_proj.weight",
+        "mlp.gate.weight_1",
+    },
+    (r"\.(vision_)?experts\.",): {
+        "mlp.experts.up_gate_proj.weight",
+        "mlp.experts.down_proj.weight",
+        "mlp.vision_experts.up_gate_proj.weight",
+        "mlp.vision_experts.down_proj.weight",
+    },
+    (r"\.shared_experts\.",): {
+        "mlp.shared_experts.up_gate_proj.weight",
+        "mlp.shared_experts.down_proj.weight",
+    },
+    (r"\.gate\.",): {"mlp.gate.weight", "mlp.gate.weight_1"},
+}
+
+
+@pytest.mark.parametrize("patterns", FREEZE_PARTS)
+def test_parts_of_a_mixture_of_experts_are_frozen_by_their_names(tmp_path, patterns):
+    folder = write_tiny_checkpoint(tmp_path / "experts", tiny_moe_config(2))
+    built = assemble.build_model(folder, **{**FIELDS, "freeze": patterns})
+    frozen = {name for name, parameter in built.model.named_parameters() if parameter.stop_gradient}
+    biases = {f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias" for layer in (1, 2)}
+    expected = {f"model.layers.{layer}.{name}" for layer in (1, 2) for name in FREEZE_PARTS[patterns]}
+    assert frozen == expected | biases  # the biases are never trained by gradients
+
+
+def test_all_but_the_experts_may_be_frozen_and_not_everything(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "experts", tiny_moe_config())
+    built = assemble.build_model(folder, **{**FIELDS, "freeze": (r"^(?!.*\.experts\.)",)})
+    trained = {name for name, parameter in built.model.named_parameters() if not parameter.stop_gradient}
+    assert len(trained) == 4 and all(".mlp.experts." in name for name in trained)
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        assemble.build_model(folder, **{**FIELDS, "freeze": (r"^(?!.*correction_bias)",)})
+
+
 def test_what_is_not_built_is_said(folder):
     with pytest.raises(UnsupportedError, match="not built yet"):
         assemble.build_model(folder, **{**FIELDS, "fine_tuning": "LoRA"})
