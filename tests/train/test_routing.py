@@ -29,12 +29,12 @@ WEIGHTS = {
 }
 
 
-def build(modalities=1, **changes):
+def build(modalities=1, dtype="fp32", **changes):
     paddle.seed(3)
-    model = Ernie45(tiny_moe_config(modalities, **changes))
+    model = Ernie45(tiny_moe_config(modalities, **changes), dtype=dtype)
     for name, parameter in model.named_parameters():
         if len(parameter.shape) >= 2 and "correction" not in name:
-            parameter.set_value(paddle.normal(0.0, 0.3, parameter.shape))
+            parameter.set_value(paddle.normal(0.0, 0.3, parameter.shape).astype(parameter.dtype))
     model.train()
     return model
 
@@ -241,8 +241,9 @@ def test_experts_of_a_modality_that_is_not_there_are_not_touched(types, absent, 
     assert {f.modality for f in companion.figures()} == {present}
 
 
-def test_both_modalities_in_one_batch():
-    model = build(2)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_both_modalities_in_one_batch(dtype):
+    model = build(2, dtype)
     companion = watch(model, moe_use_aux_free=True, moe_aux_loss_lambda=0.1)
     mixed = batch(0, types=0)
     mixed.token_types[0, 2:6] = 1
@@ -273,8 +274,9 @@ def test_a_collapsed_router_is_told_once():
     assert len(told) == 1 and "layer 1" in told[0].getMessage() and "moe_use_aux_free" in told[0].getMessage()
 
 
-def test_multi_token_blocks_have_their_loss():
-    model = build(num_nextn_predict_layers=1)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_multi_token_blocks_have_their_loss(dtype):
+    model = build(dtype=dtype, num_nextn_predict_layers=1)
     step_loss = StepLoss(OBJECTIVE, num_depths=1, multi_token_pred_lambda=0.3)
     parts = [batch(0), batch(1, (3, 12))]
     step_loss.begin(parts)
