@@ -32,6 +32,8 @@ class Case:
         if self.kind == "adamw":
             # In bf16 with fp32 masters and moments: reads and writes of 14 bytes, the gradient's 4.
             return n["count"] * 16
+        if self.kind == "add":  # two read and one written; the gradient is handed on as it is
+            return 3 * n["count"]
         tensors = {"norm": 8, "swiglu": 8, "embedding": 4}[self.kind]
         return tensors * n["tokens"] * n["width"]
 
@@ -59,6 +61,7 @@ CASES: dict[str, Case] = {
     "SwiGLU": Case("swiglu", {"tokens": TOKENS, "width": INNER}),
     "embedding": Case("embedding", {"tokens": TOKENS, "width": HIDDEN, "words": WORDS}),
     "head + cross-entropy": Case("loss", {"tokens": TOKENS, "width": HIDDEN, "words": WORDS}),
+    "sum of two large tensors": Case("add", {"count": 64_000_000}),
     "clipping + AdamW": Case("adamw", {"count": 28_000_000}),
 }
 SMALL: dict[str, int] = {"tokens": 16, "length": 16, "sample": 16, "words": 64, "count": 1000}

@@ -6,7 +6,7 @@
 Sizes are those of a step of the starter with 4 x 512 tokens. Times are medians in milliseconds:
 forward, then forward and backward together. Paddle computes in fp32 (its CPU build has no bf16
 arithmetic); the others in fp32 and bf16. Rates are those of the native operator in bf16 over both
-passes: GFLOP/s where there are products, GB/s where there is only memory.
+passes (where there is one, over it): GFLOP/s where there are products, GB/s where there is only memory.
 
 The last line is one JSON object.
 """
@@ -222,6 +222,15 @@ def _loss(n: dict[str, int], dtype: str) -> Any:
     return run, [hidden, weight]
 
 
+def _add(n: dict[str, int], dtype: str) -> Any:
+    import paddle
+
+    from erniekit.ops.linear import add
+
+    x, y = (paddle.randn([n["count"]]).astype(dtype) for _ in range(2))
+    return lambda: add(x, y), None
+
+
 def _adamw(n: dict[str, int], dtype: str) -> Any:
     import paddle
 
@@ -247,6 +256,7 @@ MAKERS = {
     "swiglu": _swiglu,
     "embedding": _embedding,
     "loss": _loss,
+    "add": _add,
     "adamw": _adamw,
 }
 

@@ -113,6 +113,11 @@ def _loss(n: dict[str, int], dtype: Any) -> Any:
     )
 
 
+def _add(n: dict[str, int], dtype: Any) -> Any:
+    x, y = (torch.randn(n["count"]).to(dtype) for _ in range(2))
+    return None, lambda: x + y
+
+
 def _adamw(n: dict[str, int], dtype: Any) -> Any:
     weight = _leaf(n["count"], dtype=dtype)
     weight.grad = torch.randn_like(weight)
@@ -132,6 +137,7 @@ MAKERS = {
     "swiglu": _swiglu,
     "embedding": _embedding,
     "loss": _loss,
+    "add": _add,
     "adamw": _adamw,
 }
 

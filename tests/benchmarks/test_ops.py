@@ -22,7 +22,7 @@ def test_all_operators_run(
     assert ops.main(["--small", "--seconds", "0.001", "--peer", "none"]) == 0
     lines = capsys.readouterr().out.splitlines()
     operators = json.loads(lines[-1])["operators"]
-    assert len(operators) == 11
+    assert len(operators) == 12
     for name, found in operators.items():
         assert set(found["ms"]) == set(ops.OURS), name
         assert all(both > 0 for _, both in found["ms"].values()), name
