@@ -25,13 +25,11 @@ from typing import Any
 import numpy as np
 
 from erniekit.errors import ConfigError, RunError
+from erniekit.generate.distribution import draw, left_over
 
 # What upstream samples with; used when neither the user nor the checkpoint says anything.
 DEFAULT_TEMPERATURE = 0.95
 DEFAULT_TOP_P = 0.7
-
-# Candidates that are looked at before all of a vocabulary is sorted for top_p.
-_TOP_P_CANDIDATES = 512
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,12 @@ class Sampler:
         if self._sampling.greedy:
             token = int(logits_V.argmax())
         else:
-            tokens, probabilities = distribution(logits_V, self._sampling)
-            token = int(tokens[_draw(probabilities, self._generator.random())])
+            s = self._sampling
+            tokens, weights = left_over(
+                logits_V, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, min_p=s.min_p
+            )
+            index = draw(weights, self._generator.random())
+            token = index if tokens is None else int(tokens[index])
         self._num_drawn += 1
         self._counts[token] = self._counts.get(token, 0) + 1
         return token
@@ -222,54 +224,3 @@ class Sampler:
         if exclude_end:
             logits_V[self._end_ids] = -np.inf
         return logits_V
-
-
-def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 4 to 7 for a temperature above 0.
-
-    Args:
-        logits_V: logits after penalties.
-
-    Returns:
-        The tokens that are left, and their probabilities (fp64, they sum to 1).
-    """
-    scaled_V = logits_V.astype(np.float64) / sampling.temperature
-    tokens: np.ndarray = np.arange(scaled_V.size)
-    if 0 < sampling.top_k < scaled_V.size:
-        kth = np.partition(scaled_V, -sampling.top_k)[-sampling.top_k]
-        tokens = np.flatnonzero(scaled_V >= kth)
-    weights = np.exp(scaled_V[tokens] - scaled_V[tokens].max())
-    weights /= weights.sum()
-    if sampling.top_p < 1.0:
-        kept = _nucleus(weights, sampling.top_p)
-        tokens, weights = tokens[kept], weights[kept]
-    if sampling.min_p > 0.0:
-        likely = weights >= sampling.min_p * weights.max()
-        tokens, weights = tokens[likely], weights[likely]
-    return tokens, weights / weights.sum()
-
-
-def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of the fewest most likely entries whose sum reaches `top_p`, most likely first.
-
-    Sorting a whole vocabulary for every token costs more than the rest of sampling; the nucleus
-    nearly always lies within a few hundred candidates, and when it does not, all are sorted.
-    """
-    if probabilities.size > _TOP_P_CANDIDATES:
-        best = np.argpartition(probabilities, -_TOP_P_CANDIDATES)[-_TOP_P_CANDIDATES:]
-        best.sort()
-        if probabilities[best].sum() < top_p:
-            best = np.arange(probabilities.size)
-    else:
-        best = np.arange(probabilities.size)
-    order = best[np.argsort(-probabilities[best], kind="stable")]
-    reached = np.cumsum(probabilities[order]) >= top_p
-    count = int(reached.argmax()) + 1 if reached.any() else order.size
-    return order[:count]
-
-
-def _draw(probabilities: np.ndarray, uniform: float) -> int:
-    """Index of the entry that `uniform` in [0, 1) falls on."""
-    cumulative = np.cumsum(probabilities)
-    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return min(index, probabilities.size - 1)

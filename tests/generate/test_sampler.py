@@ -1,20 +1,14 @@
-"""Sampling against distributions worked by hand and against a second formula."""
+"""From settings to tokens: defaults, penalties and draws."""
 
 import numpy as np
 import pytest
 
 from erniekit.errors import ConfigError, RunError
 from erniekit.generate import sampler as module
-from erniekit.generate.sampler import Sampler, Sampling, build_sampling, distribution
+from erniekit.generate.sampler import Sampler, Sampling, build_sampling
 
-NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
 # softmax of these logits: exactly 0.5, 0.25, 0.125, 0.125
 LOGITS = np.log(np.array([0.25, 0.5, 0.125, 0.125], dtype=np.float32))
-
-
-def table(logits: np.ndarray, **fields: float) -> dict[int, float]:
-    tokens, probabilities = distribution(logits, Sampling(**{**NEUTRAL, **fields}))
-    return {int(t): float(p) for t, p in zip(tokens, probabilities, strict=True)}
 
 
 def draw_one(
@@ -27,69 +21,6 @@ def draw_one(
         tower[token] = 1e6
         assert sampler.draw(tower) == token
     return sampler.draw(logits.astype(np.float32))
-
-
-def test_temperature_by_hand() -> None:
-    # temperature 0.5 squares the probabilities: 1/16, 1/4, 1/64, 1/64 over their sum 22/64
-    assert table(LOGITS, temperature=0.5) == pytest.approx({0: 4 / 22, 1: 16 / 22, 2: 1 / 22, 3: 1 / 22})
-
-
-def test_top_k_by_hand_keeps_ties() -> None:
-    assert table(LOGITS, top_k=2) == pytest.approx({0: 1 / 3, 1: 2 / 3})
-    assert table(LOGITS, top_k=3) == pytest.approx({0: 0.25, 1: 0.5, 2: 0.125, 3: 0.125})
-    assert len(table(LOGITS, top_k=0)) == len(table(LOGITS, top_k=99)) == 4
-
-
-def test_top_p_by_hand_keeps_the_token_that_reaches_it() -> None:
-    assert table(LOGITS, top_p=0.49) == {1: 1.0}
-    assert table(LOGITS, top_p=0.51) == pytest.approx({0: 1 / 3, 1: 2 / 3})
-    assert table(LOGITS, top_p=0.8) == pytest.approx({1: 4 / 7, 0: 2 / 7, 2: 1 / 7})
-
-
-def test_min_p_by_hand() -> None:
-    assert table(LOGITS, min_p=0.4) == pytest.approx({0: 1 / 3, 1: 2 / 3})
-    assert table(LOGITS, min_p=1.0) == {1: 1.0}
-
-
-def test_top_p_applies_to_what_temperature_and_top_k_leave() -> None:
-    # top_k 2 leaves 1/3 and 2/3; 0.66 is reached by the first of them, though it had only 0.5 before
-    assert table(LOGITS, top_k=2, top_p=0.66) == {1: 1.0}
-    # temperature 0.5 gives token 1 a share of 16/22 = 0.727
-    assert table(LOGITS, temperature=0.5, top_p=0.7) == {1: 1.0}
-
-
-def second_formula(logits: np.ndarray, s: Sampling) -> np.ndarray:
-    """Dense and sorted from the least likely up, as torch implementations have it."""
-    z = logits.astype(np.float64) / s.temperature
-    if s.top_k:
-        z[z < np.sort(z)[::-1][min(s.top_k, z.size) - 1]] = -np.inf
-    ascending = np.argsort(z, kind="stable")
-    p = np.exp(z - z.max())
-    p /= p.sum()
-    remove = np.cumsum(p[ascending]) <= 1 - s.top_p
-    remove[-1] = False
-    z[ascending[remove]] = -np.inf
-    p = np.exp(z - z.max())
-    p /= p.sum()
-    p[p < s.min_p * p.max()] = 0
-    return p / p.sum()
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_agrees_with_second_formula(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    size = int(random.choice([5, 300, 4000]))
-    logits = random.normal(scale=float(random.choice([0.01, 1.0, 4.0])), size=size).astype(np.float32)
-    s = Sampling(
-        temperature=float(random.uniform(0.2, 2)),
-        top_k=int(random.choice([0, 1, 40])),
-        top_p=float(random.choice([1.0, 0.9, 0.3])),
-        min_p=float(random.choice([0.0, 0.05])),
-    )
-    tokens, probabilities = distribution(logits, s)
-    dense = np.zeros(size)
-    dense[tokens] = probabilities
-    np.testing.assert_allclose(dense, second_formula(logits, s), atol=1e-12)
 
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:

@@ -28,7 +28,7 @@ def cached_attention(
     num_kv_heads: int,
     head_dim: int,
 ) -> paddle.Tensor:
-    """As `cached_attention_reference`, which also serves other and mixed types; one head of `turns` will do."""
+    """As `cached_attention_reference`, which also serves other and mixed types; one head of turns will do."""
     heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     if qkv_BTX.dtype not in TYPES or {keys_BKSD.dtype, values_BKSD.dtype} != {qkv_BTX.dtype}:
         return cached_attention_reference(qkv_BTX, turns, visible, keys_BKSD, values_BKSD, **heads)
