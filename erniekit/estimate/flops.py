@@ -23,16 +23,26 @@ def forward_flops(config: Any, *, attended: float, labelled_share: float = 1.0) 
 
 
 def training_flops(
-    config: Any, *, attended: float, labelled_share: float = 1.0, trained_share: float = 1.0
+    config: Any,
+    *,
+    attended: float,
+    labelled_share: float = 1.0,
+    trained_share: float = 1.0,
+    ahead: bool = False,
 ) -> float:
     """FLOPs of a token in the forward and the backward pass.
 
     Args:
         attended, labelled_share: as for `forward_flops`.
         trained_share: share of the weights in products that are trained; the others get no gradient.
+        ahead: blocks of multi-token prediction are trained too (all labels counted, as an upper bound).
     """
     forward = forward_flops(config, attended=attended, labelled_share=labelled_share)
     scores = 2.0 * _scores(config, attended)
+    if ahead:
+        of_a_layer = scores / config.num_hidden_layers * config.num_nextn_predict_layers
+        forward += 2.0 * config.ahead_weights() + of_a_layer
+        scores += of_a_layer
     return 2.0 * forward + trained_share * (forward - scores) + scores
 
 

@@ -122,7 +122,9 @@ def state_of_run(config: Config) -> dict[str, int] | None:
     numbers = known_numbers(model.model_name_or_path)
     if numbers is None:
         return None
-    return state_of(numbers, model.freeze, assemble.resolve_compute_type(model.compute_type))
+    # Adapters are small beside what they are on, which is not trained itself.
+    freeze = model.freeze if model.fine_tuning == "Full" else (".",)
+    return state_of(numbers, freeze, assemble.resolve_compute_type(model.compute_type))
 
 
 def find_model(config: Config) -> Path:
@@ -240,6 +242,7 @@ def _build_trainer(
         attended=report.typical_length,
         labelled_share=report.trained_share if model.use_sparse_head_and_loss_fn else 1.0,
         trained_share=built.num_trained / built.num_parameters,
+        ahead=config.routing.multi_token_pred_lambda > 0,
     )
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:

@@ -30,6 +30,18 @@ def test_experts_that_are_not_chosen_cost_nothing():
     assert training_flops(config, attended=1) == 3 * forward_flops(config, attended=1)
 
 
+def test_multi_token_prediction_by_hand():
+    config = tiny_moe_config(vocab_size=1000, num_nextn_predict_layers=1)
+    block = 32 * 128 + 64 * 32 + 3 * 32 * 48 + 2 * 32 * 32 + 32_000
+    without = training_flops(config, attended=1)
+    assert training_flops(config, attended=1, ahead=True) - without == 3 * 2 * (block + 2 * 64)
+    # Layer 0 with experts: the router, two experts, the shared ones in place of the MLP.
+    with_experts = tiny_moe_config(vocab_size=1000, num_nextn_predict_layers=1, moe_layer_start_index=(0,))
+    experts = 32 * 4 + 2 * 3 * 32 * 24 + 3 * 32 * 48
+    assert with_experts.ahead_weights() == block - 3 * 32 * 48 + experts
+    assert training_flops(CONFIG, attended=9, ahead=True) == training_flops(CONFIG, attended=9)
+
+
 def test_training_is_three_times_the_forward_pass():
     assert training_flops(CONFIG, attended=9) == 3 * forward_flops(CONFIG, attended=9)
     # Nothing trained: gradients flow, but no weight gets one; the two products of attention do.

@@ -124,6 +124,10 @@ class Ernie45Config:
         parts = self.parameters_by_part()
         return parts["attention"] + parts["mlp"]
 
+    def ahead_weights(self) -> int:
+        """Weights of multi-token prediction that one token is multiplied with, its heads included."""
+        return 0
+
     def is_moe_layer(self, layer: int) -> bool:
         """Whether a layer holds experts instead of an MLP: none of a dense model does."""
         return False

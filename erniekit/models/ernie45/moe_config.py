@@ -120,6 +120,17 @@ class Ernie45MoeConfig(Ernie45Config):
         router = moe * hidden * self.moe_num_experts[0]
         return parts["attention"] + parts["mlp"] + parts["shared experts"] + chosen + router
 
+    def ahead_weights(self) -> int:
+        """See `Ernie45Config.ahead_weights`; the blocks are of the kind of layer 0."""
+        hidden, parts = self.hidden_size, self.parameters_by_part()
+        block = parts["attention"] // self.num_hidden_layers
+        if self.is_moe_layer(0):
+            widths = self.moe_k * self.moe_intermediate_size[0] + self.shared_intermediate_size()
+            block += hidden * self.moe_num_experts[0] + 3 * hidden * widths
+        else:
+            block += 3 * hidden * self.intermediate_size
+        return self.num_nextn_predict_layers * (block + 2 * hidden * hidden + self.vocab_size * hidden)
+
     def _experts(self) -> list[tuple[int, int]]:
         """Number and width of the experts of each modality."""
         return list(zip(self.moe_num_experts, self.moe_intermediate_size, strict=True))
