@@ -10,6 +10,7 @@ from erniekit.config.export import Export
 from erniekit.config.generation import Generation
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
+from erniekit.config.preference import Preference
 from erniekit.config.parallel import Parallel
 from erniekit.config.reporting import Reporting
 from erniekit.config.routing import Routing
@@ -27,6 +28,7 @@ SECTIONS: dict[str, type] = {
     "sequences": Sequences,
     "batch": Batch,
     "optimizer": Optimizer,
+    "preference": Preference,
     "routing": Routing,
     "schedule": Schedule,
     "evaluation": Evaluation,
@@ -49,6 +51,7 @@ class Config:
     sequences: Sequences = field(default_factory=Sequences)
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    preference: Preference = field(default_factory=Preference)
     routing: Routing = field(default_factory=Routing)
     schedule: Schedule = field(default_factory=Schedule)
     evaluation: Evaluation = field(default_factory=Evaluation)

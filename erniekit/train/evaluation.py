@@ -7,7 +7,7 @@ would get right. All three are token means, so they do not depend on the batch s
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from erniekit.errors import DataError
@@ -26,11 +26,15 @@ class EvaluationResult:
     num_tokens: int
     # Of models with experts, where they were watched.
     routers: tuple[RouterFigures, ...] = ()
+    # What else an objective tells, by name.
+    more: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that the logs use."""
         names = ("loss", "perplexity", "accuracy", "num_tokens")
-        return {f"eval_{name}": getattr(self, name) for name in names}
+        return {f"eval_{name}": getattr(self, name) for name in names} | {
+            f"eval_{name}": value for name, value in self.more.items()
+        }
 
 
 def evaluate(
@@ -47,6 +51,7 @@ def evaluate(
     import paddle
 
     total_loss, num_tokens, num_correct = 0.0, 0, 0
+    sums: dict[str, float] = {}
     was_training = model.training
     model.eval()
     try:
@@ -60,11 +65,15 @@ def evaluate(
                 total_loss += float(loss_sum)
                 num_tokens += int(metrics["num_tokens"])
                 num_correct += int(metrics["num_correct"])
+                for name, value in metrics.get("sums", {}).items():
+                    sums[name] = sums.get(name, 0.0) + value
     finally:
         if was_training:
             model.train()
     if num_tokens == 0:
         raise DataError("the held-out set has no token to predict: check eval_dataset_path and its `label`s")
+    if sums:
+        return objective.result(sums)  # type: ignore[attr-defined]
     loss = total_loss / num_tokens
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return EvaluationResult(loss, perplexity, num_correct / num_tokens, num_tokens)

@@ -4,6 +4,8 @@ An objective is a function `(model, batch, *, scale) -> (loss, metrics)`: the lo
 trained tokens of a micro-batch and multiplied by `scale` (a scalar tensor), and plain numbers,
 `num_tokens` and `num_correct` among them. The trainer's scale is one over the number of trained
 tokens of the global batch, so that no split into micro-batches changes a gradient; None is 1.
+Metrics may hold `shares`, numbers that are reported under their names, summed over the step. An
+objective that counts something other than tokens has a `begin_step(batches)`, told the global batch.
 With `ahead_scales`, one for each of the model's blocks of multi-token prediction, the metrics hold
 `ahead_losses`: their losses, summed over their tokens and multiplied by these, to be added.
 """

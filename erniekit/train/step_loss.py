@@ -78,6 +78,9 @@ class StepLoss:
         counts = count_ahead([(batch.labels, batch.attend_from) for batch in batches], self._num_depths)
         self._ahead_scales = [self._lambda / (self._num_depths * max(count, 1)) for count in counts]
         self._shares = {}
+        begin_step = getattr(self._objective, "begin_step", None)
+        if begin_step is not None:
+            begin_step(batches)
         for companion in self.companions:
             companion.begin_step(len(batches))
 
@@ -92,7 +95,11 @@ class StepLoss:
             scale=token_balanced_loss(1.0, self.num_tokens, masked),
             ahead_scales=self._ahead_scales,
         )
-        self._keep("token_balanced_loss" if self._balanced else "lm_loss", loss)
+        if "shares" in metrics:
+            for name, share in metrics["shares"].items():
+                self._keep(name, share)
+        else:
+            self._keep("token_balanced_loss" if self._balanced else "lm_loss", loss)
         terms = [term for companion in self.companions for term in companion.after_forward(model, batch)]
         for ahead in metrics.get("ahead_losses", ()):
             # Scaled and weighted already: its gradient passes as it is.
@@ -112,11 +119,11 @@ class StepLoss:
         """
         sums = {name: sum(float(share) for share in shares) for name, shares in self._shares.items()}
         found = {"loss": sums.pop("loss")}
-        if self._balanced:
+        if "token_balanced_loss" in sums:
             found["lm_loss"] = (
                 sums["token_balanced_loss"] * (self.num_tokens + self._num_masked) / max(self.num_tokens, 1)
             )
         return found | sums if len(found) + len(sums) > 2 else found
 
     def _keep(self, name: str, value: Any) -> None:
-        self._shares.setdefault(name, []).append(value.detach())
+        self._shares.setdefault(name, []).append(value if isinstance(value, float) else value.detach())

@@ -1,0 +1,161 @@
+"""Log-probabilities of the reference model of preference training, without a second model where possible.
+
+`CachedReference`: every answer is scored once before training, in the very batches that the run will see
+first, so a model that is its own reference has the first loss ln 2 to the last bit. The numbers stay in
+the run's folder, under the tokens of each pair and a digest of the weights: a resumed run finds them, and
+so does another run in the folder. Tokenizer, template, truncation and masks are all in the tokens.
+
+`ModelReference`: a model scores them in every step, the trained one without its adapter, or a copy.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from erniekit.checkpoint.atomic import write_file_atomic
+from erniekit.log import logger
+from erniekit.losses.preference import Answers
+from erniekit.train.dpo import answer_log_probabilities
+
+CACHE_FILE = "reference_logps.json"
+_SECONDS_BETWEEN_WRITES = 60.0
+
+
+class CachedReference:
+    """Numbers that are known for every pair."""
+
+    def __init__(self, table: dict[str, tuple[float, float]]) -> None:
+        self._table = table
+
+    def of(self, model: Any, batch: Any) -> Answers:
+        """From the table; `model` is not asked."""
+        rows = [self._table[place.key] for place in batch.pairs]
+        both = paddle.to_tensor(rows, "float32")
+        return Answers(both[:, 0], both[:, 1])
+
+
+class ModelReference:
+    """Runs a model in every step, without gradients and dropout."""
+
+    def __init__(
+        self,
+        model: Any | None,
+        without_adapter: Callable[[Any], AbstractContextManager[None]] | None,
+        *,
+        loss_subbatch_seqlen: int,
+    ) -> None:
+        """Args:
+        model: what is asked; None for the trained model, each time.
+        without_adapter: turns its adapter off for a while.
+        """
+        self.model, self._without_adapter = model, without_adapter
+        self._loss_subbatch_seqlen = loss_subbatch_seqlen
+
+    def of(self, model: Any, batch: Any) -> Answers:
+        """Of this reference's own model, or of `model`."""
+        asked = model if self.model is None else self.model
+        with paddle.no_grad(), _at_rest(asked):
+            if self._without_adapter is None:
+                return self._score(asked, batch)
+            with self._without_adapter(asked):
+                return self._score(asked, batch)
+
+    def _score(self, model: Any, batch: Any) -> Answers:
+        return answer_log_probabilities(model, batch, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
+
+
+@contextmanager
+def _at_rest(model: Any) -> Iterator[None]:
+    """In evaluation mode, with nobody looking at its routers."""
+    training, records = model.training, getattr(model, "router_records", None)
+    model.eval()
+    if records is not None:
+        model.router_records = None
+    try:
+        yield
+    finally:
+        if records is not None:
+            model.router_records = records
+        if training:
+            model.train()
+
+
+def score_once(
+    batches: Iterable[Any],
+    build: Callable[[], ModelReference],
+    cache: Path,
+    digest: str,
+) -> CachedReference:
+    """The reference's numbers for every pair of `batches`, from the cache or by running the model.
+
+    Args:
+        batches: what the run will train and evaluate on, in its order.
+        build: makes the reference; called only when a pair is missing in the cache.
+        cache: the file that keeps them.
+        digest: of the reference, see `digest_of`; numbers of another model are not used.
+    """
+    table = _read(cache, digest)
+    scorer: ModelReference | None = None
+    num_pairs, written, began = 0, time.monotonic(), time.monotonic()
+    for batch in batches:
+        missing = [number for number, place in enumerate(batch.pairs) if place.key not in table]
+        if not missing:
+            continue
+        if scorer is None:
+            scorer = build()
+        answers = scorer.of(None, batch)
+        chosen, rejected = answers.chosen_P.numpy(), answers.rejected_P.numpy()
+        for number in missing:
+            table[batch.pairs[number].key] = (float(chosen[number]), float(rejected[number]))
+        num_pairs += len(missing)
+        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            _write(cache, digest, table)
+            written = time.monotonic()
+            logger.info(f"reference: {num_pairs} pairs scored")
+    if scorer is None:
+        logger.info(f"reference: {len(table)} pairs from {cache}")
+    else:
+        _write(cache, digest, table)
+        seconds = time.monotonic() - began
+        logger.info(f"reference: {num_pairs} pairs scored once in {seconds:.1f} s, kept in {cache}")
+    return CachedReference(table)
+
+
+def digest_of(folder: Path, compute_dtype: str) -> str:
+    """A digest of a model folder's configuration and weights, and of the type they compute in."""
+    digest = hashlib.blake2b(compute_dtype.encode(), digest_size=16)
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        if path.name.startswith("optimizer") or not path.is_file():
+            continue
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read(cache: Path, digest: str) -> dict[str, tuple[float, float]]:
+    """The numbers of a cache file; none when it is of another model, or broken."""
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        rows = {str(key): (float(one), float(two)) for key, (one, two) in content["pairs"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(f"{cache} cannot be used ({error}); the reference is asked again")
+        return {}
+    if content.get("reference") != digest:
+        logger.warning(f"{cache} is of another reference model; the reference is asked again")
+        return {}
+    return rows
+
+
+def _write(cache: Path, digest: str, table: dict[str, tuple[float, float]]) -> None:
+    content = {"reference": digest, "pairs": table}
+    write_file_atomic(cache, (json.dumps(content) + "\n").encode())
