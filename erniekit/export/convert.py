@@ -65,8 +65,7 @@ def convert_model(
     check_word("--to", layout, EXPORT_LAYOUTS)
     check_word("--dtype", dtype, ("auto", *EXPORT_DTYPES))
     max_shard_bytes = shard_bytes(max_shard_size)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination} is not empty; name a new folder, or move this one away")
+    refuse_occupied(destination)
     verify_source(source)
     config = read_model_config(source)
     weights = load_family(config).weights.open_weights(source, config)
@@ -82,8 +81,8 @@ def convert_model(
             specs=specs,
         )
         written = stored_dtype(folder)
-        write_json(folder / "config.json", _config(source, config, layout, CONFIG_DTYPES[written]))
-        _copy_companions(source, folder)
+        write_json(folder / "config.json", merged_config(source, config, layout, CONFIG_DTYPES[written]))
+        copy_companions(source, folder)
         _compare(weights, layout, target, folder)
         if read_model_config(folder) != config:
             raise CheckpointError(f"{folder}: config.json reads back as another model than {source}")
@@ -92,14 +91,21 @@ def convert_model(
     return Converted(destination, weights.layout, layout, written, len(files), num_bytes)
 
 
-def _config(source: Path, config: Any, layout: str, dtype: str) -> dict[str, Any]:
+def refuse_occupied(destination: Path) -> None:
+    """Raise CheckpointError for a destination that holds something."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} is not empty; name a new folder, or move this one away")
+
+
+def merged_config(source: Path, config: Any, layout: str, dtype: str) -> dict[str, Any]:
     """The source's config.json with every key that depends on layout or format written anew."""
     content = json.loads((source / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in content.items() if key not in _DROPPED}
     return kept | config_content(config, layout, dtype)
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what lies beside the weights of a model folder and belongs to the model."""
     for path in sorted(source.iterdir()):
         is_weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
         if not path.is_file() or is_weights or path.name in NOT_EXPORTED or path.name == "config.json":

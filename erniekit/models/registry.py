@@ -56,6 +56,11 @@ class Family:
         return import_module(f"{MODELS[self.model_type]}.weights")
 
     @property
+    def upcycle(self) -> Any:
+        """The module that makes a mixture of experts of a dense model (no Paddle)."""
+        return import_module(f"{MODELS[self.model_type]}.upcycle")
+
+    @property
     def plan(self) -> Any:
         """The module that says what each part is (no Paddle)."""
         return import_module(f"{MODELS[self.model_type]}.plan")

@@ -47,9 +47,13 @@ class Weights:
 
     def memory_items(self) -> Iterator[Item]:
         """Every parameter (name, dtype word, raw bits) as it is in memory, in the order of the model."""
-        for parameter, shape in memory_shapes(self.config).items():
-            target = stored_in_memory(parameter, shape)
-            yield parameter, self.dtype(parameter), self._build(target, self.dtype(parameter), None)
+        for parameter in memory_shapes(self.config):
+            yield parameter, self.dtype(parameter), self.parameter(parameter)
+
+    def parameter(self, name: str) -> np.ndarray:
+        """Raw bits of one parameter as it is in memory."""
+        target = stored_in_memory(name, memory_shapes(self.config)[name])
+        return self._build(target, self.dtype(name), None)
 
     def layout_items(
         self, layout: str, *, dtype: str | None = None, cast: Cast | None = None
