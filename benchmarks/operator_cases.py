@@ -30,7 +30,7 @@ class Case:
         """Numbers that a forward and a backward pass have to read or write at least, in units of storage."""
         n = self.numbers
         if self.kind == "adamw":
-            # In bf16 with fp32 masters and moments: reads and writes of 14 bytes, the gradient's 4.
+            # Weight, rest of its master, fp32 moments: 12 bytes read and written; the gradient read twice.
             return n["count"] * 16
         if self.kind == "add":  # two read and one written; the gradient is handed on as it is
             return 3 * n["count"]

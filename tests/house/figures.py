@@ -1,0 +1,132 @@
+"""The tables of docs/performance.md, from what the benchmarks measured (benchmarks/figures/*.json)."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.house.sources import ROOT
+
+FIGURES = ROOT / "benchmarks" / "figures"
+BLOCK = re.compile(r"(<!-- figures: (\w+)[^>]*-->\n)(.*?)(<!-- /figures -->)", re.DOTALL)
+Figures = dict[str, Any]
+
+
+def with_figures(text: str) -> str:
+    """A page whose blocks hold the tables."""
+    return BLOCK.sub(lambda block: block[1] + _block(block[2]) + block[4], text)
+
+
+def _block(name: str) -> str:
+    path = FIGURES / f"{name}.json"
+    if not path.is_file():
+        return f"Not measured yet: `python benchmarks/record.py {name}`\n"
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    where = figures["machine"]
+    source = (
+        f"\n`{figures['command']}` on {where['processor']}, {where['cores']} cores "
+        f"({', '.join(where['instruction_sets'])}), {where['system']}, load average before "
+        f"{where['load_average_before']}.\n"
+    )
+    return TABLES[name](figures) + source
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as Markdown; the first is the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def train_step(figures: Figures) -> str:
+    """Modes of both sides, then what they mean."""
+    rows = [["", "tokens/s", "s a step", "peak memory, GB"]]
+    for side, name in (("ours", "ErnieKit"), ("torch", "torch")):
+        for mode, found in figures[side].items():
+            speed, seconds = f"{found['tokens_per_s']:.0f}", f"{found['seconds_per_step']:.2f}"
+            rows.append([f"{name} {mode}", speed, seconds, f"{found['peak_rss_gb']:.2f}"])
+    rates = ", ".join(f"{side} {rate:.0f}" for side, rate in figures["gemm_gflops"].items())
+    said = (
+        f"\nModel FLOPs utilisation {figures['mfu']:.0%} of {figures['gemm_peak_gflops']:.0f} GFLOP/s, "
+        f"the best bf16 product of the run ({rates}).\n"
+    )
+    if figures["torch"]:
+        said += (
+            f"\nSpeed: {figures['ratio_best']:.2f} times the best mode of torch. Peak memory: "
+            f"{figures['memory_ratio_same_precision']:.2f} of torch's with the same optimizer states, "
+            f"{figures['memory_ratio_chunked']:.2f} where torch's logits are chunked as well.\n"
+        )
+    return table(rows) + said
+
+
+def ops(figures: Figures) -> str:
+    """Forward / forward and backward in ms, with the rate of the native operator."""
+    operators = figures["operators"]
+    columns = list(dict.fromkeys(column for found in operators.values() for column in found["ms"]))
+    rows = [["ms, forward / both passes", *columns, "native bf16"]]
+    for name, found in operators.items():
+        cells = [" / ".join(f"{ms:.2f}" for ms in found["ms"][column] if ms) for column in columns]
+        rows.append([name, *cells, f"{found['rate']:.0f} {found['unit']}"])
+    return table(rows)
+
+
+def scaling(figures: Figures) -> str:
+    """Every point; the comparison of a long packed row with torch below it."""
+    rows = [["", "model", "rows x tokens", "samples of", "tokens/s", "s a step", "peak memory, GB"]]
+    for point in figures["points"]:
+        side = point["side"] if point["side"] == "ErnieKit" else f"torch {point['mode']}"
+        shape = f"{point['batch']} x {point['length']}"
+        measured = [str(point.get(key, "-")) for key in ("tokens_per_s", "seconds_per_step", "peak_rss_gb")]
+        rows.append([side, point["model"], shape, str(point["sample"] or point["length"]), *measured])
+    found = figures["packed_below_torch"]
+    if not found:
+        return table(rows)
+    return table(rows) + (
+        f"\n{found['tokens']:,} tokens packed in one row take {found['peak_rss_gb']:.2f} GB; torch takes "
+        f"{found['torch_peak_rss_gb']:.2f} GB for {found['torch_tokens']:,} ({found['torch_mode']}).\n"
+    )
+
+
+def overhead(figures: Figures) -> str:
+    """Shares of a step, and the start of a run."""
+    step = figures["step_s"]
+    rows = [["beside the arithmetic", "ms a step", "share"]]
+    for name in ("operators", "data", "logs"):
+        ms = figures[f"{name}_ms"]
+        rows.append([name, f"{ms:.2f}", f"{ms / step / 1e3:.2%}"])
+    rows.append(["all", f"{figures['share'] * step * 1e3:.2f}", f"{figures['share']:.2%}"])
+    return table(rows) + (
+        f"\nA run of the starter shows its first screen {figures['start_screen_s']:.1f} s after its start, "
+        f"and has done its first step after {figures['end_of_the_first_step_s']:.1f} s.\n"
+    )
+
+
+def profile(figures: Figures) -> str:
+    """What takes over a hundredth of a step."""
+    step = figures["step_s"] * 1e3
+    rows = [["", "calls a step", "ms a step", "share"]]
+    for part in figures["parts"]:
+        if part["ms"] > 0.01 * step:
+            shown = [f"{part['calls']:g}", f"{part['ms']:.0f}", f"{part['ms'] / step:.0%}"]
+            rows.append([f"`{part['name']}`" if " " not in part["name"] else part["name"], *shown])
+    shape = f"{figures['batch']} x {figures['length']} tokens, {figures['compute_type']}"
+    return table(rows) + f"\nA step of {shape}: {figures['step_s']:.2f} s.\n"
+
+
+def plain(figures: Figures) -> str:
+    """Numbers and words by name, for benchmarks without a table of their own."""
+    rows = [["", ""]]
+    for name, value in figures.items():
+        if isinstance(value, int | float | str) and name != "command":
+            rows.append([name.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value)])
+    return table(rows)
+
+
+TABLES: dict[str, Callable[[Figures], str]] = {
+    "train_step": train_step,
+    "ops": ops,
+    "scaling": scaling,
+    "overhead": overhead,
+    "profile_native": profile,
+    "profile_paddle": profile,
+    "decode": plain,
+}

@@ -1,0 +1,99 @@
+"""Tables of figures: every block of the page has one, and they say what the JSON says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.house import figures
+from tests.house.sources import ROOT
+
+MACHINE = {
+    "processor": "a processor",
+    "cores": 2,
+    "instruction_sets": ["avx2"],
+    "system": "Linux",
+    "load_average_before": 0.1,
+}
+MODE = {"tokens_per_s": 812.4, "peak_rss_gb": 3.25, "seconds_per_step": 2.521}
+PART = {"calls": 30.0, "ms": 1000.0}
+SAMPLES: dict[str, dict] = {
+    "train_step": {
+        "ours": {"bf16": MODE},
+        "torch": {"fp32": MODE},
+        "gemm_gflops": {"ours": 900.4},
+        "gemm_peak_gflops": 900.4,
+        "mfu": 0.58,
+        "ratio_best": 1.62,
+        "memory_ratio_same_precision": 0.49,
+        "memory_ratio_chunked": 0.55,
+    },
+    "ops": {"operators": {"SwiGLU": {"ms": {"native bf16": [1.5, 4.0]}, "rate": 25.2, "unit": "GB/s"}}},
+    "scaling": {
+        "points": [{"side": "ErnieKit", "model": "m", "batch": 1, "length": 8192, "sample": 512, **MODE}],
+        "packed_below_torch": {
+            "tokens": 8192,
+            "peak_rss_gb": 4.1,
+            "torch_peak_rss_gb": 5.2,
+            "torch_tokens": 2048,
+            "torch_mode": "bf16_autocast",
+        },
+    },
+    "overhead": {
+        "step_s": 2.0,
+        "operators_ms": 20.0,
+        "data_ms": 1.0,
+        "logs_ms": 0.2,
+        "share": 0.0106,
+        "start_screen_s": 2.1,
+        "end_of_the_first_step_s": 5.5,
+    },
+    "profile_native": {
+        "step_s": 2.0,
+        "batch": 4,
+        "length": 512,
+        "compute_type": "bf16",
+        "parts": [{"name": "ek_gemm", **PART}, {"name": "small", "calls": 1, "ms": 1.0}],
+    },
+    "decode": {"tokens_per_s": 118.25, "nested": {"left": "out"}},
+}
+SAMPLES["profile_paddle"] = SAMPLES["profile_native"]
+EXPECTED = {
+    "train_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "1.62 times", "58% of 900", "0.49 of torch's"],
+    "ops": ["| SwiGLU | 1.50 / 4.00 | 25 GB/s |"],
+    "scaling": [
+        "| ErnieKit | m | 1 x 8192 | 512 | 812.4 | 2.521 | 3.25 |",
+        "8,192 tokens",
+        "5.20 GB for 2,048",
+    ],
+    "overhead": ["| operators | 20.00 | 1.00% |", "| all | 21.20 | 1.06% |", "5.5 s"],
+    "profile_native": ["| `ek_gemm` | 30 | 1000 | 50% |"],
+    "profile_paddle": ["A step of 4 x 512 tokens, bf16: 2.00 s."],
+    "decode": ["| tokens per s | 118.25 |"],
+}
+
+
+@pytest.mark.parametrize("name", figures.TABLES)
+def test_a_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", tmp_path)
+    block = f"before\n<!-- figures: {name}, by hand -->\nold\n<!-- /figures -->\nafter\n"
+    unmeasured = figures.with_figures(block)
+    assert f"python benchmarks/record.py {name}" in unmeasured and "old" not in unmeasured
+    content = {"command": "python benchmarks/it.py", **SAMPLES[name], "machine": MACHINE}
+    (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    page = figures.with_figures(block)
+    assert page.startswith("before\n") and page.endswith("after\n")
+    assert [
+        text for text in [*EXPECTED[name], "`python benchmarks/it.py` on a processor"] if text not in page
+    ] == []
+    assert "small" not in page and "left" not in page
+    assert figures.with_figures(page) == page
+
+
+def test_every_block_of_the_page_has_a_table_and_a_benchmark() -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    names = [block[1] for block in figures.BLOCK.findall(page)]
+    assert sorted(names) == sorted(figures.TABLES)
+    recorded = (ROOT / "benchmarks/record.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'^    "(\w+)": \("', recorded, re.MULTILINE)) == set(figures.TABLES)
