@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("erniekit.cli.data", "look at the samples that a configuration trains on"),
     "models": ("erniekit.cli.models", "list, show or fetch models"),
     "recipes": ("erniekit.cli.recipes", "list, copy and check walkthroughs and example configurations"),
-    "convert": ("erniekit.cli.convert", "convert weights between the layouts of transformers and Paddle"),
+    "convert": ("erniekit.cli.convert", "convert weights between layouts; make experts of a dense model"),
     "doctor": (
         "erniekit.cli.doctor",
         "versions, devices, memory, disk and network, as a block to paste into a bug report",

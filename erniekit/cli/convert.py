@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-HELP = "convert weights between the layouts of transformers and Paddle; dense models to experts"
+HELP = "convert weights between layouts; make experts of a dense model"
 USAGE = """usage: erniekit convert SOURCE DESTINATION --to hf|paddle [options]
 
 SOURCE is a model folder in either layout (which one it is in is found out from its tensors), a
