@@ -8,7 +8,7 @@ from paddle import nn
 
 from erniekit.nn.cache import KVCache
 from erniekit.nn.linear import Linear
-from erniekit.ops.attention import Visibility, self_attention
+from erniekit.ops.attention import Visibility, self_attention, turned_heads
 
 
 class Attention(nn.Layer):
@@ -39,10 +39,26 @@ class Attention(nn.Layer):
         layer: int,
     ) -> paddle.Tensor:
         qkv_BTX = self.qkv_proj(x_BTH)
-        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
-        dropout = self.dropout if self.training else 0.0
         if cache is None:
-            out = self_attention(qkv_BTX, rotations_BTND, visible, **heads, dropout=dropout)
+            out = self.core_attention(qkv_BTX, rotations_BTND, visible)
         else:
             out = cache.attend(layer, qkv_BTX, rotations_BTND, visible, num_heads=self.num_heads)
         return self.o_proj(out)
+
+    def core_attention(
+        self, qkv_BTX: paddle.Tensor, rotations_BTND: paddle.Tensor, visible: Visibility
+    ) -> paddle.Tensor:
+        """What lies between the projections, [B, T, N D]."""
+        dropout = self.dropout if self.training else 0.0
+        return self_attention(
+            qkv_BTX, rotations_BTND, visible, **self._heads(), dropout=dropout, turn=self.turn
+        )
+
+    def turn(
+        self, qkv_BTX: paddle.Tensor, rotations_BTND: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Queries, keys and values, turned, where that is an operator of its own."""
+        return turned_heads(qkv_BTX, rotations_BTND, **self._heads())
+
+    def _heads(self) -> dict[str, int]:
+        return {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}

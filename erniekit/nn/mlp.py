@@ -16,4 +16,8 @@ class GatedMLP(nn.Layer):
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.down_proj(swiglu(self.up_gate_proj(x)))
+        return self.down_proj(self.activation(self.up_gate_proj(x)))
+
+    def activation(self, gate_up: paddle.Tensor) -> paddle.Tensor:
+        """Between the matrices."""
+        return swiglu(gate_up)

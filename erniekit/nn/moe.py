@@ -157,7 +157,11 @@ class Experts(nn.Layer):
         self.down_proj = ExpertMatrices(num_experts, intermediate_size, hidden_size, dtype=dtype)
 
     def forward(self, x_MH: paddle.Tensor, offsets: paddle.Tensor) -> paddle.Tensor:
-        return self.down_proj(swiglu(self.up_gate_proj(x_MH, offsets)), offsets)
+        return self.down_proj(self.activation(self.up_gate_proj(x_MH, offsets)), offsets)
+
+    def activation(self, gate_up: paddle.Tensor) -> paddle.Tensor:
+        """Between the matrices."""
+        return swiglu(gate_up)
 
 
 class MixtureOfExperts(nn.Layer):
@@ -250,13 +254,8 @@ class MixtureOfExperts(nn.Layer):
         rows_N: paddle.Tensor | None,
         token_types_N: paddle.Tensor | None,
     ) -> paddle.Tensor:
-        logits_NE = self.gate(x_NH, modality)
-        num_tokens, num_experts = logits_NE.shape
-        capacity = None
-        if self.capacity is not None:
-            capacity = expert_capacity(self.capacity, num_tokens, num_experts, training=self.training)
-        bias_E = self.moe_statics.row(modality)
-        routing = route(logits_NE, bias_E, capacity=capacity, **self.routing)
+        logits_NE, routing, gate_HE = self.choose_experts(x_NH, modality)
+        num_experts, bias_E = logits_NE.shape[1], self.moe_statics.row(modality)
         if records is not None:
             records.append(
                 RouterRecord(
@@ -269,13 +268,25 @@ class MixtureOfExperts(nn.Layer):
                     routing.dropped_Nk,
                     rows_N,
                     token_types_N,
-                    self.gate.matrix(modality),
+                    gate_HE,
                     bias_E,
                 )
             )
         sorted_MH, offsets, state = self.dispatcher.dispatch(x_NH, routing, num_experts)
         experts = getattr(self, EXPERTS[modality])
         return self.dispatcher.combine(experts(sorted_MH, offsets), routing, state)
+
+    def choose_experts(
+        self, x_NH: paddle.Tensor, modality: int
+    ) -> tuple[paddle.Tensor, Routing, paddle.Tensor]:
+        """The router: fp32 logits [N, E] of one modality's tokens, what follows from them, its matrix."""
+        logits_NE = self.gate(x_NH, modality)
+        capacity = None
+        if self.capacity is not None:
+            capacity = expert_capacity(self.capacity, *logits_NE.shape, training=self.training)
+        bias_E = self.moe_statics.row(modality)
+        routing = route(logits_NE, bias_E, capacity=capacity, **self.routing)
+        return logits_NE, routing, self.gate.matrix(modality)
 
 
 def _flatten(kept: Any) -> paddle.Tensor:

@@ -21,5 +21,9 @@ class RMSNorm(nn.Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The stream x + delta (x itself without a delta), and that normalised; both [..., D]."""
         if delta is None:
-            return x, rms_norm(x, self.weight, self.epsilon)
-        return add_rms_norm(x, delta, self.weight, self.epsilon)
+            return x, self.normalise(x)
+        return add_rms_norm(x, delta, self.weight, self.epsilon, normalise=self.normalise)
+
+    def normalise(self, x: paddle.Tensor) -> paddle.Tensor:
+        """The stream normalised, where that is an operator of its own."""
+        return rms_norm(x, self.weight, self.epsilon)

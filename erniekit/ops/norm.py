@@ -7,6 +7,7 @@ With r = (mean(x^2) + eps)^(-1/2) and y = x r w, the gradients of a row of D val
     dw = sum over rows of (g x r),    dx = g w r - x r^3 mean(g w x).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import paddle
@@ -22,10 +23,22 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.
 
 
 def add_rms_norm(
-    x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
+    x: paddle.Tensor,
+    delta: paddle.Tensor,
+    weight: paddle.Tensor,
+    epsilon: float,
+    *,
+    normalise: Callable[[paddle.Tensor], paddle.Tensor] | None = None,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """The residual sum x + delta, and that sum normalised; both of the shape and type of x."""
-    return choose("add_rms_norm")(x, delta, weight, epsilon)
+    """The residual sum x + delta, and that sum normalised; both of the shape and type of x.
+
+    `normalise` takes the place of `rms_norm` where the two are not one operator.
+    """
+    chosen = choose("add_rms_norm")
+    if normalise is not None and chosen is add_rms_norm_reference:
+        total = add(x, delta)
+        return total, normalise(total)
+    return chosen(x, delta, weight, epsilon)
 
 
 def add_rms_norm_reference(

@@ -25,6 +25,35 @@ BLOCKS = "model.layers"
 # Multi-token prediction: blocks, and what joins the hidden state and the next token's embedding before them.
 AHEAD_BLOCKS = "model.mtp_block"
 AHEAD_LINEARS = "model.mtp_linear_proj"
+# Named operators, for recomputation: paths of methods below a block (blocks differ, not all have all),
+# each with those of its results that may be made again when they are needed.
+OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
+    "norm": {"input_layernorm.normalise": (0,), "post_attention_layernorm.normalise": (0,)},
+    "qkv": {"self_attn.qkv_proj.forward": (0,)},
+    "rope": {"self_attn.turn": (0, 1, 2)},
+    "core_attention": {"self_attn.core_attention": (0,)},
+    "o_proj": {"self_attn.o_proj.forward": ()},
+    "router": {"mlp.choose_experts": ()},
+    "dispatch": {"mlp.dispatcher.dispatch": (0,), "mlp.dispatcher.combine": ()},
+    "gate_up": {
+        "mlp.up_gate_proj.forward": (0,),
+        "mlp.experts.up_gate_proj.forward": (0,),
+        "mlp.vision_experts.up_gate_proj.forward": (0,),
+    },
+    "activation": {
+        "mlp.activation": (0,),
+        "mlp.experts.activation": (0,),
+        "mlp.vision_experts.activation": (0,),
+    },
+    "down": {
+        "mlp.down_proj.forward": (),
+        "mlp.experts.down_proj.forward": (0,),
+        "mlp.vision_experts.down_proj.forward": (0,),
+    },
+    "shared_experts": {"mlp.shared_experts.forward": ()},
+}
+WHOLE_ATTENTION = "self_attn"
+EXPERTS_LAYER = "mlp"
 NORMS = ("input_layernorm", "post_attention_layernorm", "model.norm")
 
 

@@ -19,13 +19,18 @@ def swiglu_native(gate_up: paddle.Tensor) -> paddle.Tensor:
     gate_up = contiguous(gate_up)
     if not paddle.is_grad_enabled():
         return _forward(gate_up)
-    return remake.mark(_SwiGLU.apply(gate_up), _forward, gate_up)
+    kept = remake.keep(gate_up)
+    return remake.mark(_SwiGLU.apply(gate_up, kept), _again, kept)
 
 
 def _size(gate_up: paddle.Tensor) -> tuple[int, int]:
     """Rows, and the width of a result."""
     width = gate_up.shape[-1] // 2
     return (gate_up.size // (2 * width) if width else 0), width
+
+
+def _again(kept: remake.Recipe) -> paddle.Tensor:
+    return _forward(remake.restore(kept))
 
 
 def _forward(gate_up: paddle.Tensor) -> paddle.Tensor:
@@ -39,14 +44,14 @@ def _forward(gate_up: paddle.Tensor) -> paddle.Tensor:
 
 class _SwiGLU(PyLayer):
     @staticmethod
-    def forward(ctx: Any, gate_up: paddle.Tensor) -> paddle.Tensor:
-        ctx.gate_up = gate_up
+    def forward(ctx: Any, gate_up: paddle.Tensor, kept: remake.Recipe) -> paddle.Tensor:
+        ctx.kept = kept
         return _forward(gate_up)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
-        gate_up = ctx.gate_up
-        ctx.gate_up = None
+        gate_up = remake.restore(ctx.kept)
+        ctx.kept = None
         rows, width = _size(gate_up)
         grad, out = contiguous(grad), paddle.empty(gate_up.shape, dtype=gate_up.dtype)
         library.load().declare("ek_swiglu_backward", c_int, c_long, c_long, c_void_p, c_void_p, c_void_p)(
