@@ -36,13 +36,12 @@ class Run:
     )
     stage: str = key(
         "SFT",
-        "training objective: supervised fine-tuning or pre-training",
-        choices=("SFT", "PT"),
+        "training objective: supervised fine-tuning, preference training or pre-training",
+        choices=("SFT", "DPO", "PT"),
         not_built={
-            "DPO": "preference training",
             "VL-SFT": "vision-language models",
             "OCR-VL-SFT": "vision-language models",
-            "KTO": "preference training",
+            "KTO": "unpaired preference training",
             "RM": "reward models",
         },
     )

@@ -27,6 +27,17 @@ def write_rows(path: Path, count: int, *, seed: int = 0) -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int, *, seed: int = 0) -> Path:
+    """A jsonl file of made-up preference pairs, whose better answers begin with one word; returns it."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for _ in range(count):
+        question, one, two = (" ".join(random.choice(WORDS, int(random.integers(1, 7)))) for _ in range(3))
+        lines.append(json.dumps({"prompt": question, "chosen": f"good {one}", "rejected": f"bad {two}"}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 def write_run(folder: Path, numbers: Ernie45Config | None = None, **keys: Any) -> Path:
     """Model, training and held-out data and `run.yaml` in a folder; returns the YAML.
 

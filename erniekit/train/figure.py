@@ -14,7 +14,7 @@ _DRAWN = 800
 _TITLE = 46
 
 
-def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str) -> str:
+def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str, label: str = "loss") -> str:
     """SVG text of (step, loss) points: each step pale, their moving average, held-out figures as dots.
 
     Points that are not finite (skipped steps) are left out; at least one must be finite.
@@ -39,7 +39,7 @@ def loss_figure(train: Sequence[Point], held_out: Sequence[Point], *, title: str
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         f'<text x="{_LEFT}" y="24" font-size="15">{_escape(shortened(title))}</text>',
         f'<text x="16" y="{(_TOP + _HEIGHT - _BOTTOM) / 2:.1f}" text-anchor="middle" '
-        f'transform="rotate(-90 16 {(_TOP + _HEIGHT - _BOTTOM) / 2:.1f})">loss</text>',
+        f'transform="rotate(-90 16 {(_TOP + _HEIGHT - _BOTTOM) / 2:.1f})">{_escape(label)}</text>',
     ]
     for tick in y_ticks:
         x, y = place((x_low, tick)).split(",")

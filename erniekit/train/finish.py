@@ -10,6 +10,7 @@ from erniekit.config.config import Config
 from erniekit.log import logger
 from erniekit.train.figure import loss_figure
 from erniekit.train.heat_map import load_heat_map
+from erniekit.train.preference_figures import evaluation_table, is_of_preferences, pictures
 from erniekit.train.reporting import TIMING_LOG, TRAIN_LOG, read_log
 from erniekit.train.run import RunFolder
 from erniekit.train.trainer import Trainer
@@ -42,6 +43,8 @@ def write_outcome(run_folder: RunFolder, trainer: Trainer, config: Config, built
             title=f"{config.run.stage} of {name}",
         )
         write_file_atomic(run_folder.path / "loss.svg", svg.encode())
+    for file, (_, svg) in pictures(steps, evaluations).items():
+        write_file_atomic(run_folder.path / file, svg.encode())
     if steps and "routers" in steps[-1]:
         panels = [(f"step {row['step']}", row["routers"]) for row in (steps[0], steps[-1])]
         write_file_atomic(run_folder.path / "router.svg", load_heat_map(panels).encode())
@@ -82,7 +85,9 @@ def _report(
         )
         lines.append(f"| peak memory | {peak / 2**30:.2f} GiB |")
     lines.append(f"| machine | {_machine()} |")
-    if evaluations:
+    if evaluations and is_of_preferences(evaluations[-1]):
+        lines += evaluation_table(evaluations)
+    elif evaluations:
         lines += ["\n| step | held-out loss | perplexity | token accuracy |", "|---|---|---|---|"]
         lines += [
             f"| {row['step']} | {row['eval_loss']:.4f} | {row['eval_perplexity']:.3f} "
@@ -91,6 +96,7 @@ def _report(
         ]
     if steps:
         lines.append("\n![loss](loss.svg)")
+        lines += [f"\n![{words}]({file})" for file, (words, _) in pictures(steps, evaluations).items()]
         if "routers" in steps[-1]:
             lines.append("\n![load of experts](router.svg)")
     return lines

@@ -20,6 +20,7 @@ from rich.table import Column
 
 from erniekit.errors import UnsupportedError
 from erniekit.log import error_console, is_terminal, logger
+from erniekit.train.preference_figures import evaluation_words, is_of_preferences, step_words
 
 TRAIN_LOG = "train_log.jsonl"
 TIMING_LOG = "timing.jsonl"
@@ -197,10 +198,13 @@ class Reporter:
         """Write the row of an evaluation; the time it took does not count as training."""
         write_row(self._log, row)
         self._track(row, row["step"])
-        logger.info(
-            f"step {row['step']}: held-out loss {row['eval_loss']:.4f}, perplexity "
+        words = (
+            evaluation_words(row)
+            if is_of_preferences(row)
+            else f"held-out loss {row['eval_loss']:.4f}, perplexity "
             f"{row['eval_perplexity']:.3f}, token accuracy {row['eval_accuracy']:.1%}"
         )
+        logger.info(f"step {row['step']}: {words}")
         self._window_started = time.perf_counter()
         self._window_tokens = 0
 
@@ -229,7 +233,8 @@ class Reporter:
     def _show(self, step: int, row: dict[str, Any], timing: dict[str, Any]) -> None:
         mfu = f" | MFU {timing['mfu']:.1%}" if timing["mfu"] is not None else ""
         text = (
-            f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | grad {row['grad_norm']:.3f} | "
+            f"loss {row['loss']:.4f} | {step_words(row) if is_of_preferences(row) else ''}"
+            f"lr {row['learning_rate']:.2e} | grad {row['grad_norm']:.3f} | "
             f"{timing['tokens_per_second']:.0f} tok/s{mfu} | {timing['memory_bytes'] / 2**30:.1f} GiB"
         )
         done = max(step - self._first_step, 1)

@@ -26,6 +26,8 @@ PRODUCTS = (
     TRAIN_LOG,
     TIMING_LOG,
     "report.md",
+    "margin.svg",
+    "accuracy.svg",
     "loss.svg",
     "router.svg",
     "loss.png",

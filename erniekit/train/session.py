@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from erniekit import assemble
 from erniekit.checkpoint.sources import locate_model
 from erniekit.config.config import Config
+from erniekit.data.loader import Loader
 from erniekit.data.pack import BatchShape
 from erniekit.data.pipeline import (
     EvalSamples,
@@ -24,6 +25,7 @@ from erniekit.data.pipeline import (
 )
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.data.report import DataReport
+from erniekit.data.sets import TrainSamples
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
@@ -36,6 +38,7 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
+from erniekit.train.preference import held_out_objective, preference_objective
 from erniekit.train.reporting import Reporter
 from erniekit.train.routing import RouterWatch, watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
@@ -53,7 +56,10 @@ DECIDING = (
     *("model", "train_data", "eval_data", "sequences", "batch"),
     *("optimizer", "routing", "schedule", "evaluation"),
 )
-NOT_DECIDING = ("download_hub", "dataloader_num_workers", "do_train", "do_eval", "max_estimate_samples")
+NOT_DECIDING = (
+    *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
+    *("max_estimate_samples", "ref_logps"),
+)
 MODEL_FILES = ("generation_config.json", "LICENSE")
 
 
@@ -84,7 +90,15 @@ def train_session(loaded: "LoadedConfig") -> int:
     loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
     start = run_folder.start_from
     built = _build_model(config, start.path if start else folder, resumed=start is not None)
-    trainer = _build_trainer(config, run_folder, built, loader, held_out, reader, samples.report, folder)
+    objective: Objective
+    if run.stage == "DPO":
+        needed = lambda: _needed_batches(config, samples, held_out, loader)  # noqa: E731
+        objective = preference_objective(config, built, folder, needed, resumed=start is not None)
+    else:
+        objective = _objective(config)
+    trainer = _build_trainer(
+        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective
+    )
     if start is not None:
         trainer.resume(
             start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer"))
@@ -110,9 +124,14 @@ def eval_session(config: Config, folder: Path) -> EvaluationResult:
     require_devices(lambda: None, lambda: free_memory(device), **asdict(config.parallel))
     reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
+    objective: Objective
+    if run.stage == "DPO":
+        objective = held_out_objective(config, find_model(config), _batches(config, samples))
+    else:
+        objective = _objective(config)
     built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
     watch = RouterWatch(built.model)
-    result = evaluate(built.model, _batches(config, samples), _objective(config), watch)
+    result = evaluate(built.model, _batches(config, samples), objective, watch)
     return replace(result, routers=tuple(watch.figures()))
 
 
@@ -156,6 +175,8 @@ def deciding_settings(config: Config) -> dict[str, Any]:
     settings = {"stage": config.run.stage, "seed": config.run.seed}
     for section in DECIDING:
         settings |= asdict(getattr(config, section))
+    if config.run.stage == "DPO":
+        settings |= asdict(config.preference)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     return {key: value for key, value in plain.items() if key not in NOT_DECIDING}
 
@@ -176,6 +197,22 @@ def _batches(config: Config, samples: EvalSamples) -> Iterator[Any]:
         samples, BatchShape(**_shape(config)), max_seq_len=sequences.max_seq_len, packing=sequences.packing
     )
     return islice(every, limit) if limit > 0 else every
+
+
+def _needed_batches(
+    config: Config, samples: TrainSamples, held_out: EvalSamples | None, loader: Loader
+) -> Iterator[Any]:
+    """Every batch that the run will see, from a loader of its own."""
+    packing = {**_packing(config), "dataloader_num_workers": 0}
+    probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, **packing)
+    batch = config.batch
+    steps = plan_steps(
+        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
+    )
+    for _ in range(steps):
+        yield from probe.next_step()
+    if held_out is not None:
+        yield from _batches(config, held_out)
 
 
 def _shape(config: Config) -> dict[str, int]:
@@ -204,7 +241,9 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     routing = asdict(config.routing)
     own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
     companions = watch_routers(built.model, config.run.stage, **routing)
-    return StepLoss(objective, companions, built.config.num_nextn_predict_layers, **own)
+    # Preference training leaves the blocks of multi-token prediction out.
+    depths = 0 if config.run.stage == "DPO" else built.config.num_nextn_predict_layers
+    return StepLoss(objective, companions, depths, **own)
 
 
 def _build_model(config: Config, folder: Path, *, resumed: bool) -> assemble.Assembled:
@@ -229,6 +268,7 @@ def _build_trainer(
     reader: SampleReader,
     report: DataReport,
     source: Path,
+    objective: Objective,
 ) -> Trainer:
     batch, model = config.batch, config.model
     total_steps = plan_steps(

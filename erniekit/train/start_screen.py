@@ -24,6 +24,7 @@ from erniekit.log import error_console, logger
 from erniekit.ops.backend import kernels_in_words, on_cpu
 from erniekit.ops.linear import linear
 from erniekit.train.devices import free_memory
+from erniekit.train.preference import has_adapter, settings_of, words_for_start_screen
 from erniekit.train.trainer import Trainer
 
 
@@ -81,10 +82,15 @@ def _essentials(
     packed = "packed" if config.sequences.packing else "padded"
     peak = f"{trainer.reporter.peak_flops / 1e9:.0f} GFLOP/s measured"
     trained = f"{built.num_trained:,} trained" if built.num_trained != built.num_parameters else "all trained"
+    preference = {}
+    if config.run.stage == "DPO":
+        words = words_for_start_screen(settings_of(config), adapted=has_adapter(built.model))
+        preference = {"preference": words}
     return {
         "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
         "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, "
         f"{built.compute_dtype} on {device} by {kernels_in_words()}, {peak}",
+        **preference,
         "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, "
         f"{report.tokens:,} tokens",
         "step": f"{rows} sequences of {config.sequences.max_seq_len} tokens ({packed}), in "

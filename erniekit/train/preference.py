@@ -1,0 +1,117 @@
+"""From a configuration to the objective of preference training: which reference, asked when."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from erniekit import assemble
+from erniekit.config.config import Config
+from erniekit.log import logger
+from erniekit.train.dpo import PreferenceObjective, PreferenceSettings
+from erniekit.train.reference import CACHE_FILE, CachedReference, ModelReference, digest_of, score_once
+
+# Losses that look at the sums of log-probabilities, to which normalize_logps makes a difference.
+_SUMMED = ("sigmoid", "hinge", "dpop", "kto_pair", "sppo_hard", "nca_pair")
+
+
+def preference_objective(
+    config: Config,
+    built: assemble.Assembled,
+    folder: Path,
+    needed: Callable[[], Iterable[Any]],
+    *,
+    resumed: bool,
+) -> PreferenceObjective:
+    """The objective of stage DPO for a run.
+
+    Args:
+        built: the model that is trained.
+        folder: of the model that the run began with, its reference.
+        needed: the batches that the run will see.
+        resumed: `built` is not the model of `folder` any more.
+    """
+    settings, size = settings_of(config), config.model.loss_subbatch_seqlen
+    reference: CachedReference | ModelReference | None = None
+    adapted = has_adapter(built.model)
+    if settings.needs_reference and how_asked(settings, adapted=adapted) == "precompute":
+        if not resumed and not adapted:
+            build = lambda: ModelReference(built.model, None, loss_subbatch_seqlen=size)  # noqa: E731
+        elif adapted:
+            off = without_adapter()
+            build = lambda: ModelReference(built.model, off, loss_subbatch_seqlen=size)  # noqa: E731
+        else:
+            build = lambda: _copy_of(config, folder)  # noqa: E731
+        cache = Path(config.run.output_dir) / CACHE_FILE
+        reference = score_once(needed(), build, cache, digest_of(folder, built.compute_dtype))
+    elif settings.needs_reference:
+        if adapted:
+            reference = ModelReference(None, without_adapter(), loss_subbatch_seqlen=size)
+        else:
+            reference = _copy_of(config, folder)
+    objective = PreferenceObjective(settings, reference, loss_subbatch_seqlen=size)
+    model = config.model
+    dropout = model.hidden_dropout_prob or model.attention_probs_dropout_prob
+    objective.expects_ln2 = settings.begins_at_ln2() and not resumed and not dropout
+    return objective
+
+
+def held_out_objective(config: Config, folder: Path, batches: Iterable[Any]) -> PreferenceObjective:
+    """The objective for an evaluation of its own, `folder` being the reference."""
+    settings = settings_of(config)
+    reference = None
+    if settings.needs_reference:
+        cache = Path(config.run.output_dir) / CACHE_FILE
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        digest = digest_of(folder, assemble.resolve_compute_type(config.model.compute_type))
+        reference = score_once(batches, lambda: _copy_of(config, folder), cache, digest)
+    return PreferenceObjective(settings, reference, loss_subbatch_seqlen=config.model.loss_subbatch_seqlen)
+
+
+def settings_of(config: Config) -> PreferenceSettings:
+    """The keys of preference training."""
+    return PreferenceSettings(**asdict(config.preference))
+
+
+def how_asked(settings: PreferenceSettings, *, adapted: bool) -> str:
+    """`precompute` or `model`."""
+    if settings.ref_logps != "auto":
+        return settings.ref_logps
+    return "model" if adapted or settings.ref_model_update_steps > 0 else "precompute"
+
+
+def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool) -> str:
+    """Loss and reference, and where they are not those of the papers."""
+    if settings.needs_reference:
+        by = {
+            "precompute": "scored once before training",
+            "model": "the model without its adapter" if adapted else "a second copy of the model",
+        }[how_asked(settings, adapted=adapted)]
+        against = f"reference {by}"
+    else:
+        against = "no reference"
+    words = f"{settings.loss_type}, beta {settings.beta:g}, {against}"
+    if settings.normalize_logps and settings.loss in _SUMMED:
+        words += "; answers scaled to the mean length of their pair (normalize_logps: false is standard DPO)"
+    return words
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether a model has an adapter on it."""
+    from erniekit.adapters.layers import Adapted
+
+    return any(isinstance(layer, Adapted) for layer in model.sublayers())
+
+
+def without_adapter() -> Any:
+    """What turns adapters off for a while."""
+    from erniekit.adapters.lora import adapters_off
+
+    return adapters_off
+
+
+def _copy_of(config: Config, folder: Path) -> ModelReference:
+    """A second model in memory."""
+    logger.info(f"the reference model is read from {folder}")
+    copy = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
+    return ModelReference(copy.model, None, loss_subbatch_seqlen=config.model.loss_subbatch_seqlen)
