@@ -18,7 +18,6 @@ slots, the range of the correction bias, and the two experts that most often go 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     import json
-    from dataclasses import asdict
 
     from erniekit.cli.arguments import read_config
     from erniekit.cli.launch import require_paddle
@@ -28,7 +27,7 @@ def run(argv: list[str]) -> int:
     words = [word for word in argv if word not in ("--base", "--json")]
     loaded = read_config(words, "eval") if "--base" in argv else None
     require_paddle()
-    from erniekit.train.router_stats import table
+    from erniekit.train.router_stats import summary, table
     from erniekit.train.session import eval_session, find_model
 
     if loaded is not None:
@@ -40,7 +39,8 @@ def run(argv: list[str]) -> int:
     logger.info(f"evaluating {description}")
     result = eval_session(config, folder)
     if "--json" in argv:
-        console.print_json(json.dumps({"model": str(folder), **asdict(result)}))
+        figures = {key: value for key, value in vars(result).items() if key != "routers"}
+        console.print_json(json.dumps({"model": str(folder), **figures, **summary(result.routers)}))
     else:
         console.print(
             f"held-out loss {result.loss:.4f}, perplexity {result.perplexity:.3f}, token accuracy "

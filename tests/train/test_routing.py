@@ -10,8 +10,10 @@ from erniekit.data.pack import collate
 from erniekit.data.sample import Sample
 from erniekit.log import logger
 from erniekit.losses.router import load_balance_loss, orthogonal_gradient, orthogonal_loss, router_z_loss
+from erniekit.models.ernie45 import plan
 from erniekit.models.ernie45.model import Ernie45
 from erniekit.ops import gradients
+from erniekit.parallel.recompute import Recomputation, apply_recompute
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.train.evaluation import evaluate
 from erniekit.train.objectives import build_objective
@@ -123,8 +125,25 @@ def test_a_loss_with_weight_is_in_the_total_and_in_the_gradient(key, name):
     assert 3.0 * (sides[0] - sides[1]) / 2e-3 == pytest.approx(np.linalg.norm(found), rel=0.02)
 
 
+def test_recomputation_changes_no_bit_of_it():
+    weights = {"moe_aux_loss_lambda": 0.3, "moe_z_loss_lambda": 0.1, "moe_orthogonal_loss_lambda": 0.2}
+    found = []
+    for operators in ((), ("block",)):
+        model = build(2)
+        apply_recompute(model, plan, Recomputation((operators,) * 3))
+        companion = watch(model, moe_use_aux_free=True, **weights)
+        values, gradient_of = step(model, companion, [batch(0, types=0), batch(1, types=1)])
+        companion.after_update()
+        biases = {name: p.numpy() for name, p in model.named_parameters() if "correction_bias" in name}
+        found.append((values, gradient_of | biases, companion.row()))
+    plain, recomputed = found
+    assert plain[0] == recomputed[0] and plain[2] == recomputed[2]
+    assert plain[1].keys() == recomputed[1].keys()
+    assert all((plain[1][name] == array).all() for name, array in recomputed[1].items())
+
+
 def test_padding_is_no_load():
-    model, companion = build(), None
+    model = build()
     found = []
     for pad_to in (16, 40):
         companion = watch(model)
