@@ -274,7 +274,6 @@ def _build_trainer(
     total_steps = plan_steps(
         loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
     )
-    objective = _objective(config)
     reporting = asdict(config.reporting)
     policy = NonFinitePolicy(**{key: reporting.pop(key) for key in ("on_nonfinite", "max_skipped_steps")})
     flops = training_flops(
