@@ -15,6 +15,7 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
+from erniekit.ops import remake
 from erniekit.ops.attention import Visibility, self_attention_reference
 from erniekit.ops.kernels.library import BF16, FP32, Library, find_library
 
@@ -54,7 +55,7 @@ def self_attention(
         )
     seen = _Seen(visible.attend_from_BT, visible.gaps_BT2)
     if paddle.is_grad_enabled() and not qkv_BTX.stop_gradient:
-        return _SelfAttention.apply(qkv_BTX, turns, seen, heads)
+        return _SelfAttention.apply(qkv_BTX, turns, seen, heads, remake.keep(qkv_BTX))
     return _forward(qkv_BTX, turns, seen, heads, None)
 
 
@@ -85,21 +86,22 @@ class _SelfAttention(PyLayer):
         turns: paddle.Tensor,
         seen: _Seen,
         heads: _Heads,
+        kept: remake.Recipe,
     ) -> paddle.Tensor:
         batch, columns = qkv_BTX.shape[:2]
         qkv_BTX = _contiguous(qkv_BTX)
         log_sum_BNT = paddle.empty([batch, heads.queries, columns], "float32")
         out_BTX = _forward(qkv_BTX, turns, seen, heads, log_sum_BNT)
         # Detached, since an output that its own node holds is a circle that nobody frees.
-        ctx.kept = (qkv_BTX.detach(), out_BTX.detach())
+        ctx.kept = (kept, out_BTX.detach())
         ctx.log_sum, ctx.turns, ctx.seen, ctx.heads = log_sum_BNT, turns, seen, heads
         return out_BTX
 
     @staticmethod
     def backward(ctx: Any, grad_BTX: paddle.Tensor) -> tuple[paddle.Tensor, None]:
-        qkv_BTX, out_BTX = ctx.kept
+        kept, out_BTX = ctx.kept
         ctx.kept = None
-        return _backward(qkv_BTX, out_BTX, grad_BTX, ctx), None
+        return _backward(_contiguous(remake.restore(kept)), out_BTX, grad_BTX, ctx), None
 
 
 def _forward(

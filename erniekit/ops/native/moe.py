@@ -11,6 +11,7 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
+from erniekit.ops import remake
 from erniekit.ops.kernels import library
 from erniekit.ops.moe import SortedSlots, combine_rows_reference, dispatch_rows_reference
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
@@ -31,7 +32,7 @@ def combine_rows_native(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: S
         return combine_rows_reference(y_MH, weights_Nk, slots)
     if not paddle.is_grad_enabled():
         return _sums(y_MH, weights_Nk, slots)
-    return _Combine.apply(y_MH, weights_Nk, slots)
+    return _Combine.apply(y_MH, weights_Nk, slots, remake.keep(y_MH))
 
 
 def _copies(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
@@ -72,15 +73,17 @@ class _Dispatch(PyLayer):
 class _Combine(PyLayer):
     @staticmethod
     def forward(
-        ctx: Any, y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: SortedSlots
+        ctx: Any, y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: SortedSlots, kept: remake.Recipe
     ) -> paddle.Tensor:
-        ctx.save_for_backward(contiguous(y_MH), contiguous(weights_Nk))
+        ctx.kept = kept, contiguous(weights_Nk)
         ctx.slots, ctx.wanted = slots, (not y_MH.stop_gradient, not weights_Nk.stop_gradient)
         return _sums(y_MH, weights_Nk, slots)
 
     @staticmethod
     def backward(ctx: Any, grad_NH: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
-        y_MH, weights_Nk = ctx.saved_tensor()
+        kept, weights_Nk = ctx.kept
+        ctx.kept = None
+        y_MH = contiguous(remake.restore(kept))
         slots, grad_NH = ctx.slots, contiguous(grad_NH)
         num_tokens, top_k = weights_Nk.shape
         num_rows, width = y_MH.shape
