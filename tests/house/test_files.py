@@ -51,7 +51,7 @@ TESTED_ELSEWHERE = {
         f"erniekit/config/{section}.py": "tests/config/test_config.py"
         for section in (
             *("run", "model", "train_data", "eval_data", "sequences", "batch", "optimizer", "routing"),
-            *("schedule", "evaluation", "saving", "reporting", "generation", "export"),
+            *("schedule", "evaluation", "saving", "reporting", "generation", "export", "preference"),
         )
     },
 }
