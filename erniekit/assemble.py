@@ -6,31 +6,60 @@ their rooms are built.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniekit.errors import ConfigError, UnsupportedError
+from erniekit.checkpoint.adapter_files import is_adapter, open_adapter
+from erniekit.checkpoint.fingerprint import Fingerprint
+from erniekit.checkpoint.sources import base_folder
+from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
 if TYPE_CHECKING:
     import paddle
 
-# fine_tuning -> what apply(model, ...) changes; None trains the model as it is.
-ADAPTERS: dict[str, str | None] = {"full": None}
+# fine_tuning -> the layer that takes the place of a linear one; None trains the model as it is.
+ADAPTERS: dict[str, str | None] = {
+    "full": None,
+    "lora": "erniekit.adapters.layers:LoraLinear",
+    "dora": "erniekit.adapters.dora:DoraLinear",
+    "pissa": "erniekit.adapters.pissa:PissaLinear",
+}
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adapter that is to be trained.
+
+    Args:
+        keys: keyword arguments of `adapters.lora.apply`.
+        start: folder of an adapter to go on from.
+    """
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A model that is ready, with the numbers it was built from."""
+    """A model that is ready, with the numbers it was built from.
+
+    Args:
+        adapter: what is on it (an `adapters.lora.Applied`), or None.
+        fingerprint: of the weights under an adapter.
+    """
 
     model: Any
     config: Any
     compute_dtype: str
     num_parameters: int
     num_trained: int
+    adapter: Any = None
+    fingerprint: str | None = None
 
 
 def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
@@ -68,6 +97,7 @@ def resolve_compute_type(compute_type: str) -> str:
 
 def build_model(
     folder: Path,
+    adaptation: Adaptation | None = None,
     *,
     continue_training: bool,
     compute_type: str,
@@ -81,6 +111,7 @@ def build_model(
     Args:
         folder: a model folder; with `continue_training=False` only its `config.json` is read and
             the weights are initialised at random.
+        adaptation: the adapter, when `fine_tuning` asks for one.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
@@ -89,20 +120,103 @@ def build_model(
     """
     if fine_tuning.lower() not in ADAPTERS:
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
-    built = _build(folder, compute_type=compute_type, load=continue_training)
+    layer = ADAPTERS[fine_tuning.lower()]
+    built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+    if layer is not None:
+        assert adaptation is not None, f"fine_tuning: {fine_tuning} without an adapter"
+        built = _adapt(built, layer, adaptation)
     built.model.set_dropout(hidden_dropout_prob, attention_probs_dropout_prob)
     apply_freeze(built.model, freeze)
     built.model.train()
     return _describe(built)
 
 
-def load_for_inference(folder: Path, *, compute_type: str = "auto") -> Assembled:
-    """Build the model of `folder` with its weights, in evaluation mode, nothing trained."""
-    built = _build(folder, compute_type=compute_type, load=True)
+def load_for_inference(
+    folder: Path, adapters: Sequence[Path] = (), *, compute_type: str = "auto"
+) -> Assembled:
+    """Build the model of `folder` with its weights, in evaluation mode, nothing trained.
+
+    Args:
+        folder: a model folder, or an adapter, which goes on the model that it was trained on.
+        adapters: folders of adapters for the model; the first one is put on it, unmerged.
+
+    Raises:
+        CheckpointError: an adapter was trained on other weights.
+    """
+    if is_adapter(folder):
+        adapters, folder = (folder, *adapters), base_folder(folder)
+    built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters))
+    if adapters:
+        built = put_on(built, adapters[0])
+        for other in adapters[1:]:
+            check_base(built, other)
     for parameter in built.model.parameters():
         parameter.stop_gradient = True
     built.model.eval()
     return _describe(built)
+
+
+def put_on(built: Assembled, folder: Path) -> Assembled:
+    """The model with the adapter of a folder on it, unmerged, in place of the one that is there.
+
+    Raises:
+        CheckpointError: the adapter was trained on other weights, or is of another model.
+    """
+    from erniekit.adapters.state import attach_file
+
+    check_base(built, folder)
+    built = take_off(built)
+    applied = attach_file(built.model, _layout(built.config), open_adapter(folder))
+    logger.info(
+        f"adapter {folder}: {applied.num_parameters():,} parameters on {len(applied.layers)} matrices"
+    )
+    return replace(built, adapter=applied)
+
+
+def take_off(built: Assembled) -> Assembled:
+    """The model without its adapter."""
+    from erniekit.adapters.lora import detach
+
+    if built.adapter is not None:
+        detach(built.adapter)
+    return replace(built, adapter=None)
+
+
+def check_base(built: Assembled, folder: Path) -> None:
+    """Refuse an adapter that was trained on other weights; one from elsewhere does not say.
+
+    Raises:
+        CheckpointError: the fingerprints differ.
+    """
+    adapter = open_adapter(folder)
+    trained_on = adapter.facts.get("fingerprint")
+    if trained_on is not None and built.fingerprint is not None and trained_on != built.fingerprint:
+        raise CheckpointError(
+            f"{folder}: the adapter was trained on other weights (of {adapter.settings.base}, "
+            f"{trained_on[:19]}...; these are {built.fingerprint[:19]}...): with these it would give answers "
+            "that nobody trained; name the model that it was trained on"
+        )
+
+
+def _adapt(built: Assembled, layer: str, adaptation: Adaptation) -> Assembled:
+    """Apply a new adapter, or one to go on from."""
+    from erniekit.adapters import lora, state
+
+    module, _, name = layer.partition(":")
+    linear = getattr(import_module(module), name)
+    applied = lora.apply(built.model, _layout(built.config), linear, **adaptation.keys)
+    if adaptation.start is None:
+        applied.initialise()
+    else:
+        check_base(built, adaptation.start)
+        state.load(applied, open_adapter(adaptation.start))
+    return replace(built, adapter=applied)
+
+
+def _layout(config: Any) -> Any:
+    """What a parameter's matrices are called in files, for adapters."""
+    family = load_family(config)
+    return lambda parameter, shape: family.names_in_files(parameter, shape, config)
 
 
 def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
@@ -135,20 +249,28 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
     return sorted(frozen)
 
 
-def _build(folder: Path, *, compute_type: str, load: bool) -> Assembled:
+def _build(folder: Path, *, compute_type: str, load: bool, adapted: bool = False) -> Assembled:
     from erniekit.ops.allocation import release_free_memory
 
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter and no model: name the model, and the adapter as lora_path={folder}"
+        )
     compute_dtype = resolve_compute_type(compute_type)
     config = read_model_config(folder)
     _require_memory(config, compute_dtype, folder)
     family = load_family(config)
     model = family.build(config, dtype=compute_dtype)
     if load:
-        load_weights(model, family.weights.load_weights(folder, config))
+        items = family.weights.load_weights(folder, config)
+        taken = Fingerprint()
+        load_weights(model, taken.watch(items) if adapted else items)
+        fingerprint = taken.text() if adapted else None
     else:
         model.initialise_weights()
+        fingerprint = None
     release_free_memory()
-    return Assembled(model, config, compute_dtype, 0, 0)
+    return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint)
 
 
 def _require_memory(config: Any, compute_dtype: str, folder: Path) -> None:
@@ -198,10 +320,8 @@ def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
 
 def _describe(built: Assembled) -> Assembled:
     sizes = [(p.size, not p.stop_gradient) for p in built.model.parameters()]
-    return Assembled(
-        built.model,
-        built.config,
-        built.compute_dtype,
-        int(sum(size for size, _ in sizes)),
-        int(sum(size for size, trained in sizes if trained)),
+    return replace(
+        built,
+        num_parameters=int(sum(size for size, _ in sizes)),
+        num_trained=int(sum(size for size, trained in sizes if trained)),
     )

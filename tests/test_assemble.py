@@ -109,7 +109,7 @@ def test_all_but_the_experts_may_be_frozen_and_not_everything(tmp_path):
 
 def test_what_is_not_built_is_said(folder):
     with pytest.raises(UnsupportedError, match="not built yet"):
-        assemble.build_model(folder, **{**FIELDS, "fine_tuning": "LoRA"})
+        assemble.build_model(folder, **{**FIELDS, "fine_tuning": "Prefix"})
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, "model_type": "llama"}))
     with pytest.raises(UnsupportedError, match="llama"):

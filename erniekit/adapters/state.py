@@ -94,13 +94,17 @@ def stored_ranks(applied: Applied) -> int:
     return max(getattr(layer, "stored_ranks", 1) for layer in applied.layers.values())
 
 
-def write_settings(applied: Applied, folder: Path, facts: Mapping[str, Any]) -> None:
+def write_settings(
+    applied: Applied, folder: Path, facts: Mapping[str, Any], *, base: str | None = None
+) -> None:
     """Write `adapter_config.json` and `erniekit_adapter.json` beside the tensors.
 
     Args:
         facts: what only ErnieKit knows, such as the fingerprint of the base.
+        base: where the model is that the adapter is for.
     """
     settings = _with_rank(applied.settings, applied.settings.rank * stored_ranks(applied))
+    settings = replace(settings, base=base)
     modules = tuple(dict.fromkeys(name.split(".")[-2] for name in applied.saved))
     content = peft_config(replace(settings, modules_to_save=modules), target_names(applied))
     if "embed_tokens" in modules and getattr(applied.model.config, "tie_word_embeddings", False):

@@ -4,6 +4,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from erniekit.checkpoint.adapter_files import is_adapter, open_adapter
 from erniekit.checkpoint.download import download
 from erniekit.checkpoint.manifest import MANIFEST, verify
 from erniekit.checkpoint.presets import STARTER, known_names, preset_hub_id
@@ -13,6 +14,7 @@ from erniekit.errors import CheckpointError, MissingModelError
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 _CHECKPOINT = re.compile(r"checkpoint-\d+$")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
@@ -52,6 +54,50 @@ def locate_model(*, model_name_or_path: str, download_hub: str) -> Path:
     )
 
 
+def locate_adapters(*, lora_path: str | None) -> list[Path]:
+    """The adapter folders of a list separated by commas; a run's folder stands for its best, else latest.
+
+    Raises:
+        MissingModelError: there is no such folder.
+        CheckpointError: one holds no adapter.
+    """
+    folders = []
+    for name in filter(None, (part.strip() for part in (lora_path or "").split(","))):
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            raise MissingModelError(f"lora_path: there is no folder {name} ({_where(path)})")
+        folder = resolve_checkpoint(path)
+        if not is_adapter(folder):
+            raise CheckpointError(
+                f"lora_path: {folder} holds a whole model and no adapter; name it as model_name_or_path"
+            )
+        folders.append(folder)
+    return folders
+
+
+def base_folder(adapter: Path) -> Path:
+    """The model that an adapter was trained on, where its settings say it is.
+
+    Raises:
+        MissingModelError: it is not there; says how to name another place.
+    """
+    base = open_adapter(adapter).settings.base
+    hint = f"name the model, and the adapter as lora_path={adapter}"
+    if not base:
+        raise MissingModelError(f"{adapter} does not say which model it is for: {hint}")
+    try:
+        return locate_model(model_name_or_path=base, download_hub="huggingface")
+    except MissingModelError as error:
+        raise MissingModelError(f"{adapter} is an adapter of {base}: {error}; or {hint}") from error
+
+
+def companions_folder(folder: Path) -> Path:
+    """Where the tokenizer of a model folder is: the folder itself, or the base of an adapter without one."""
+    if not is_adapter(folder) or any((folder / name).is_file() for name in _TOKENIZERS):
+        return folder
+    return base_folder(folder)
+
+
 def looks_like_hub_id(name: str) -> bool:
     """Whether a name may be one of a hub: org/name or org/name@revision, and not a checkpoint of a run."""
     return bool(_HUB_ID.match(name)) and not _CHECKPOINT.search(name)
@@ -64,7 +110,7 @@ def resolve_checkpoint(folder: Path) -> Path:
         MissingModelError: the folder is neither.
         CheckpointError: weights are not as a run wrote them; names the file and the newest good checkpoint.
     """
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_adapter(folder):
         return _verified(folder)
     store = CheckpointStore(folder, save_total_limit=None)
     chosen = store.best() or store.latest()

@@ -124,9 +124,11 @@ class CheckpointStore:
         state: dict[str, Any],
         write_files: Callable[[Path], None],
         asynchronous: bool = False,
+        model_basename: str = "model",
     ) -> None:
         """Write `checkpoint-<step>`; returns when it is durable, or at once when asynchronous.
 
+        `model_basename` is the name of the files of `model_items`.
         An asynchronous save copies the tensors first, and writes in one thread; its error is
         raised by the next `save` or `wait`.
 
@@ -136,7 +138,7 @@ class CheckpointStore:
         self.wait()
         text = json.dumps(state, indent=2) + "\n"
         if not asynchronous:
-            self._write(step, model_items, optimizer_items, text, write_files)
+            self._write(step, model_items, optimizer_items, text, write_files, model_basename)
             return
         # Tensors of the model change with the next step, so the thread gets copies of its own.
         copies = [_copies(model_items), _copies(optimizer_items)]
@@ -144,7 +146,7 @@ class CheckpointStore:
         def write() -> None:
             optimizer, model = copies.pop(), copies.pop()  # let go of when the thread ends
             try:
-                self._write(step, model, optimizer, text, write_files)
+                self._write(step, model, optimizer, text, write_files, model_basename)
             except BaseException as error:  # nothing may be lost with the thread: `wait` raises it
                 logger.error(f"saving in the background failed: {error}")
                 self._error = error
@@ -180,15 +182,19 @@ class CheckpointStore:
         optimizer_items: Iterable[Item],
         state: str,
         write_files: Callable[[Path], None],
+        model_basename: str,
     ) -> None:
         path = self.output_dir / f"checkpoint-{step}"
         number = 1 + max((read_number(checkpoint.path) for checkpoint in self.list()), default=0)
         try:
             with write_folder(path, overwrite=True) as folder:
-                write_tensors(folder, model_items, max_shard_bytes=SHARD_BYTES, metadata={"format": "pt"})
-                write_tensors(
-                    folder, optimizer_items, max_shard_bytes=SHARD_BYTES, metadata={}, basename="optimizer"
-                )
+                for items, basename, metadata in (
+                    (model_items, model_basename, {"format": "pt"}),
+                    (optimizer_items, "optimizer", {}),
+                ):
+                    write_tensors(
+                        folder, items, max_shard_bytes=SHARD_BYTES, metadata=metadata, basename=basename
+                    )
                 write_files(folder)
                 (folder / STATE_FILE).write_text(state, encoding="utf-8")
                 write_manifest(folder, number=number)

@@ -34,10 +34,9 @@ def run(argv: list[str]) -> int:
     from erniekit.cli.repl import Repl
     from erniekit.generate.conversation import Conversation
     from erniekit.generate.sampler import build_sampling
-    from erniekit.generate.text import read_generation_defaults
     from erniekit.log import logger
 
-    sampling = build_sampling(read_generation_defaults(target.folder), **asdict(target.config.generation))
+    sampling = build_sampling(target.generation_defaults(), **asdict(target.config.generation))
     logger.info(f"model: {target.description}")
     generator = open_generator(target)
     repl = Repl(generator, sampling, Conversation(options.get("--system")), _read, _write)

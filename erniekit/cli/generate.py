@@ -45,10 +45,9 @@ def run(argv: list[str]) -> int:
     target = choose_target(words, "generate")
 
     from erniekit.generate.sampler import build_sampling
-    from erniekit.generate.text import read_generation_defaults
     from erniekit.log import logger
 
-    sampling = build_sampling(read_generation_defaults(target.folder), **asdict(target.config.generation))
+    sampling = build_sampling(target.generation_defaults(), **asdict(target.config.generation))
     questions = list(_questions(options))
     logger.info(f"model: {target.description}")
     if not sampling.greedy:

@@ -9,7 +9,7 @@ command line names another model. The choice is always told.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from erniekit.errors import ConfigError
 
@@ -37,6 +37,13 @@ class Target:
     config: "Config"
     output_dir: Path
     overwrite: bool = False
+
+    def generation_defaults(self) -> dict[str, Any]:
+        """Content of the model's generation_config.json; of an adapter without one, its base's."""
+        from erniekit.checkpoint.sources import companions_folder
+        from erniekit.generate.text import read_generation_defaults
+
+        return read_generation_defaults(companions_folder(self.folder))
 
 
 def choose_target(argv: list[str], verb: str) -> Target:
@@ -102,9 +109,11 @@ def _is_of_command_line(loaded: "LoadedConfig", key: str) -> bool:
 
 def _run_folder(folder: Path) -> Path | None:
     """The run that a folder is, or is a checkpoint of; None for a model from elsewhere."""
+    from erniekit.checkpoint.adapter_files import is_adapter
+
     if not folder.is_dir():
         return None
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_adapter(folder):
         return folder.resolve().parent if _CHECKPOINT.fullmatch(folder.resolve().name) else None
     return folder
 
@@ -131,6 +140,7 @@ def describe(folder: Path, named: str) -> str:
 def open_generator(target: Target) -> "TextGenerator":
     """Load a target's model, tokenizer and template, ready to answer; needs Paddle."""
     from erniekit import assemble
+    from erniekit.checkpoint.sources import companions_folder, locate_adapters
     from erniekit.data.template import load_template
     from erniekit.data.tokenizer import load_tokenizer
     from erniekit.generate.ends import end_token_ids
@@ -139,10 +149,12 @@ def open_generator(target: Target) -> "TextGenerator":
     config = target.config
     run = config.run
     assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
-    tokenizer = load_tokenizer(Path(config.model.tokenizer) if config.model.tokenizer else target.folder)
+    adapters = locate_adapters(lora_path=config.lora.lora_path)
+    companions = companions_folder(target.folder)
+    tokenizer = load_tokenizer(Path(config.model.tokenizer) if config.model.tokenizer else companions)
     template = load_template(tokenizer, chat_template=config.sequences.chat_template)
-    built = assemble.load_for_inference(target.folder, compute_type=config.model.compute_type)
-    defaults = read_generation_defaults(target.folder)
+    built = assemble.load_for_inference(target.folder, adapters, compute_type=config.model.compute_type)
+    defaults = read_generation_defaults(companions)
     return TextGenerator(
         built.model,
         tokenizer,

@@ -8,6 +8,7 @@ from erniekit.config.eval_data import EvalData
 from erniekit.config.evaluation import Evaluation
 from erniekit.config.export import Export
 from erniekit.config.generation import Generation
+from erniekit.config.lora import Lora
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.preference import Preference
@@ -23,6 +24,7 @@ from erniekit.config.train_data import TrainData
 SECTIONS: dict[str, type] = {
     "run": Run,
     "model": Model,
+    "lora": Lora,
     "train_data": TrainData,
     "eval_data": EvalData,
     "sequences": Sequences,
@@ -46,6 +48,7 @@ class Config:
 
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     train_data: TrainData = field(default_factory=TrainData)
     eval_data: EvalData = field(default_factory=EvalData)
     sequences: Sequences = field(default_factory=Sequences)

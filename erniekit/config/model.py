@@ -59,9 +59,8 @@ class Model:
     )
     fine_tuning: str = key(
         "Full",
-        "which parameters are trained: all (except those of freeze)",
-        choices=("Full",),
-        not_built={"LoRA": "LoRA"},
+        "which parameters are trained: all (except those of freeze), or an adapter beside frozen weights",
+        choices=("Full", "LoRA", "DoRA", "PiSSA"),
     )
     hidden_dropout_prob: float = key(0.0, "dropout after attention and MLP", minimum=0, below=1)
     attention_probs_dropout_prob: float = key(0.0, "dropout on attention weights", minimum=0, below=1)

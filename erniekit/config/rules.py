@@ -172,6 +172,26 @@ def _count(text: str | None) -> int:
     return len([part for part in (text or "").split(",") if part.strip()])
 
 
+def _adapter(config: Config) -> RuleResult:
+    method, path = config.model.fine_tuning, config.lora.lora_path
+    if method == "Full":
+        if path and config.run.do_train:
+            yield (
+                "lora_path",
+                f"lora_path: {path} with fine_tuning: Full would train without the adapter; write "
+                "fine_tuning: LoRA to go on training it, or merge it first with erniekit export",
+            )
+        return
+    if _count(path) > 1:
+        yield "lora_path", f"lora_path names {_count(path)} adapters, and one is trained; name one"
+    if not config.model.continue_training:
+        yield (
+            "continue_training",
+            f"continue_training: false with fine_tuning: {method} would freeze random weights under the "
+            "adapter; leave it out, or write fine_tuning: Full",
+        )
+
+
 def _nothing_to_do(config: Config) -> RuleResult:
     if not config.run.do_train and not config.run.do_eval:
         yield ("do_train", "do_train: false and do_eval: false leave nothing to do; make one of them true")
@@ -185,6 +205,7 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _learning_rates,
     _wsd,
     _steps,
+    _adapter,
     _shares,
     _nothing_to_do,
 )

@@ -52,7 +52,7 @@ class RouterRecord:
     dropped_Nk: bool, slots beyond an expert's capacity; None when nothing can be dropped.
     rows_N: int64 places of the tokens in the flattened batch [B * T]; None for all in order.
     token_types_N: int64 types of these tokens as given; None without them.
-    gate_weight_HE: the router's matrix (a parameter); correction_bias_E: a view of its row of the bias.
+    gate_weight_HE: the router's parameter (an adapter's part is not in it); correction_bias_E: its row of the bias.
     """
 
     layer: int
@@ -286,7 +286,7 @@ class MixtureOfExperts(nn.Layer):
             capacity = expert_capacity(self.capacity, *logits_NE.shape, training=self.training)
         bias_E = self.moe_statics.row(modality)
         routing = route(logits_NE, bias_E, capacity=capacity, **self.routing)
-        return logits_NE, routing, self.gate.matrix(modality)
+        return logits_NE, routing, getattr(self.gate, GATE_WEIGHTS[modality])
 
 
 def _flatten(kept: Any) -> paddle.Tensor:

@@ -13,7 +13,8 @@ The update itself is native or Paddle's (`native.py`, `plain.py`); a checkpoint 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class AdamW:
     def __init__(
         self,
         named_parameters: list[tuple[str, Any]],
+        own_ratios: Mapping[str, float] = MappingProxyType({}),
         *,
         weight_decay: float,
         adam_beta1: float,
@@ -49,6 +51,8 @@ class AdamW:
         self._parameters = {name: p for name, p in named_parameters if not p.stop_gradient}
         names = [name for name, _ in named_parameters]
         self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound, moe_gate_lr_ratio)
+        for name, ratio in own_ratios.items():
+            self._ratios[name] *= ratio
         self._weight_decay = weight_decay
         self._betas = (adam_beta1, adam_beta2)
         self._epsilon = adam_epsilon

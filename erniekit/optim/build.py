@@ -1,5 +1,6 @@
 """The table of optimisers, and the function that makes one from the keys of a configuration."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,7 @@ OPTIMIZERS = {"adamw": "erniekit.optim.adamw:AdamW", "adamw_custom": "erniekit.o
 
 def build_optimizer(
     named_parameters: list[tuple[str, Any]],
+    own_ratios: Mapping[str, float] | None = None,
     *,
     optim: str,
     learning_rate: float,
@@ -26,6 +28,7 @@ def build_optimizer(
     """An optimiser of the trained ones among `named_parameters`.
 
     `learning_rate` is the peak of the schedule; the rate of each update is given to `step`.
+    `own_ratios` says of parameters how much of it they get, beside what the other keys say.
 
     Raises:
         UnsupportedError: `optim` is not built.
@@ -35,6 +38,7 @@ def build_optimizer(
     module, _, name = OPTIMIZERS[optim].partition(":")
     return getattr(import_module(module), name)(
         named_parameters,
+        own_ratios or {},
         weight_decay=weight_decay,
         adam_beta1=adam_beta1,
         adam_beta2=adam_beta2,

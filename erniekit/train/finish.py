@@ -50,7 +50,8 @@ def write_outcome(run_folder: RunFolder, trainer: Trainer, config: Config, built
         write_file_atomic(run_folder.path / "router.svg", load_heat_map(panels).encode())
     chosen = run_folder.store.best() or run_folder.store.latest()
     lines = _report(run_folder.path, trainer, config, built, steps, evaluations)
-    lines.append(f"\nThe model: `{chosen.path.name if chosen else 'none'}`, a Hugging Face model folder.\n")
+    kind = "a Hugging Face model folder" if built.adapter is None else "an adapter in peft's format"
+    lines.append(f"\nThe model: `{chosen.path.name if chosen else 'none'}`, {kind}.\n")
     write_file_atomic(run_folder.path / "report.md", "\n".join(lines).encode())
     _announce(run_folder.path, evaluations, chosen.path if chosen else None)
 

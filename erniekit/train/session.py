@@ -4,7 +4,6 @@
 what can be refused: configuration and folder first, then the data, the model last.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniekit import assemble
-from erniekit.checkpoint.sources import locate_model
+from erniekit.checkpoint.sources import companions_folder, locate_adapters, locate_model
 from erniekit.config.config import Config
 from erniekit.data.loader import Loader
 from erniekit.data.pack import BatchShape
@@ -26,12 +25,11 @@ from erniekit.data.pipeline import (
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.data.report import DataReport
 from erniekit.data.sets import TrainSamples
-from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
-from erniekit.models.registry import load_family
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
+from erniekit.train.contents import checkpoint_contents
 from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
@@ -45,7 +43,7 @@ from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
 from erniekit.train.saving import SavingPlan
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.step_loss import StepLoss
-from erniekit.train.trainer import Trainer, memory_items
+from erniekit.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from erniekit.config.load import LoadedConfig
@@ -60,7 +58,6 @@ NOT_DECIDING = (
     *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
     *("max_estimate_samples", "ref_logps"),
 )
-MODEL_FILES = ("generation_config.json", "LICENSE")
 
 
 def train_session(loaded: "LoadedConfig") -> int:
@@ -89,7 +86,7 @@ def train_session(loaded: "LoadedConfig") -> int:
         logger.info(line)
     loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
     start = run_folder.start_from
-    built = _build_model(config, start.path if start else folder, resumed=start is not None)
+    built = _build_model(config, folder, start.path if start else None)
     objective: Objective
     if run.stage == "DPO":
         needed = lambda: _needed_batches(config, samples, held_out, loader)  # noqa: E731
@@ -129,7 +126,8 @@ def eval_session(config: Config, folder: Path) -> EvaluationResult:
         objective = held_out_objective(config, find_model(config), _batches(config, samples))
     else:
         objective = _objective(config)
-    built = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
+    adapters = locate_adapters(lora_path=config.lora.lora_path)
+    built = assemble.load_for_inference(folder, adapters[:1], compute_type=config.model.compute_type)
     watch = RouterWatch(built.model)
     result = evaluate(built.model, _batches(config, samples), objective, watch)
     return replace(result, routers=tuple(watch.figures()))
@@ -156,7 +154,7 @@ def reader_of(config: Config, folder: Path) -> SampleReader:
     """The reader that turns rows into samples with the model's tokenizer and template."""
     sequences = config.sequences
     return open_reader(
-        folder,
+        companions_folder(folder),
         config.run.stage,
         tokenizer=config.model.tokenizer,
         **{key: getattr(sequences, key) for key in READER_KEYS},
@@ -175,20 +173,12 @@ def deciding_settings(config: Config) -> dict[str, Any]:
     settings = {"stage": config.run.stage, "seed": config.run.seed}
     for section in DECIDING:
         settings |= asdict(getattr(config, section))
+    if config.model.fine_tuning != "Full":
+        settings |= asdict(config.lora)
     if config.run.stage == "DPO":
         settings |= asdict(config.preference)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     return {key: value for key, value in plain.items() if key not in NOT_DECIDING}
-
-
-def write_model_files(folder: Path, built: assemble.Assembled, tokenizer: Tokenizer, source: Path) -> None:
-    """Write what makes a folder of tensors a model folder: configuration, tokenizer, generation settings."""
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[built.compute_dtype]
-    text = json.dumps(built.config.to_json(dtype=dtype), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    for path in [*tokenizer.files(), *(source / name for name in MODEL_FILES)]:
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
 
 
 def _batches(config: Config, samples: EvalSamples) -> Iterator[Any]:
@@ -246,11 +236,21 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     return StepLoss(objective, companions, depths, **own)
 
 
-def _build_model(config: Config, folder: Path, *, resumed: bool) -> assemble.Assembled:
+def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble.Assembled:
+    """The model to train; a checkpoint that is continued is the whole model, or the adapter on it."""
     model = config.model
+    adaptation = None
+    if model.fine_tuning != "Full":
+        keys = asdict(config.lora)
+        path = keys.pop("lora_path")
+        start = [resumed] if resumed is not None else locate_adapters(lora_path=path)
+        adaptation = assemble.Adaptation(keys, start[0] if start else None)
+    elif resumed is not None:
+        folder = resumed
     return assemble.build_model(
         folder,
-        continue_training=model.continue_training or resumed,
+        adaptation,
+        continue_training=model.continue_training or resumed is not None,
         compute_type=model.compute_type,
         fine_tuning=model.fine_tuning,
         hidden_dropout_prob=model.hidden_dropout_prob,
@@ -290,7 +290,11 @@ def _build_trainer(
         model=built.model,
         step_loss=_step_loss(config, built, objective),
         loader=loader,
-        optimizer=build_optimizer(list(built.model.named_parameters()), **asdict(config.optimizer)),
+        optimizer=build_optimizer(
+            list(built.model.named_parameters()),
+            built.adapter.learning_rate_ratios() if built.adapter else None,
+            **asdict(config.optimizer),
+        ),
         schedule=build_schedule(config.optimizer.learning_rate, total_steps, **asdict(config.schedule)),
         store=run_folder.store,
         reporter=Reporter(run_folder.path, total_steps, flops, **reporting),
@@ -298,10 +302,7 @@ def _build_trainer(
         saving=SavingPlan(**asdict(config.saving)),
         nonfinite=policy,
         evaluate=evaluate_now,
-        write_model_files=lambda folder: write_model_files(folder, built, reader.tokenizer, source),
-        model_items=lambda: load_family(built.config).save_layout(
-            memory_items(built.model), built.config, "hf"
-        ),
+        contents=checkpoint_contents(built, reader.tokenizer, source, model.model_name_or_path),
         dropout=DropoutWarmup(
             built.model,
             model.hidden_dropout_prob,

@@ -10,14 +10,13 @@ run needs no generator state and an evaluation in between moves nothing.
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import paddle
 
-from erniekit.assemble import to_raw
 from erniekit.checkpoint.store import Checkpoint, CheckpointStore
 from erniekit.log import logger
+from erniekit.train.contents import Contents
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
@@ -55,8 +54,7 @@ class Trainer:
     saving: SavingPlan
     nonfinite: NonFinitePolicy
     evaluate: Callable[[], EvaluationResult] | None
-    write_model_files: Callable[[Path], None]
-    model_items: Callable[[], Any]
+    contents: Contents
     dropout: DropoutWarmup
     total_steps: int
     seed: int
@@ -193,11 +191,12 @@ class Trainer:
         }
         self.store.save(
             self.progress.step,
-            model_items=self.model_items(),
+            model_items=self.contents.items(),
             optimizer_items=self.optimizer.state_items(),
             state=state,
-            write_files=self.write_model_files,
+            write_files=self.contents.write_files,
             asynchronous=self.saving.asynchronous,
+            model_basename=self.contents.basename,
         )
 
     def resume(self, checkpoint: Checkpoint, load_optimizer: Callable[[Checkpoint], None]) -> None:
@@ -224,13 +223,6 @@ class Trainer:
     def _last_good(self) -> str:
         newest = self.store.latest()
         return f"the last good checkpoint is {newest.path}" if newest else "no checkpoint was written yet"
-
-
-def memory_items(model: Any) -> Any:
-    """(name, safetensors dtype, raw array) of every parameter in memory layout."""
-    for name, parameter in model.named_parameters():
-        dtype, array = to_raw(parameter)
-        yield name, dtype, array
 
 
 def _seed_of(seed: int, step: int, micro_batch: int) -> int:

@@ -50,8 +50,8 @@ TESTED_ELSEWHERE = {
     **{
         f"erniekit/config/{section}.py": "tests/config/test_config.py"
         for section in (
-            *("run", "model", "train_data", "eval_data", "sequences", "batch", "optimizer", "routing"),
-            *("schedule", "evaluation", "saving", "reporting", "generation", "export", "preference"),
+            *("run", "model", "lora", "train_data", "eval_data", "sequences", "batch", "optimizer"),
+            *("routing", "schedule", "evaluation", "saving", "reporting", "generation", "export", "preference"),
         )
     },
 }
