@@ -8,6 +8,8 @@ is in `.grad`; `of` looks at both.
 
 import paddle
 
+from erniekit.ops.native.memory import empty
+
 
 def target(parameter: paddle.Tensor) -> tuple[paddle.Tensor, float]:
     """Where to write the gradient of a weight: an fp32 tensor of its shape, and a factor for what it holds.
@@ -17,11 +19,11 @@ def target(parameter: paddle.Tensor) -> tuple[paddle.Tensor, float]:
     A weight that is itself computed (no leaf of the graph) gets a tensor of its own; see `hand_over`.
     """
     if not parameter.is_leaf:
-        return paddle.empty(parameter.shape, dtype="float32"), 0.0
+        return empty(parameter.shape, dtype="float32"), 0.0
     found = getattr(parameter, "main_grad", None)
     if found is not None:
         return found, 1.0
-    parameter.main_grad = paddle.empty(parameter.shape, dtype="float32")
+    parameter.main_grad = empty(parameter.shape, dtype="float32")
     return parameter.main_grad, 0.0
 
 

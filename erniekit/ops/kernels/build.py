@@ -22,7 +22,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "src"
 LIBRARY, RECORD = "kernels.so", "record.json"
 # Compiled once, without vector instructions: threads and what asks the processor.
-SHARED = ("pool.cpp", "cpu.cpp", "onednn.cpp")
+SHARED = ("pool.cpp", "cpu.cpp", "onednn.cpp", "memory.cpp")
 # Flags for experiments and for the sanitizers; they are part of the library's key.
 FLAGS_VARIABLE = "ERNIEKIT_KERNEL_FLAGS"
 _AVX512 = ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")

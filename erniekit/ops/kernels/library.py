@@ -51,10 +51,24 @@ class Library:
                 f"kernels for {self.level} do not run here; those that do: {', '.join(built)}"
             )
         self._functions: dict[str, Any] = {}
+        self._take = self._library.ek_memory_take
+        self._take.argtypes, self._take.restype = [ctypes.c_size_t], ctypes.c_void_p
+        self.give_memory = self._library.ek_memory_give
+        self.give_memory.argtypes = [ctypes.c_void_p]
 
     def set_threads(self, threads: int) -> None:
         """Number of threads of every call from now on."""
         self._library.ek_set_threads(threads)
+
+    def take_memory(self, num_bytes: int) -> int | None:
+        """Address of whole pages, to be given back by `give_memory`; None when there are none."""
+        return self._take(num_bytes)
+
+    def memory_state(self) -> tuple[int, int]:
+        """Bytes that are taken, and the number of free places between them."""
+        taken, places = ctypes.c_size_t(), ctypes.c_size_t()
+        self._library.ek_memory_state(ctypes.byref(taken), ctypes.byref(places))
+        return taken.value, places.value
 
     def use_onednn(self, path: Path | None) -> bool:
         """Hand bf16 products to the oneDNN at `path`, or take them back (None); True when oneDNN has them."""

@@ -18,6 +18,7 @@ from paddle.autograd import PyLayer
 from erniekit.ops import remake
 from erniekit.ops.attention import Visibility, self_attention_reference
 from erniekit.ops.kernels.library import BF16, FP32, Library, find_library
+from erniekit.ops.native.memory import empty
 
 _P, _L, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _DTYPES = {paddle.float32: FP32, paddle.bfloat16: BF16}
@@ -90,7 +91,7 @@ class _SelfAttention(PyLayer):
     ) -> paddle.Tensor:
         batch, columns = qkv_BTX.shape[:2]
         qkv_BTX = _contiguous(qkv_BTX)
-        log_sum_BNT = paddle.empty([batch, heads.queries, columns], "float32")
+        log_sum_BNT = empty([batch, heads.queries, columns], "float32")
         out_BTX = _forward(qkv_BTX, turns, seen, heads, log_sum_BNT)
         # Detached, since an output that its own node holds is a circle that nobody frees.
         ctx.kept = (kept, out_BTX.detach())
@@ -113,7 +114,7 @@ def _forward(
 ) -> paddle.Tensor:
     qkv_BTX, turns = _contiguous(qkv_BTX), _contiguous(turns)
     batch, columns = qkv_BTX.shape[:2]
-    out_BTX = paddle.empty([batch, columns, heads.queries * heads.dim], qkv_BTX.dtype)
+    out_BTX = empty([batch, columns, heads.queries * heads.dim], qkv_BTX.dtype)
     if out_BTX.size:
         call = _library().declare("ek_attention_forward", _P, _P, _L, *[_P] * 4, *[_L] * 5, _I)
         call(
@@ -134,12 +135,12 @@ def _backward(
     heads = ctx.heads
     grad_BTX = _contiguous(grad_BTX.astype(qkv_BTX.dtype))
     turns, seen = _contiguous(ctx.turns), ctx.seen
-    grad_qkv_BTX = paddle.empty(qkv_BTX.shape, qkv_BTX.dtype)
+    grad_qkv_BTX = empty(qkv_BTX.shape, qkv_BTX.dtype)
     if grad_qkv_BTX.size:
         sizes = (*qkv_BTX.shape[:2], heads.queries, heads.keys, heads.dim)
         library = _library()
         count = library.declare("ek_attention_workspace", *[_L] * 5, result=_L)(*sizes)
-        workspace = paddle.empty([max(count, 1)], "float32")
+        workspace = empty([max(count, 1)], "float32")
         call = library.declare("ek_attention_backward", _P, _P, _L, *[_P] * 7, *[_L] * 6, _I)
         call(
             qkv_BTX.data_ptr(),

@@ -13,6 +13,7 @@ from erniekit.ops.cached_attention import cached_attention_reference
 from erniekit.ops.kernels import library
 from erniekit.ops.native.attention import self_attention
 from erniekit.ops.native.matmul import TYPES, contiguous
+from erniekit.ops.native.memory import empty
 
 _P, _L, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
@@ -46,7 +47,7 @@ def cached_attention(
     if visible.num_past == 0:
         return self_attention(qkv_BTX, turns, visible, **heads)
     attend_from_BT = contiguous(visible.attend_from_BT)
-    out_BTX = paddle.empty([batch, columns, num_heads * head_dim], qkv_BTX.dtype)
+    out_BTX = empty([batch, columns, num_heads * head_dim], qkv_BTX.dtype)
     attend = kernels.declare("ek_cache_attend", _P, _P, _L, *[_P] * 4, *[_L] * 7, _I)
     attend(
         *(*inputs, attend_from_BT.data_ptr(), *cache, out_BTX.data_ptr(), *place),

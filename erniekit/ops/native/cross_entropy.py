@@ -21,6 +21,7 @@ from erniekit.ops import gradients
 from erniekit.ops.cross_entropy import IGNORED, linear_cross_entropy_reference
 from erniekit.ops.kernels import library
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
 
 # Logits of a chunk, at most: 104 MB. A chunk reads and writes the whole gradient of the weight once,
 # which at 512 positions takes a tenth of the time of its products.
@@ -112,7 +113,7 @@ def _run(
 ) -> tuple[float, int]:
     """Loss and number of correct predictions; the gradients, times `scale`, are written or added."""
     num_rows, width = layer.hidden_ND.shape
-    logits = paddle.empty([min(layer.chunk, num_rows), layer.vocab_size], dtype="float32")
+    logits = empty([min(layer.chunk, num_rows), layer.vocab_size], dtype="float32")
     losses, corrects = np.empty(num_rows, np.float64), np.empty(num_rows, np.int32)
     library.load().declare(
         "ek_linear_cross_entropy",
@@ -160,7 +161,7 @@ def _place(parameter: paddle.Tensor | None, scale: float | None) -> _Place | Non
     found = getattr(parameter, "main_grad", None) if parameter.is_leaf else None
     if scale is not None and found is not None:
         return _Place(parameter, found, at_once=True)
-    return _Place(parameter, paddle.empty(parameter.shape, dtype="float32"), at_once=False)
+    return _Place(parameter, empty(parameter.shape, dtype="float32"), at_once=False)
 
 
 class _LinearCrossEntropy(PyLayer):
@@ -175,7 +176,7 @@ class _LinearCrossEntropy(PyLayer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         ctx.grad_hidden = None
         if not hidden_ND.stop_gradient:
-            ctx.grad_hidden = paddle.empty(hidden_ND.shape, dtype=hidden_ND.dtype)
+            ctx.grad_hidden = empty(hidden_ND.shape, dtype=hidden_ND.dtype)
         ctx.places = [_place(weight, scale), _place(bias, scale)]
         ctx.with_bias, ctx.scale, ctx.layer = bias is not None, _factor(scale), None
         if any(place is not None and place.at_once for place in ctx.places):

@@ -16,6 +16,7 @@ from erniekit.ops import gradients
 from erniekit.ops.embedding import embedding_reference
 from erniekit.ops.kernels import library
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
 
 
 def embedding_native(ids: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
@@ -42,7 +43,7 @@ def embedding_native(ids: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor
 def _forward(flat: np.ndarray, shape: list[int], weight: paddle.Tensor) -> paddle.Tensor:
     weight = contiguous(weight)
     width = weight.shape[1]
-    out = paddle.empty([*shape, width], dtype=weight.dtype)
+    out = empty([*shape, width], dtype=weight.dtype)
     library.load().declare("ek_embedding", c_int, c_long, c_long, c_void_p, c_void_p, c_void_p)(
         TYPES[weight.dtype], flat.size, width, flat.ctypes.data, weight.data_ptr(), out.data_ptr()
     )

@@ -14,6 +14,7 @@ from erniekit.ops import gradients, remake
 from erniekit.ops.kernels import library
 from erniekit.ops.moe import grouped_linear_reference
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
 
 
 def grouped_linear_native(
@@ -44,7 +45,7 @@ def _product(
         inner, outer = outer, inner
     assert x_MI.shape[1] == inner, (x_MI.shape, weight.shape)
     x_MI, weight = contiguous(x_MI), contiguous(weight)
-    out = paddle.empty([x_MI.shape[0], outer], dtype=x_MI.dtype)
+    out = empty([x_MI.shape[0], outer], dtype=x_MI.dtype)
     signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_int, c_void_p)
     library.load().declare("ek_grouped_gemm", *signature)(
         *(TYPES[x_MI.dtype], num_groups, offsets.data_ptr(), outer, inner),

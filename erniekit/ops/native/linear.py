@@ -14,6 +14,7 @@ from erniekit.ops import gradients, remake
 from erniekit.ops.kernels import library
 from erniekit.ops.linear import linear_reference
 from erniekit.ops.native.matmul import TYPES, contiguous, matmul_into, takes
+from erniekit.ops.native.memory import empty
 
 
 def linear_native(
@@ -33,7 +34,7 @@ def _rows(x: paddle.Tensor) -> paddle.Tensor:
 
 def _forward(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     rows = _rows(x)
-    out = paddle.empty([*x.shape[:-1], weight.shape[1]], dtype=x.dtype)
+    out = empty([*x.shape[:-1], weight.shape[1]], dtype=x.dtype)
     matmul_into(out.reshape([-1, weight.shape[1]]), rows, contiguous(weight), bias_N=bias)
     return out
 
@@ -62,7 +63,7 @@ class _Linear(PyLayer):
             del x_MK
             results[1] = gradients.hand_over(weight, written)
         if to_x:
-            grad_x = paddle.empty(ctx.shape, dtype=grad.dtype)
+            grad_x = empty(ctx.shape, dtype=grad.dtype)
             matmul_into(grad_x.reshape([-1, ctx.shape[-1]]), grad_MN, contiguous(weight), transpose_b=True)
             results[0] = grad_x
         if bias is not None:

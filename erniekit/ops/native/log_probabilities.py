@@ -17,6 +17,7 @@ from erniekit.ops.kernels import library
 from erniekit.ops.log_probabilities import linear_log_probabilities_reference
 from erniekit.ops.native.linear import add_rows
 from erniekit.ops.native.matmul import TYPES, contiguous, matmul_into, takes
+from erniekit.ops.native.memory import empty
 
 _P, _L, _I = c_void_p, c_long, c_int
 
@@ -51,7 +52,7 @@ class _Chunks(PyLayer):
     ) -> paddle.Tensor:
         hidden_ND, labels_N = contiguous(hidden_ND), contiguous(labels_N)
         num_positions = hidden_ND.shape[0]
-        out_N, log_sums_N = paddle.empty([num_positions]), paddle.empty([num_positions], "float64")
+        out_N, log_sums_N = empty([num_positions]), empty([num_positions], "float64")
         call = library.load().declare("ek_log_probabilities", _L, _L, _P, _P, _P, _P)
         for rows in _chunks(num_positions, chunk_tokens):
             logits_CV = _logits(hidden_ND[rows], weight, bias_V, transposed)
@@ -72,7 +73,7 @@ class _Chunks(PyLayer):
         transposed, chunk_tokens = ctx.how
         to_hidden, to_weight, to_bias = ctx.wanted
         grad_N = contiguous(grad_N.astype("float32"))
-        grad_hidden = paddle.empty(hidden_ND.shape, hidden_ND.dtype) if to_hidden else None
+        grad_hidden = empty(hidden_ND.shape, hidden_ND.dtype) if to_hidden else None
         weight_target = _Target(weight) if to_weight else None
         bias_target = _Target(bias_V) if to_bias else None
         for rows in _chunks(hidden_ND.shape[0], chunk_tokens):
@@ -83,7 +84,7 @@ class _Chunks(PyLayer):
             )
             del logits_CV
             if grad_hidden is not None:
-                part_CD = paddle.empty(hidden_CD.shape, hidden_CD.dtype)
+                part_CD = empty(hidden_CD.shape, hidden_CD.dtype)
                 matmul_into(part_CD, gradient_CV, contiguous(weight), transpose_b=not transposed)
                 grad_hidden[rows] = part_CD
             if weight_target is not None:
@@ -130,7 +131,7 @@ def _logits(
     hidden_CD: paddle.Tensor, weight: paddle.Tensor, bias_V: paddle.Tensor | None, transposed: bool
 ) -> paddle.Tensor:
     vocabulary = weight.shape[0 if transposed else 1]
-    logits_CV = paddle.empty([hidden_CD.shape[0], vocabulary])
+    logits_CV = empty([hidden_CD.shape[0], vocabulary])
     matmul_into(logits_CV, contiguous(hidden_CD), contiguous(weight), transpose_b=transposed, bias_N=bias_V)
     return logits_CV
 
@@ -143,7 +144,7 @@ def _gradient(
     dtype: paddle.dtype,
 ) -> paddle.Tensor:
     """The gradient of the logits in `dtype`; in fp32 it takes their place."""
-    out_CV = logits_CV if dtype == paddle.float32 else paddle.empty(logits_CV.shape, dtype)
+    out_CV = logits_CV if dtype == paddle.float32 else empty(logits_CV.shape, dtype)
     call = library.load().declare("ek_log_probabilities_backward", _I, _L, _L, *[_P] * 5)
     call(
         *(TYPES[dtype], *logits_CV.shape, logits_CV.data_ptr(), labels_C.data_ptr()),

@@ -17,6 +17,7 @@ from erniekit.ops.kernels import library
 from erniekit.ops.linear import linear
 from erniekit.ops.lora import Pieces, each_piece, lora_linear_reference
 from erniekit.ops.native.matmul import TYPES, contiguous, matmul_into, takes
+from erniekit.ops.native.memory import empty
 
 
 def lora_linear_native(
@@ -61,7 +62,7 @@ def _forward(
     """y and h; gradients are off."""
     x_MI = _rows(x)
     y = linear(x_MI, weight, bias)
-    inner = paddle.empty([x_MI.shape[0], lora_A.shape[1]], dtype="float32")
+    inner = empty([x_MI.shape[0], lora_A.shape[1]], dtype="float32")
     matmul_into(inner, x_MI, contiguous(lora_A))
     h = inner.scale_(setting.scale).astype(x.dtype)
     for ranks, columns, (start, stop) in each_piece(setting.pieces, lora_B.shape[0]):
@@ -93,7 +94,7 @@ class _LoraLinear(PyLayer):
         (lora_A, lora_B), pieces, h = ctx.factors, ctx.setting.pieces, ctx.h
         rank = lora_B.shape[0]
         grad_MO = _rows(grad)
-        inner = paddle.empty([grad_MO.shape[0], lora_A.shape[1]], dtype="float32")
+        inner = empty([grad_MO.shape[0], lora_A.shape[1]], dtype="float32")
         add = 0.0
         if ctx.trained[1]:
             to_B, add = gradients.target(lora_B)
@@ -111,7 +112,7 @@ class _LoraLinear(PyLayer):
             del x_MI
         grad_x = None
         if ctx.to_x:
-            grad_MI = paddle.empty([grad_MO.shape[0], ctx.shape[-1]], dtype=grad.dtype)
+            grad_MI = empty([grad_MO.shape[0], ctx.shape[-1]], dtype=grad.dtype)
             matmul_into(grad_MI, grad_MO, contiguous(ctx.weight), transpose_b=True)
             add_low_rank(grad_MI, u, contiguous(lora_A), transposed=True)
             grad_x = grad_MI.reshape(ctx.shape)

@@ -15,6 +15,7 @@ from erniekit.ops import remake
 from erniekit.ops.kernels import library
 from erniekit.ops.moe import SortedSlots, combine_rows_reference, dispatch_rows_reference
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
 
 
 def dispatch_rows_native(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
@@ -38,7 +39,7 @@ def combine_rows_native(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: S
 def _copies(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:
     x_NH = contiguous(x_NH)
     num_rows, width = slots.tokens_M.shape[0], x_NH.shape[1]
-    out = paddle.empty([num_rows, width], dtype=x_NH.dtype)
+    out = empty([num_rows, width], dtype=x_NH.dtype)
     library.load().declare("ek_embedding", c_int, c_long, c_long, c_void_p, c_void_p, c_void_p)(
         TYPES[x_NH.dtype], num_rows, width, slots.tokens_M.data_ptr(), x_NH.data_ptr(), out.data_ptr()
     )
@@ -49,7 +50,7 @@ def _sums(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor | None, slots: SortedSl
     y_MH = contiguous(y_MH)
     weights = None if weights_Nk is None else contiguous(weights_Nk)
     num_tokens, top_k = slots.places_Nk.shape
-    out = paddle.empty([num_tokens, y_MH.shape[1]], dtype=y_MH.dtype)
+    out = empty([num_tokens, y_MH.shape[1]], dtype=y_MH.dtype)
     library.load().declare(
         "ek_sum_places", c_int, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p
     )(

@@ -14,6 +14,7 @@ from paddle.autograd import PyLayer
 from erniekit.ops import gradients, remake
 from erniekit.ops.kernels import library
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
 from erniekit.ops.norm import add_rms_norm_reference, rms_norm_reference
 
 
@@ -61,9 +62,9 @@ def _forward(
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """The rows that were normalised (x, or x + delta), the result, and the factor of each row."""
     rows, width = _size(x)
-    total = x if delta is None else paddle.empty(x.shape, dtype=x.dtype)
-    normed = paddle.empty(x.shape, dtype=x.dtype)
-    scales_R = paddle.empty([rows], dtype="float32")
+    total = x if delta is None else empty(x.shape, dtype=x.dtype)
+    normed = empty(x.shape, dtype=x.dtype)
+    scales_R = empty([rows], dtype="float32")
     _kernel()(
         *(TYPES[x.dtype], rows, width, x.data_ptr(), None if delta is None else delta.data_ptr()),
         *(weight.data_ptr(), epsilon, total.data_ptr(), normed.data_ptr(), scales_R.data_ptr(), 0),
@@ -74,7 +75,7 @@ def _forward(
 def _again(x: paddle.Tensor, weight: paddle.Tensor, scales_R: paddle.Tensor) -> paddle.Tensor:
     """The result once more, from the factors of the rows."""
     rows, width = _size(x)
-    normed = paddle.empty(x.shape, dtype=x.dtype)
+    normed = empty(x.shape, dtype=x.dtype)
     _kernel()(
         *(TYPES[x.dtype], rows, width, x.data_ptr(), None, weight.data_ptr(), 0.0),
         *(None, normed.data_ptr(), scales_R.data_ptr(), 1),
@@ -94,7 +95,7 @@ def _backward(
     ctx.saved = None
     rows, width = _size(x)
     grad = contiguous(grad)
-    copies = [paddle.empty(x.shape, dtype=x.dtype) for _ in range(num_copies)]
+    copies = [empty(x.shape, dtype=x.dtype) for _ in range(num_copies)]
     pointers = [copy.data_ptr() for copy in copies] + [None, None]
     written, factor = gradients.target(weight) if ctx.to_weight else (None, 0.0)
     library.load().declare("ek_rms_norm_backward", *(c_int, c_long, c_long), *([c_void_p] * 8), c_float)(

@@ -9,6 +9,7 @@ from paddle.autograd import PyLayer
 from erniekit.ops import remake
 from erniekit.ops.kernels import library
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
 from erniekit.ops.swiglu import swiglu_reference
 
 
@@ -35,7 +36,7 @@ def _again(kept: remake.Recipe) -> paddle.Tensor:
 
 def _forward(gate_up: paddle.Tensor) -> paddle.Tensor:
     rows, width = _size(gate_up)
-    out = paddle.empty([*gate_up.shape[:-1], width], dtype=gate_up.dtype)
+    out = empty([*gate_up.shape[:-1], width], dtype=gate_up.dtype)
     library.load().declare("ek_swiglu", c_int, c_long, c_long, c_void_p, c_void_p)(
         TYPES[gate_up.dtype], rows, width, gate_up.data_ptr(), out.data_ptr()
     )
@@ -53,7 +54,7 @@ class _SwiGLU(PyLayer):
         gate_up = remake.restore(ctx.kept)
         ctx.kept = None
         rows, width = _size(gate_up)
-        grad, out = contiguous(grad), paddle.empty(gate_up.shape, dtype=gate_up.dtype)
+        grad, out = contiguous(grad), empty(gate_up.shape, dtype=gate_up.dtype)
         library.load().declare("ek_swiglu_backward", c_int, c_long, c_long, c_void_p, c_void_p, c_void_p)(
             TYPES[gate_up.dtype], rows, width, gate_up.data_ptr(), grad.data_ptr(), out.data_ptr()
         )
