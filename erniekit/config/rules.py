@@ -106,16 +106,6 @@ def _wsd(config: Config) -> RuleResult:
         )
 
 
-def _steps(config: Config) -> RuleResult:
-    steps, warmup = config.batch.max_steps, config.schedule.warmup_steps
-    if 0 < steps <= warmup:
-        yield (
-            "warmup_steps",
-            f"warmup_steps: {warmup} is not below max_steps: {steps}; "
-            "the learning rate would never reach its peak",
-        )
-
-
 def _shares(config: Config) -> RuleResult:
     for paths_key, paths, shares_key, shares, types_key, types in (
         (
@@ -204,7 +194,6 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _saves_when_it_evaluates,
     _learning_rates,
     _wsd,
-    _steps,
     _adapter,
     _shares,
     _nothing_to_do,

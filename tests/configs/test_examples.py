@@ -13,6 +13,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 # The verb of a file by the start of its name.
 VERBS = {
     "run_sft": "train",
+    "run_dpo": "train",
+    "run_fc": "train",
+    "dpo": "train",
     "run_pt": "train",
     "sft": "train",
     "run_chat": "chat",
