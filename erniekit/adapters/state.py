@@ -35,6 +35,8 @@ from erniekit.checkpoint.files import Item
 from erniekit.errors import CheckpointError, ConfigError
 
 _TYPES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16"}
+# The embedding, and what files call the output layer.
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ALL = ("all-linear", "experts", "router", "head")
 
 
@@ -57,6 +59,9 @@ def state_items(applied: Applied) -> Iterator[Item]:
             part = part[..., stored.start : stored.stop]
             part = part.T if stored.turned else part
             yield f"{PREFIX}{stored.name}", _TYPES[parameter.dtype], np.ascontiguousarray(part)
+        if name == EMBEDDING and _is_tied(applied.model):
+            # peft keeps the output layer apart from the embedding that it shares, and asks for it.
+            yield f"{PREFIX}{HEAD}", _TYPES[parameter.dtype], array
 
 
 def paddle_items(applied: Applied) -> Iterator[Item]:
@@ -107,7 +112,7 @@ def write_settings(
     settings = replace(settings, base=base)
     modules = tuple(dict.fromkeys(name.split(".")[-2] for name in applied.saved))
     content = peft_config(replace(settings, modules_to_save=modules), target_names(applied))
-    if "embed_tokens" in modules and getattr(applied.model.config, "tie_word_embeddings", False):
+    if EMBEDDING in applied.saved and _is_tied(applied.model):
         content["ensure_weight_tying"] = True
     _write(folder / PEFT_CONFIG, content)
     own = {
@@ -302,6 +307,13 @@ def _take_whole_tensors(applied: Applied, adapter: Adapter, *, expected: Sequenc
         if ".lora_" not in name
         for stored in _stored(applied.layout, name, tuple(parameter.shape))
     }
+    if HEAD in tensors and EMBEDDING in tensors and _is_tied(applied.model):
+        if not np.array_equal(adapter.read(tensors[HEAD]), adapter.read(tensors[EMBEDDING])):
+            raise CheckpointError(
+                f"{adapter.folder}: the adapter has an embedding and another output layer, and the model has "
+                "one for both"
+            )
+        del tensors[HEAD]
     foreign = sorted(set(tensors) - set(places))
     if foreign:
         raise CheckpointError(f"{adapter.folder}: {foreign[0]} is no parameter of this model")
@@ -331,6 +343,10 @@ def _take_whole_tensors(applied: Applied, adapter: Adapter, *, expected: Sequenc
             part[...] = given
         parameter.set_value(paddle.to_tensor(array).astype(parameter.dtype))
     applied.saved = tuple(sorted(names)) if expected is None else applied.saved
+
+
+def _is_tied(model: Any) -> bool:
+    return bool(model.config.tie_word_embeddings)
 
 
 def _with_rank(settings: AdapterSettings, rank: int) -> AdapterSettings:
