@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     causes = ", ".join(f"{cause} {size / 2**20:.0f}" for cause, size in result["causes"].items())
     sys.stdout.write(
         f"{options.model}, {options.micro_batches} micro-batches of {options.rows} x {options.length} tokens "
-        f"in samples of {options.sample}, {options.compute_type}\n"
+        f"in samples of {options.sample}, {options.compute_type}, {result['kernels']}\n"
         f"  estimated {estimated / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB: {error:+.1%}\n"
         f"  {causes}\n"
     )
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, default=512, help="tokens of a sample in the row")
     parser.add_argument("--micro-batches", type=int, default=2, help="micro-batches of a step")
     parser.add_argument("--compute-type", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--kernels", choices=("auto", "native", "paddle"), default="auto")
     parser.add_argument("--tolerance", type=float, default=0.15, help="largest error that is a success")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -89,11 +90,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from erniekit.estimate.memory import training_memory
     from erniekit.models.ernie45.config import Ernie45Config
     from erniekit.models.ernie45.model import Ernie45
+    from erniekit.ops.backend import current_backend, kernels_in_words
     from erniekit.optim.build import build_optimizer
     from erniekit.train.objectives import build_objective
     from erniekit.train.reporting import resident_memory
 
-    set_device(device="cpu", seed=0)
+    set_device(device="cpu", seed=0, kernels=options.kernels)
     config = Ernie45Config(**SIZES[options.model], tie_word_embeddings=True)
     model = Ernie45(config, dtype=options.compute_type)
     model.initialise_weights()
@@ -103,8 +105,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     batch = _batch(options, config.vocab_size)
     for _ in range(2):
         for _ in range(options.micro_batches):
-            loss, _ = objective(model, batch)
-            (loss / batch.labels.size).backward()
+            loss, _ = objective(model, batch, scale=1.0 / (options.micro_batches * batch.labels.size))
+            loss.backward()
             optimizer.accumulate_grads()
             del loss
         optimizer.grad_norm_and_clip()
@@ -120,8 +122,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         logits_rows=32768,
         on_cpu=True,
         micro_batches=options.micro_batches,
+        native=current_backend() == "native",
     )
-    return {"causes": causes, "measured": resident_memory()[1]}
+    measured = resident_memory()[1]
+    return {"causes": causes, "measured": measured, "kernels": kernels_in_words()}
 
 
 def _batch(options: argparse.Namespace, vocab_size: int) -> Any:

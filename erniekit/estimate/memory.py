@@ -1,8 +1,9 @@
 """Memory of a run at its peak, by cause, in bytes, known before anything is built.
 
-Weights, gradients and optimizer state are exact. Activations are what the operators of a CPU keep
-for the backward pass, in numbers a token and layer (H hidden, Q = heads x head_dim, K = key heads
-x head_dim, I intermediate, N heads, S tokens of the sample a token belongs to):
+Weights, gradients and optimizer state are exact. What native kernels keep is in `native_memory.py`.
+Activations here are what Paddle's own operators on a CPU keep for the backward pass, in numbers a token
+and layer (H hidden, Q = heads x head_dim, K = key heads x head_dim, I intermediate, N heads, S tokens of
+the sample a token belongs to):
 
 | part | kept in fp32 | with bf16 storage |
 |---|---|---|
@@ -15,7 +16,7 @@ x head_dim, I intermediate, N heads, S tokens of the sample a token belongs to):
 | k experts: sorted rows, gate and up, their product, results; scores | k (2 H + 3 I) + 6 E | same |
 | shared experts | 3 I | 3 I |
 
-A CPU has no arithmetic in bf16, so with bf16 storage every operator widens its input, and the
+Paddle has no arithmetic in bf16 on a CPU, so with bf16 storage every operator widens its input, and the
 matrix products keep their weights widened until the backward pass has come by.
 
 Not everything is held at once. The peak is the larger of two moments: the end of the last forward
@@ -27,6 +28,8 @@ Compared with measured peaks in `benchmarks/memory.py`; on a GPU this is a formu
 """
 
 from typing import Any
+
+from erniekit.estimate import native_memory
 
 MIB = 2**20
 # What Python, Paddle and the data pipeline hold before the model is built; measured.
@@ -53,6 +56,8 @@ def training_memory(
     on_cpu: bool,
     micro_batches: int = 2,
     attention_dropout: float = 0.0,
+    native: bool = False,
+    low_precision_moments: bool = False,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
 
@@ -64,10 +69,25 @@ def training_memory(
         attended: tokens of the sample that a token belongs to, on average over tokens.
         logits_rows: positions whose logits may be held at once (`loss_subbatch_seqlen`).
         micro_batches: of a step; from the second on, gradients are there in the forward pass.
+        native: native kernels compute.
+        low_precision_moments: moments are bf16 (native kernels only).
     """
     narrow = compute_type != "fp32"
     width = 2 if narrow else 4
     tokens = rows * seq_len
+    if native:
+        changing = native_memory.moments(
+            config,
+            num_trained=num_trained,
+            width=width,
+            tokens=tokens,
+            attended=attended,
+            logits_rows=logits_rows,
+            micro_batches=micro_batches,
+            attention_dropout=attention_dropout,
+        )
+        state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
+        return _by_cause(changing, width * config.num_parameters(), state * num_trained, on_cpu=True)
     head = config.vocab_size * config.hidden_size
     kept = 4 if on_cpu else width
     activations = (
@@ -96,15 +116,20 @@ def training_memory(
         "update": 4 * head * _UPDATE_TEMPORARIES,
     }
     at_peak = max(forward, update, key=lambda moment: sum(moment.values()))
-    changing = sum(at_peak.values())
-    held = {
-        "weights": width * config.num_parameters(),
+    state = num_trained * (12 if narrow else 8)
+    return _by_cause(at_peak, width * config.num_parameters(), state, on_cpu=on_cpu)
+
+
+def _by_cause(at_peak: dict[str, float], weights: int, optimizer: int, *, on_cpu: bool) -> dict[str, int]:
+    """All causes in one order: what is held throughout, and what is there at the peak."""
+    held: dict[str, float] = {
+        "weights": weights,
         "gradients": 0,
-        "optimizer": num_trained * (12 if narrow else 8),
+        "optimizer": optimizer,
         "activations": 0,
         "logits": 0,
         "update": 0,
-        "allocator": _LOST * changing if on_cpu else 0,
+        "allocator": _LOST * sum(at_peak.values()) if on_cpu else 0,
         "process": PROCESS,
     }
     return {cause: int(size) for cause, size in (held | at_peak).items() if size}

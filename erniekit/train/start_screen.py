@@ -21,7 +21,7 @@ from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.hardware import measure_flops
 from erniekit.estimate.memory import training_memory
 from erniekit.log import error_console, logger
-from erniekit.ops.backend import kernels_in_words, on_cpu
+from erniekit.ops.backend import current_backend, kernels_in_words, on_cpu
 from erniekit.ops.linear import linear
 from erniekit.train.devices import free_memory
 from erniekit.train.preference import has_adapter, settings_of, words_for_start_screen
@@ -115,6 +115,8 @@ def _memory(config: Config, built: Assembled, report: DataReport, *, on_cpu: boo
         on_cpu=on_cpu,
         micro_batches=config.batch.gradient_accumulation_steps,
         attention_dropout=config.model.attention_probs_dropout_prob,
+        native=current_backend() == "native",
+        low_precision_moments=config.optimizer.use_lowprecision_moment,
     )
 
 

@@ -43,7 +43,7 @@ def test_profile(profile: ModuleType, tmp_path: Path, kernels: str) -> None:
     if kernels == "native":
         assert {"ek_gemm", "Python, and Paddle's operators"} <= names
         total = sum(part["ms"] for part in figures["parts"])
-        assert total == pytest.approx(figures["step_s"] * 1e3, rel=0.01)
+        assert total == pytest.approx(figures["step_s"] * 1e3, abs=0.2)
     else:
         assert any("matmul" in name for name in names)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no trace is left

@@ -8,6 +8,7 @@ import pytest
 
 from erniekit.estimate import memory
 from erniekit.estimate.memory import inference_memory, inner_numbers, training_memory
+from erniekit.ops.kernels.library import find_library
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,12 @@ def test_constants_are_those_of_the_operators():
     "words",
     ["", "--micro-batches 1 --rows 4 --sample 128", "--compute-type bf16 --rows 1"],
 )
-def test_a_real_step_takes_what_was_estimated(words):
+@pytest.mark.parametrize("kernels", ["paddle", "native"])
+def test_a_real_step_takes_what_was_estimated(words, kernels, monkeypatch):
+    if kernels == "native" and find_library().library is None:
+        pytest.skip("native kernels do not run here")
+    monkeypatch.delenv("ERNIEKIT_KERNELS", raising=False)
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--tolerance", "0.2", *words.split()]
+    command += ["--kernels", kernels]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -64,14 +64,14 @@ def test_portable_kernels_run_only_when_asked_for(fresh):
     assert backend.use_kernels("native") == "native"
 
 
-def test_kernels_that_cannot_run_are_an_error_or_one_warning(fresh, caplog):
+def test_kernels_that_cannot_run_are_an_error_or_one_warning(fresh):
+    told = []
     fresh.setattr(backend, "find_library", missing)
-    fresh.setattr(backend.logger, "propagate", True)
+    fresh.setattr(backend.logger, "warning", told.append)
     with pytest.raises(UnsupportedError, match=r"kernels: native.*no C\+\+ compiler\n.*kernels: auto"):
         backend.use_kernels("native")
     assert backend.use_kernels("auto") == backend.use_kernels("auto") == "cpu"
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "there is no C++ compiler" in caplog.text
+    assert len(told) == 1 and "there is no C++ compiler" in told[0]
 
 
 def test_a_gpu_has_no_native_kernels(fresh):
