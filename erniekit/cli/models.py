@@ -177,7 +177,7 @@ def _size_lines(config: Any) -> Iterator[str]:
     flops = [f"{config.flops_per_token(length) / 1e9:.2f} at {length:,}" for length in _LENGTHS]
     yield f"forward     GFLOPs a token, by tokens of the sample: {', '.join(flops)}"
     yield _weights_line(total)
-    yield f"training    all parameters with AdamW, {_ROWS} row of {_TOKENS} tokens, estimated at the peak:"
+    yield f"training    all parameters with AdamW, {_ROWS} row of {_TOKENS}, native kernels, at the peak:"
     for compute_type in ("bf16", "fp32"):
         causes = training_memory(
             config,
@@ -188,6 +188,7 @@ def _size_lines(config: Any) -> Iterator[str]:
             attended=_TOKENS,
             logits_rows=_LOGITS,
             on_cpu=True,
+            native=True,
         )
         listed = ", ".join(f"{cause} {gigabytes(size)}" for cause, size in causes.items())
         yield f"  {compute_type}  {gigabytes(sum(causes.values()))}: {listed}"

@@ -33,7 +33,7 @@ def moments(
     logits_rows: int,
     micro_batches: int,
     attention_dropout: float,
-) -> dict[str, int]:
+) -> dict[str, float]:
     """What comes and goes, by cause, at the moment when it is most; see the module docstring.
 
     Args:
@@ -45,7 +45,7 @@ def moments(
     chunk = min(logits_rows, max(1, LOGITS // config.vocab_size), tokens)
     head = 4 * min(config.vocab_size * config.hidden_size, num_trained)
     before = 4 * num_trained if micro_batches > 1 else head
-    moments = (
+    moments: tuple[dict[str, float], ...] = (
         {"activations": activations, "logits": 4 * chunk * config.vocab_size, "gradients": before},
         {"activations": activations + tokens * _working_bytes(config, width=width), "gradients": before},
         {"gradients": 4 * num_trained},

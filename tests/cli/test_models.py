@@ -44,7 +44,7 @@ def test_show_a_model_that_is_built() -> None:
         "head_dim",
         "128",
         "AdamW",
-        "optimizer 4.33 GB",
+        "optimizer 3.61 GB",
         "1.44 GB in fp32",
     ):
         assert part in text
