@@ -10,6 +10,7 @@ from erniekit.assemble import Assembled, to_raw
 from erniekit.checkpoint.adapter_files import PEFT_BASENAME
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.models.registry import load_family
+from erniekit.train.reference import MovingReference
 
 MODEL_FILES = ("generation_config.json", "LICENSE")
 
@@ -24,14 +25,27 @@ class Contents:
 
 
 def checkpoint_contents(
-    built: Assembled, tokenizer: Tokenizer, source: Path, model_name_or_path: str
+    built: Assembled,
+    tokenizer: Tokenizer,
+    source: Path,
+    model_name_or_path: str,
+    moving: MovingReference | None = None,
 ) -> Contents:
     """What checkpoints of a run hold.
 
     Args:
         source: the folder of the model that the run started from.
         model_name_or_path: how the configuration names it.
+        moving: a reference model that is part of the run's state.
     """
+    if moving is not None:
+        plain = checkpoint_contents(built, tokenizer, source, model_name_or_path)
+
+        def write(folder: Path) -> None:
+            plain.write_files(folder)
+            moving.save(folder)
+
+        return Contents(plain.basename, plain.items, write)
     if built.adapter is None:
         return Contents(
             "model",

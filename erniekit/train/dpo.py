@@ -139,7 +139,7 @@ class PreferenceObjective:
         self, settings: PreferenceSettings, reference: Reference | None, *, loss_subbatch_seqlen: int
     ) -> None:
         assert (reference is not None) == settings.needs_reference, "a reference where it is needed"
-        self.settings, self._reference = settings, reference
+        self.settings, self.reference = settings, reference
         self._loss_subbatch_seqlen = loss_subbatch_seqlen
         self._num_pairs = self._num_chosen = 1
         # Set for a run that begins with a model which is its reference, without dropout.
@@ -161,7 +161,7 @@ class PreferenceObjective:
         """
         settings, lengths = self.settings, answer_lengths(batch)
         policy = answer_log_probabilities(model, batch, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
-        reference = None if self._reference is None else self._reference.of(model, batch)
+        reference = None if self.reference is None else self.reference.of(model, batch)
         found = preference_loss(
             policy,
             reference,

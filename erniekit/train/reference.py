@@ -6,6 +6,7 @@ the run's folder, under the tokens of each pair and a digest of the weights: a r
 so does another run in the folder. Tokenizer, template, truncation and masks are all in the tokens.
 
 `ModelReference`: a model scores them in every step, the trained one without its adapter, or a copy.
+`MovingReference`: a copy that becomes the present model every so many updates (`ref_model_update_steps`).
 """
 
 import hashlib
@@ -16,14 +17,18 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 
+from erniekit.assemble import to_raw, to_tensor
 from erniekit.checkpoint.atomic import write_file_atomic
+from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.log import logger
 from erniekit.losses.preference import Answers
 from erniekit.train.dpo import answer_log_probabilities
 
 CACHE_FILE = "reference_logps.json"
+_BASENAME = "reference"
 _SECONDS_BETWEEN_WRITES = 60.0
 
 
@@ -68,6 +73,61 @@ class ModelReference:
 
     def _score(self, model: Any, batch: Any) -> Answers:
         return answer_log_probabilities(model, batch, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
+
+
+class MovingReference(ModelReference):
+    """A copy that takes over the trained weights after every `steps` updates; a companion of the step's loss.
+
+    Checkpoints hold its weights and how many updates there were, so a resumed run goes on with both.
+    """
+
+    def __init__(self, copy: Any, trained: Any, steps: int, *, loss_subbatch_seqlen: int) -> None:
+        super().__init__(copy, None, loss_subbatch_seqlen=loss_subbatch_seqlen)
+        self._copy, self._trained, self._steps, self._updates = copy, trained, steps, 0
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Nothing to do."""
+
+    def before_forward(self, model: Any) -> None:
+        """Nothing to do."""
+
+    def after_forward(self, model: Any, batch: Any) -> tuple[()]:
+        """Adds nothing to the loss."""
+        return ()
+
+    def after_update(self) -> None:
+        """Count the update, and take over the weights when it is time."""
+        self._updates += 1
+        if self._updates % self._steps == 0:
+            parameters = dict(self._trained.named_parameters())
+            for name, parameter in self._copy.named_parameters():
+                parameter.set_value(parameters[name])
+
+    def row(self) -> dict[str, Any]:
+        """How old the reference is, in updates."""
+        return {"reference_age": self._updates % self._steps}
+
+    def lines(self) -> list[str]:
+        """Nothing for the screen."""
+        return []
+
+    def save(self, folder: Path) -> None:
+        """Write `reference.safetensors`."""
+        items = [(name, *to_raw(parameter)) for name, parameter in self._copy.named_parameters()]
+        items.append(("num_updates", "I64", np.array([self._updates], dtype=np.int64)))
+        write_tensors(folder, items, max_shard_bytes=1 << 62, metadata={}, basename=_BASENAME)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            CheckpointError: there is nothing, or it cannot be read.
+        """
+        tensors = open_tensors(folder, _BASENAME)
+        self._updates = int(tensors.read("num_updates")[0])
+        for name, parameter in self._copy.named_parameters():
+            dtype = tensors.info(name).dtype
+            parameter.set_value(to_tensor(tensors.read(name), dtype).astype(parameter.dtype))
 
 
 @contextmanager
@@ -131,7 +191,7 @@ def digest_of(folder: Path, compute_dtype: str) -> str:
     """A digest of a model folder's configuration and weights, and of the type they compute in."""
     digest = hashlib.blake2b(compute_dtype.encode(), digest_size=16)
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        if path.name.startswith("optimizer") or not path.is_file():
+        if path.name.startswith(("optimizer", _BASENAME)) or not path.is_file():
             continue
         digest.update(path.name.encode())
         with path.open("rb") as file:

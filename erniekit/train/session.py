@@ -36,7 +36,7 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
-from erniekit.train.preference import held_out_objective, preference_objective
+from erniekit.train.preference import held_out_objective, moving_reference, preference_objective
 from erniekit.train.reporting import Reporter
 from erniekit.train.routing import RouterWatch, watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
@@ -100,6 +100,9 @@ def train_session(loaded: "LoadedConfig") -> int:
         trainer.resume(
             start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer"))
         )
+        moving = moving_reference(objective)
+        if moving is not None:
+            moving.load(start.path)
     sample = samples.first_samples(1)[0]
     show_start_screen(
         config, built, trainer, samples.report, sample=sample, tokenizer=reader.tokenizer, device=device
@@ -230,7 +233,10 @@ def _objective(config: Config) -> Objective:
 def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) -> StepLoss:
     routing = asdict(config.routing)
     own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
-    companions = watch_routers(built.model, config.run.stage, **routing)
+    companions: list[Any] = [*watch_routers(built.model, config.run.stage, **routing)]
+    moving = moving_reference(objective)
+    if moving is not None:
+        companions.append(moving)
     # Preference training leaves the blocks of multi-token prediction out.
     depths = 0 if config.run.stage == "DPO" else built.config.num_nextn_predict_layers
     return StepLoss(objective, companions, depths, **own)
@@ -302,7 +308,9 @@ def _build_trainer(
         saving=SavingPlan(**asdict(config.saving)),
         nonfinite=policy,
         evaluate=evaluate_now,
-        contents=checkpoint_contents(built, reader.tokenizer, source, model.model_name_or_path),
+        contents=checkpoint_contents(
+            built, reader.tokenizer, source, model.model_name_or_path, moving_reference(objective)
+        ),
         dropout=DropoutWarmup(
             built.model,
             model.hidden_dropout_prob,

@@ -70,6 +70,7 @@ CASES = {
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     },
+    "a reference that moves": {"ref_model_update_steps": 3},
     "experts": {"numbers": tiny_moe_config(), "loss_type": "ipo", "sft_loss_ratio": 0.1},
 }
 
@@ -90,7 +91,7 @@ def test_kill_and_continue_is_byte_equal(tmp_path, case):
             process.kill()
             process.wait(30)
     # Without its numbers, the reference is asked again: the first model, not the present one.
-    (out / "reference_logps.json").unlink()
+    (out / "reference_logps.json").unlink(missing_ok=True)
     last = run_erniekit("train", str(run))
     assert last.returncode == 0, last.stderr
     finished = tmp_path / "whole" / "out"
@@ -106,6 +107,49 @@ def test_evaluation_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     last = [row for row in log(tmp_path) if "eval_loss" in row][-1]
     assert f"{last['eval_loss']:.4f}"[:5] in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_reference_that_moves(tmp_path):
+    """Right after the third update, and the sixth, the model is its own reference again."""
+    done = run_erniekit("train", str(write(tmp_path, ref_model_update_steps=3)))
+    assert done.returncode == 0, done.stderr
+    steps = [row for row in log(tmp_path) if "loss" in row]
+    assert [row["reference_age"] for row in steps] == [1, 2, 0, 1, 2, 0, 1, 2]
+    assert steps[0]["loss"] == LN2
+    assert steps[3]["loss"] == pytest.approx(LN2, abs=1e-6) and steps[6]["loss"] == pytest.approx(
+        LN2, abs=1e-6
+    )
+    assert abs(steps[2]["loss"] - LN2) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"fine_tuning": "LoRA"}, "trains an adapter"),
+        ({"ref_logps": "precompute"}, "asks it only once"),
+        ({"use_async_save": True}, "use_async_save: false"),
+    ],
+)
+def test_a_reference_that_cannot_move(tmp_path, keys, words):
+    done = run_erniekit("train", str(write(tmp_path, ref_model_update_steps=3, **keys)))
+    assert done.returncode == 2 and words in done.stderr
+
+
+@pytest.mark.slow
+def test_with_an_adapter_the_reference_is_the_model_without_it(tmp_path):
+    rows = []
+    for ref_logps in ("auto", "precompute"):
+        folder = tmp_path / ref_logps
+        done = run_erniekit(
+            "train", str(write(folder, fine_tuning="LoRA", ref_logps=ref_logps, learning_rate=1e-2))
+        )
+        assert done.returncode == 0, done.stderr
+        rows.append([row["loss"] for row in log(folder) if "loss" in row])
+        assert rows[-1][0] == LN2 and rows[-1][-1] < LN2 - 0.01
+        assert not (folder / "out/checkpoint-8/model.safetensors").exists()
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-5)
 
 
 def settings(**keys):
