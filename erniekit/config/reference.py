@@ -28,7 +28,7 @@ _DEFAULTS = """
 | key | upstream | here | why |
 |---|---|---|---|
 | `fine_tuning` | LoRA | Full | a run trains what its file says, not an adapter nobody asked for |
-| `compute_type` | bf16 | auto | bf16 on a GPU; a CPU computes in fp32 |
+| `compute_type` | bf16 | auto | bf16 on GPUs, and on CPUs that multiply it; fp32 elsewhere |
 | `resume_from_checkpoint` | ignored | auto | a run that was interrupted continues |
 | `num_samples_each_epoch` | 6000000 | null | an epoch is the data once; a larger number is cut to it |
 | `logging_steps` | 500 | 1 | a short run would show nothing |
