@@ -140,6 +140,22 @@ def test_inference_trains_nothing(folder):
     assert built.compute_dtype == assemble.resolve_compute_type("auto")
 
 
+def test_auto_is_bf16_where_kernels_multiply_it(monkeypatch):
+    for multiplies, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("erniekit.ops.backend.multiplies_bf16", lambda answer=multiplies: answer)
+        assert assemble.resolve_compute_type("auto") == expected
+    assert assemble.resolve_compute_type("bf16") == "bf16"
+
+
+def test_a_device_comes_with_its_kernels(monkeypatch):
+    from erniekit.ops import backend
+
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+    monkeypatch.setattr(backend, "_backend", None)
+    assemble.set_device(device="cpu", seed=0, kernels="paddle")
+    assert backend.current_backend() == "cpu"
+
+
 def test_a_gpu_that_is_not_there_is_refused():
     if paddle.device.is_compiled_with_cuda():
         pytest.skip("this Paddle has CUDA")

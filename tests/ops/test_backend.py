@@ -58,6 +58,17 @@ def test_kernels_are_chosen(fresh):
         backend.use_kernels("auto")
 
 
+def test_bf16_is_multiplied_where_there_are_instructions(fresh):
+    for level, expected in (("avx512bf16", True), ("avx512", False)):
+        fresh.setattr(backend, "find_library", found(level))
+        backend.use_kernels("auto")
+        assert backend.multiplies_bf16() is expected
+        backend.use_kernels("paddle")
+        assert backend.multiplies_bf16() is False
+    fresh.setattr(backend, "_backend", "gpu")
+    assert backend.multiplies_bf16() is True
+
+
 def test_portable_kernels_run_only_when_asked_for(fresh):
     fresh.setattr(backend, "find_library", found("portable"))
     assert backend.use_kernels("auto") == "cpu"
