@@ -86,6 +86,17 @@ def scaling(figures: Figures) -> str:
     )
 
 
+def convergence(figures: Figures) -> str:
+    """Held-out losses of both number types, seed by seed."""
+    mean, spread, losses = figures["mean"], figures["spread"], figures["losses"]
+    rows = [["held-out loss", "fp32", "bf16", "bf16 - fp32"]]
+    for index, (one, other) in enumerate(zip(losses["fp32"], losses["bf16"], strict=True)):
+        rows.append([f"seed {index + 1}", f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}"])
+    means = [f"{mean[kind]:.4f} +- {spread[kind]:.4f}" for kind in ("fp32", "bf16")]
+    difference = f"{figures['difference']:+.4f} +- {figures['standard_error']:.4f}"
+    return table([*rows, ["mean +- spread of the seeds", *means, difference]])
+
+
 def overhead(figures: Figures) -> str:
     """Shares of a step, and the start of a run."""
     step = figures["step_s"]
@@ -125,6 +136,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "train_step": train_step,
     "ops": ops,
     "scaling": scaling,
+    "convergence": convergence,
     "overhead": overhead,
     "profile_native": profile,
     "profile_paddle": profile,

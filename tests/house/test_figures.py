@@ -40,6 +40,13 @@ SAMPLES: dict[str, dict] = {
             "torch_mode": "bf16_autocast",
         },
     },
+    "convergence": {
+        "losses": {"fp32": [2.0, 2.2], "bf16": [2.1, 2.1]},
+        "mean": {"fp32": 2.1, "bf16": 2.1},
+        "spread": {"fp32": 0.1414, "bf16": 0.0},
+        "difference": 0.0,
+        "standard_error": 0.1,
+    },
     "overhead": {
         "step_s": 2.0,
         "operators_ms": 20.0,
@@ -66,6 +73,10 @@ EXPECTED = {
         "| ErnieKit | m | 1 x 8192 | 512 | 812.4 | 2.521 | 3.25 |",
         "8,192 tokens",
         "5.20 GB for 2,048",
+    ],
+    "convergence": [
+        "| seed 2 | 2.2000 | 2.1000 | -0.1000 |",
+        "| 2.1000 +- 0.1414 | 2.1000 +- 0.0000 | +0.0000 +- 0.1000 |",
     ],
     "overhead": ["| operators | 20.00 | 1.00% |", "| all | 21.20 | 1.06% |", "5.5 s"],
     "profile_native": ["| `ek_gemm` | 30 | 1000 | 50% |"],
