@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     sampling = build_sampling(target.generation_defaults(), **asdict(target.config.generation))
     logger.info(f"model: {target.description}")
     generator = open_generator(target)
-    repl = Repl(generator, sampling, Conversation(options.get("--system")), _read, _write)
+    repl = Repl(generator, sampling, Conversation(options.get("--system")), _read, _write, _write_dim)
     if "--prompt" in options:
         prompt = options["--prompt"]
         repl.conversation.ask(sys.stdin.read() if prompt == "-" else prompt)
@@ -68,3 +68,9 @@ def _write(text: str) -> None:
     from erniekit.cli.pieces import show_piece
 
     show_piece(text)
+
+
+def _write_dim(text: str) -> None:
+    from erniekit.cli.pieces import show_dim_piece
+
+    show_dim_piece(text)

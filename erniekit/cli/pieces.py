@@ -13,6 +13,11 @@ def show_piece(text: str) -> None:
     console.out(harmless(text), end="", highlight=False)
 
 
+def show_dim_piece(text: str) -> None:
+    """The same, dimmed where the terminal can: what a model thinks before it answers."""
+    console.out(harmless(text), end="", highlight=False, style="dim")
+
+
 def harmless(text: str) -> str:
     """Text whose control characters are replaced by a visible mark (carriage returns are dropped)."""
     return _CONTROL.sub("\ufffd", text.replace("\r", ""))

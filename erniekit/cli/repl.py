@@ -1,15 +1,24 @@
 """The conversation at the terminal: what is typed, what is answered, and the commands in between."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from erniekit.errors import ErnieKitError
 from erniekit.generate.conversation import Conversation, Message
+from erniekit.generate.parsers import (
+    CALL,
+    MALFORMED,
+    REASONING,
+    AnswerParser,
+    Piece,
+    opens_reasoning,
+    parse_answer,
+)
 from erniekit.generate.sampler import Sampling
-from erniekit.generate.stream import split_thinking
 from erniekit.log import logger
 
 if TYPE_CHECKING:
@@ -43,6 +52,7 @@ class Repl:
     Args:
         read: asks for a line, given the prompt to show; raises EOFError at the end of the input.
         write: shows a piece of an answer.
+        write_dim: shows a piece of what the model thinks before it answers; None shows it like the rest.
     """
 
     generator: "TextGenerator"
@@ -50,6 +60,7 @@ class Repl:
     conversation: Conversation
     read: Callable[[str], str]
     write: Callable[[str], None]
+    write_dim: Callable[[str], None] | None = None
     _num_answers: int = 0
     _num_dropped: int = 0
     _left: bool = False
@@ -104,13 +115,20 @@ class Repl:
         try:
             messages = self._window()
             prompt = self.generator.render(messages, enable_thinking=sampling.enable_thinking)
-            pieces, reason = self._show(prompt)
+            pieces, reason, in_reasoning = self._show(prompt)
         except ErnieKitError:
             # A question that cannot be answered would stand in the way of every later one.
             self.conversation.undo()
             raise
-        answer = split_thinking("".join(pieces))[1]
+        parsed = parse_answer("".join(pieces), in_reasoning=in_reasoning)
+        calls = [call.as_message(n)["function"] for n, call in enumerate(parsed.tool_calls)]
+        answer = parsed.content
+        if calls:
+            blocks = [f"<tool_call>\n{_one_line(call)}\n</tool_call>" for call in calls]
+            answer = "\n".join([answer, *blocks] if answer else blocks)
         self.conversation.answer(answer)
+        if parsed.malformed:
+            logger.warning("(a tool call of this answer is no valid JSON with a name and arguments)")
         if reason == "length":
             logger.info(f"(cut off after max_new_tokens={sampling.max_new_tokens})")
         elif reason == "context":
@@ -133,9 +151,11 @@ class Repl:
         self._num_dropped = dropped
         return messages
 
-    def _show(self, prompt: list[int]) -> tuple[list[str], str]:
+    def _show(self, prompt: list[int]) -> tuple[list[str], str, bool]:
         pieces: list[str] = []
         reason = "stopped"
+        in_reasoning = opens_reasoning(self.generator.text_of(prompt[-16:]))
+        parser, shown = AnswerParser(in_reasoning=in_reasoning), _Shown(self)
         with contextlib.closing(
             self.generator.stream([prompt], self.sampling, first_row=self._num_answers)
         ) as events:
@@ -145,13 +165,14 @@ class Repl:
                     pieces.append(event.text)
                     reason = event.finish_reason or reason
                     if self.sampling.stream and event.text:
-                        self.write(event.text)
+                        shown.add(parser.push(event.text))
             except KeyboardInterrupt:
                 reason = "stopped"
         if not self.sampling.stream:
-            self.write("".join(pieces))
+            shown.add(parser.push("".join(pieces)))
+        shown.add(parser.flush())
         self.write("\n")
-        return pieces, reason
+        return pieces, reason, in_reasoning
 
     def clear(self, rest: str) -> None:
         self.conversation.clear()
@@ -194,3 +215,30 @@ class Repl:
 
     def leave(self, rest: str) -> None:
         self._left = True
+
+
+class _Shown:
+    """Pieces of an answer on the screen: what is thought dimmed, each call on a line of its own."""
+
+    def __init__(self, repl: Repl) -> None:
+        self._write, self._dim = repl.write, repl.write_dim or repl.write
+        self._kind: str | None = None
+
+    def add(self, pieces: list[Piece]) -> None:
+        """Show some more."""
+        for piece in pieces:
+            new_part = self._kind is not None and (piece.kind != self._kind or piece.kind == CALL)
+            if new_part:
+                self._write("\n")
+            self._kind = piece.kind
+            if piece.kind == REASONING:
+                self._dim(piece.text)
+            elif piece.kind in (CALL, MALFORMED):
+                self._write(f"{'tool call' if piece.kind == CALL else 'unreadable tool call'}: {piece.text}")
+            else:
+                self._write(piece.text)
+
+
+def _one_line(call: dict[str, Any]) -> str:
+    """A call as JSON with its arguments as an object, as templates write it."""
+    return json.dumps({**call, "arguments": json.loads(call["arguments"])}, ensure_ascii=False)

@@ -51,13 +51,13 @@ class TextStream:
             position, self.stopped_at = min(found, key=lambda pair: (pair[0], -len(pair[1])))
             self._pending = ""
             return pending[:position]
-        held = _held_back(pending, self._stop)
+        held = held_back(pending, self._stop)
         cut = len(pending) - held
         self._pending = pending[cut:]
         return pending[:cut]
 
 
-def _held_back(text: str, stop: Sequence[str]) -> int:
+def held_back(text: str, stop: Sequence[str]) -> int:
     """Length of the longest end of `text` with which one of `stop` begins."""
     longest = 0
     for word in stop:
@@ -66,22 +66,3 @@ def _held_back(text: str, stop: Sequence[str]) -> int:
                 longest = length
                 break
     return longest
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """Part an answer into what was thought and what is said.
-
-    The opening tag may be missing, because a template may already have written it. An answer that
-    was cut off while thinking says nothing. A `<response>` block around what is said is unwrapped.
-    """
-    before, tag, after = text.rpartition("</think>")
-    if not tag:
-        if not text.lstrip().startswith("<think>"):
-            return "", text
-        before, after = text, ""
-    thought = before.replace("<think>", "").strip("\n")
-    said = after.lstrip("\n")
-    if said.startswith("<response>"):
-        said = said.removeprefix("<response>").lstrip("\n")
-        said = said.partition("</response>")[0].rstrip("\n")
-    return thought, said

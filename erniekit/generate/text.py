@@ -66,6 +66,10 @@ class TextGenerator:
         text = self.template.render(messages, add_generation_prompt=True, enable_thinking=enable_thinking)
         return self.tokenizer.encode(text)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Tokens as text, special ones included."""
+        return self.tokenizer.decode(list(ids))
+
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, first_row: int = 0
     ) -> Generator[Event, None, None]:

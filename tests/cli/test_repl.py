@@ -19,6 +19,7 @@ class ScriptedGenerator:
     """Stands for a TextGenerator: one token a character, prompts are JSON, answers come from a list."""
 
     max_context = 400
+    prompt_end = ""
 
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers = list(answers)
@@ -29,6 +30,9 @@ class ScriptedGenerator:
 
     def render(self, messages: Sequence[Any], *, enable_thinking: bool = False) -> list[int]:
         return [ord(letter) for letter in json.dumps(messages)]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids)) + self.prompt_end
 
     def stream(self, prompts: Any, sampling: Sampling, *, first_row: int = 0) -> Iterator[Event]:
         self.asked.append(json.loads("".join(map(chr, prompts[0]))))
@@ -71,6 +75,30 @@ def chat(
     repl = Repl(generator, sampling, Conversation(system), terminal.read, terminal.write)  # type: ignore[arg-type]
     repl.loop()
     return repl, generator, terminal
+
+
+def test_thinking_is_dimmed_and_calls_are_parsed() -> None:
+    dimmed: list[str] = []
+    call = '<tool_call>\n{"name": "clock", "arguments": {"city": "Lima"}}\n</tool_call>'
+    generator, terminal = ScriptedGenerator([f"hm\n</think>\n\n{call}", "so"]), Terminal(["hi", "and?"])
+    generator.prompt_end = "<think>\n"
+    repl = Repl(
+        *(generator, Sampling(max_new_tokens=200), Conversation(None), terminal.read, terminal.write),  # type: ignore[arg-type]
+        write_dim=dimmed.append,
+    )
+    repl.loop()
+    assert "".join(dimmed).startswith("hm")
+    assert terminal.shown.startswith('\ntool call: {"name": "clock", "arguments": {"city": "Lima"}}\n')
+    assert contents(generator.asked[1]) == ["hi", call, "and?"], (
+        "calls are part of the history, thoughts are not"
+    )
+
+
+def test_a_call_that_cannot_be_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="erniekit"):
+        _, _, terminal = chat(["hi"], ["<tool_call>{oops</tool_call>"])
+    assert "unreadable tool call: {oops" in terminal.shown
+    assert "no valid JSON" in caplog.text
 
 
 def contents(messages: list[Message]) -> list[str]:

@@ -1,8 +1,6 @@
 """Text pieces: stop strings over token borders, held text, thinking."""
 
-import pytest
-
-from erniekit.generate.stream import TextStream, split_thinking
+from erniekit.generate.stream import TextStream
 
 
 class Letters:
@@ -68,19 +66,3 @@ def test_first_stop_wins_and_the_longer_of_two() -> None:
 def test_rest_of_decoder_is_flushed() -> None:
     stream = TextStream(HalfCharacter(), [])
     assert stream.push(ord("a")) + stream.flush() == "a\ufffd"
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("plain", ("", "plain")),
-        ("<think>\nhm\n</think>\n\nYes", ("hm", "Yes")),
-        ("hm\n</think>\n\nYes", ("hm", "Yes")),
-        ("<think>\nhm", ("hm", "")),
-        ("<think>a</think><response>\nYes\n</response>\n", ("a", "Yes")),
-        ("<think>\n\n</think>\n\nYes\n", ("", "Yes\n")),
-        ("a < b", ("", "a < b")),
-    ],
-)
-def test_split_thinking(text: str, parts: tuple[str, str]) -> None:
-    assert split_thinking(text) == parts
