@@ -1,5 +1,10 @@
 """`erniekit export`: a finished model folder from a run or a model."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source"
 USAGE = """usage: erniekit export MODEL|CONFIG [key=value ...]
 
@@ -16,6 +21,9 @@ output_dir/export, reads them back, and compares tensors and logits with the sou
   export_dir=FOLDER              another place than output_dir/export
   copy_tokenizer=false           weights and configuration only
   overwrite_output_dir=true      replace an earlier export
+
+An adapter (of a run with fine_tuning: LoRA, or from elsewhere as lora_path=FOLDER) is merged in fp32;
+merged and unmerged logits are compared.
 
   erniekit export ./output
   erniekit export run.yaml export_layout=paddle export_dtype=bf16 export_dir=./for-fastdeploy"""
@@ -38,7 +46,18 @@ def run(argv: list[str]) -> int:
         target.folder,
         target.output_dir,
         target.overwrite,
+        _adapter(target.config.lora.lora_path),
         **asdict(target.config.export),
     )
     console.print(f"{exported.folder}: {exported.describe()}", markup=False)
     return 0
+
+
+def _adapter(lora_path: str | None) -> "Path | None":
+    from erniekit.checkpoint.sources import locate_adapters
+    from erniekit.errors import ConfigError
+
+    found = locate_adapters(lora_path=lora_path)
+    if len(found) > 1:
+        raise ConfigError(f"lora_path names {len(found)} adapters, and one is merged; name one")
+    return found[0] if found else None

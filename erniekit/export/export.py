@@ -7,10 +7,13 @@ the answers of its source:
 * every tensor read back equals the source's tensor, converted, bit by bit;
 * the logits of probe tokens, computed from both folders, are equal where the number format holds
   the source's values, and within the format's bound where it does not.
+
+An adapter is merged on the way, in fp32 and rounded once; its source is the model with the adapter
+beside it, unmerged.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from erniekit.checkpoint.atomic import write_folder
-from erniekit.checkpoint.files import Item, open_tensors, write_tensors
+from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
-from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES, convert, is_exact
+from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
 from erniekit.export.proof import compare_logits
 from erniekit.export.sizes import shard_bytes
+from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
@@ -42,9 +46,16 @@ class Exported:
     num_parameters: int
     max_difference: float
     largest_logit: float
+    merged: bool = False
 
     def describe(self) -> str:
         """The comparison in one sentence."""
+        if self.merged:
+            return (
+                f"the adapter merged in fp32, rounded once to {self.dtype}; largest difference of the probe "
+                f"tokens' logits, merged and unmerged, {self.max_difference:.3g} (largest logit "
+                f"{self.largest_logit:.3g})"
+            )
         if self.max_difference == 0.0:
             return "all tensors and the logits of the probe tokens are equal to the source's"
         return (
@@ -57,6 +68,7 @@ def export_model(
     checkpoint: Path,
     output_dir: Path,
     overwrite: bool = False,
+    adapter: Path | None = None,
     *,
     export_layout: str = "hf",
     export_dtype: str = "auto",
@@ -67,17 +79,19 @@ def export_model(
     """Write a checkpoint as a model folder, and prove it.
 
     Args:
-        checkpoint: a model folder (a training checkpoint is one), in either layout.
+        checkpoint: a model folder (a training checkpoint is one), in either layout, or an adapter, which
+            is merged into the model that it was trained on.
         output_dir: the export goes to its sub-folder `export`, unless `export_dir` names a place.
         overwrite: replace an earlier export at the destination.
+        adapter: an adapter to merge into the model of `checkpoint`.
         export_layout: `hf` (transformers, vLLM, ...) or `paddle` (FastDeploy).
         export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16.
         max_shard_size: of one safetensors file; a number is in GB.
         copy_tokenizer: write tokenizer and chat template too.
 
     Raises:
-        CheckpointError: the source is damaged, the destination is taken, or the export does not
-            equal its source; the destination is then as it was before.
+        CheckpointError: the source is damaged, the adapter is of other weights, the destination is
+            taken, or the export does not equal its source; the destination is then as it was before.
         ConfigError: a value is not allowed.
     """
     check_word("export_layout", export_layout, EXPORT_LAYOUTS)
@@ -85,32 +99,38 @@ def export_model(
     max_shard_bytes = shard_bytes(max_shard_size)
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
-    verify_source(checkpoint)
-    config = read_model_config(checkpoint)
-    weights = load_family(config).weights
-    facts = read_run_facts(checkpoint)
+    source = open_source(checkpoint, adapter)
+    for folder in {source.folder, source.adapter or source.folder}:
+        check_destination(destination, folder, overwrite=overwrite)
+        verify_source(folder)
+    weights = load_family(source.config).weights
+    facts = read_run_facts(source.checkpoint)
     target = EXPORT_DTYPES.get(export_dtype)
-    logger.info(f"exporting {checkpoint} to {destination}")
+    merging = f", merged into {source.folder}" if source.adapter else ""
+    logger.info(f"exporting {source.checkpoint}{merging}, to {destination}")
     with write_folder(destination, overwrite=overwrite) as folder:
-        converted = _converted(weights.load_weights(checkpoint, config), target)
         write_tensors(
             folder,
-            weights.save_layout(converted, export_layout, config),
+            weights.save_layout(source.items(target), export_layout, source.config),
             max_shard_bytes=max_shard_bytes,
             metadata={"format": "pt" if export_layout == "hf" else "np"},
         )
-        dtype = CONFIG_DTYPES[target or stored_dtype(checkpoint)]
-        write_json(folder / "config.json", config_content(config, export_layout, dtype))
+        dtype = CONFIG_DTYPES[target or stored_dtype(source.folder)]
+        write_json(folder / "config.json", config_content(source.config, export_layout, dtype))
         has_template = write_companions(
-            checkpoint,
+            source.companions,
             folder,
-            config,
+            source.config,
             copy_tokenizer=copy_tokenizer,
             chat_template=facts.settings.get("chat_template"),
         )
-        exact, num_parameters = _compare_tensors(weights, config, checkpoint, folder, target)
-        largest, difference = compare_logits(checkpoint, folder, exact=exact, dtype=dtype)
-        exported = Exported(destination, dtype, num_parameters, difference, largest)
+        num_parameters = _compare_tensors(weights, source, folder, target)
+        largest, difference = compare_logits(
+            source.folder, folder, source.adapter, exact=source.is_exact(target), dtype=dtype
+        )
+        exported = Exported(
+            destination, dtype, num_parameters, difference, largest, source.adapter is not None
+        )
         card = build_card(
             facts,
             title=destination.resolve().name if export_dir else output_dir.resolve().name,
@@ -159,26 +179,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _converted(items: Iterator[Item], target: str | None) -> Iterator[Item]:
-    for name, dtype, array in items:
-        wanted = target or dtype
-        yield name, wanted, convert(name, array, dtype, wanted)
-
-
-def _compare_tensors(
-    weights: Any, config: Any, source: Path, export: Path, target: str | None
-) -> tuple[bool, int]:
-    """Whether no tensor was rounded, and the number of parameters; both folders are read anew."""
-    exact, num_parameters = True, 0
+def _compare_tensors(weights: Any, source: Source, export: Path, target: str | None) -> int:
+    """The number of parameters, when the export holds what it should; both folders are read anew."""
+    num_parameters = 0
     again = read_model_config(export)
-    if again != config:
-        raise CheckpointError(f"{export}: config.json reads back as another model than {source}")
-    pairs = zip(weights.load_weights(source, config), weights.load_weights(export, again), strict=True)
-    for (name, dtype, array), (other_name, other_dtype, other) in pairs:
-        wanted = target or dtype
-        expected = convert(name, array, dtype, wanted)
-        if (name, wanted) != (other_name, other_dtype) or expected.tobytes() != other.tobytes():
+    if again != source.config:
+        raise CheckpointError(f"{export}: config.json reads back as another model than {source.folder}")
+    pairs = zip(source.items(target), weights.load_weights(export, again), strict=True)
+    for (name, dtype, expected), (other_name, other_dtype, other) in pairs:
+        if (name, dtype) != (other_name, other_dtype) or not same_bits(expected, other):
             raise CheckpointError(f"{export}: tensor {name} reads back differently than it was written")
-        exact = exact and is_exact(dtype, wanted)
-        num_parameters += array.size
-    return exact, num_parameters
+        num_parameters += expected.size
+    return num_parameters

@@ -31,6 +31,13 @@ def test_export_to_a_named_place(tiny_run: Path, told: Told, tmp_path: Path) -> 
     assert "ernie.layers.0.self_attn.qkv_proj.weight" in open_tensors(tmp_path / "for paddle").names()
 
 
-def test_export_of_an_adapter_is_not_built(tiny_run: Path, told: Told) -> None:
-    code, _, err = told("export", tiny_run / "run.yaml", "fine_tuning=LoRA")
-    assert code == 2 and "not built yet" in err and "LoRA" in err
+def test_what_a_run_holds_decides_and_not_fine_tuning(tiny_run: Path, told: Told, tmp_path: Path) -> None:
+    code, out, _ = told("export", tiny_run / "run.yaml", "fine_tuning=LoRA", f"export_dir={tmp_path / 'e'}")
+    assert code == 0 and "equal to the source" in out
+
+
+def test_a_model_is_no_adapter(tiny_run: Path, told: Told) -> None:
+    code, _, err = told("export", tiny_run, f"lora_path={tiny_run}")
+    assert code == 1 and "holds a whole model and no adapter" in err
+    code, _, err = told("export", tiny_run, "lora_path=nowhere")
+    assert code == 2 and "lora_path: there is no folder nowhere" in err

@@ -225,7 +225,9 @@ def test_logits_that_differ_are_an_error(
 
     true_logits = proof.probe_logits
     monkeypatch.setattr(
-        proof, "probe_logits", lambda folder: true_logits(folder) * (1.0 if folder == source else 1.001)
+        proof,
+        "probe_logits",
+        lambda folder, *rest: true_logits(folder) * (1.0 if folder == source else 1.001),
     )
     with pytest.raises(CheckpointError, match="logits of probe tokens differ"):
         export_model(source, tmp_path)

@@ -91,6 +91,11 @@ def test_a_run_is_used_and_started_from(tmp_path: Path) -> None:
     assert first["eval_loss"] == pytest.approx(found[0], abs=1e-6)
     answered = run_erniekit("generate", str(out), "--prompt", "red", "max_new_tokens=4", "temperature=0")
     assert answered.returncode == 0, answered.stderr
+    exported = run_erniekit("export", str(run))
+    assert exported.returncode == 0, exported.stderr
+    assert "merged in fp32, rounded once to float32; largest difference" in exported.stdout.replace("\n", " ")
+    merged = run_erniekit("eval", str(run), "--base", "--json", f"model_name_or_path={out / 'export'}")
+    assert json.loads(merged.stdout)["loss"] == pytest.approx(found[0], abs=1e-5)
     wrong = run_erniekit(
         "train", str(run), f"lora_path={out}", "fine_tuning=Full", f"output_dir={tmp_path}/x"
     )
