@@ -1,8 +1,8 @@
 """The one place where configuration meets a model.
 
 Order, fixed: build -> load -> adapt -> quantise -> distribute -> recompute -> shard. Each stage
-logs what it touched. Today's stages are the first three; the others join in this order when
-their rooms are built.
+logs what it touched. Today's stages are the first three and recomputation; the others join in this
+order when their rooms are built.
 """
 
 import re
@@ -18,6 +18,7 @@ from erniekit.checkpoint.sources import base_folder
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
+from erniekit.parallel.recomputation import Recomputation
 
 if TYPE_CHECKING:
     import paddle
@@ -180,6 +181,20 @@ def take_off(built: Assembled) -> Assembled:
     if built.adapter is not None:
         detach(built.adapter)
     return replace(built, adapter=None)
+
+
+def apply_recomputation(
+    built: Assembled, chosen: Recomputation, *, offload_recompute_inputs: bool = False
+) -> list[str]:
+    """Make parts of the model recompute in the backward pass; returns the paths of their methods.
+
+    Raises:
+        ConfigError: an operator was named that the model does not have.
+    """
+    from erniekit.parallel.recompute import apply_recompute
+
+    plan = load_family(built.config).plan
+    return apply_recompute(built.model, plan, chosen, offload_recompute_inputs=offload_recompute_inputs)
 
 
 def check_base(built: Assembled, folder: Path) -> None:

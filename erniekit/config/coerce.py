@@ -111,7 +111,11 @@ def _text(entry: Entry, rule: Rule, *, numbers: bool) -> Any:
     if numbers and isinstance(value, int | float) and not isinstance(value, bool):
         return _number(entry, whole=isinstance(value, int))
     spelling = entry.spelling if entry.spelling is not None else value
-    if isinstance(value, bool) and str(spelling).lower() not in (rule.choices or _WORDS):
+    if isinstance(value, bool) and str(spelling).lower() not in (
+        *rule.choices,
+        *rule.synonyms,
+        *(() if rule.choices else _WORDS),
+    ):
         raise WrongValue(describe_wanted(rule, "a text"))
     if not isinstance(
         value, str | bool | int | float | datetime.date

@@ -11,8 +11,9 @@ from erniekit.config.generation import Generation
 from erniekit.config.lora import Lora
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
-from erniekit.config.preference import Preference
 from erniekit.config.parallel import Parallel
+from erniekit.config.preference import Preference
+from erniekit.config.recompute import Recompute
 from erniekit.config.reporting import Reporting
 from erniekit.config.routing import Routing
 from erniekit.config.run import Run
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type] = {
     "preference": Preference,
     "routing": Routing,
     "schedule": Schedule,
+    "recompute": Recompute,
     "evaluation": Evaluation,
     "saving": Saving,
     "reporting": Reporting,
@@ -57,6 +59,7 @@ class Config:
     preference: Preference = field(default_factory=Preference)
     routing: Routing = field(default_factory=Routing)
     schedule: Schedule = field(default_factory=Schedule)
+    recompute: Recompute = field(default_factory=Recompute)
     evaluation: Evaluation = field(default_factory=Evaluation)
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)

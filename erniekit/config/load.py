@@ -22,8 +22,6 @@ from erniekit.errors import ConfigError, UnsupportedError
 
 # Keys whose values only matter to training; other verbs take what this build cannot train.
 _TRAINING_KEYS = ("stage", "optim")
-_BACKWARD_KEYS = ("recompute", "use_recompute")
-_LOOKING = ("check", "show")
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,8 @@ def _resolve(
     collected = _Collected([*problems, *more, *file_problems, *command_problems])
     entries, unresolved = interpolate(file_layer | command_layer)
     collected.give_up(unresolved)
-    # A file that is only looked at is one of training when it names data to train on.
-    trains = verb == "train" or (verb in _LOOKING and "train_dataset_path" in entries)
     for entry in entries.values():
-        collected.take(entry, verb, trains=trains)
+        collected.take(entry, verb)
     config = build_config(collected.values)
     collected.check_together(config, entries, verb, whole)
     collected.raise_problems(whole.place)
@@ -111,7 +107,7 @@ class _Collected:
         self.problems += problems.values()
         self.failed |= set(problems)
 
-    def take(self, entry: Entry, verb: str, *, trains: bool) -> None:
+    def take(self, entry: Entry, verb: str) -> None:
         """Sort one entry into what it is: a note, a key, upstream's key, or a mistake."""
         key = entry.key
         if key in self.failed:
@@ -121,7 +117,7 @@ class _Collected:
         elif key in declared_keys():
             self._take_declared(entry, verb)
         elif key in upstream_keys():
-            self._take_upstream(entry, trains=trains)
+            self._take_upstream(entry)
         else:
             self._problem(entry, _unknown(entry), entry.source)
 
@@ -142,14 +138,11 @@ class _Collected:
             message = f"{entry.written_key}: {entry.shown()} is not allowed: {reason}{hint}"
             self._problem(entry, message, entry.place)
 
-    def _take_upstream(self, entry: Entry, *, trains: bool) -> None:
+    def _take_upstream(self, entry: Entry) -> None:
         fate = upstream_keys()[entry.key]
         if fate.fate == NO_EFFECT:
             self._notice(fate.detail, entry.key)
         elif fate.fate == NOT_BUILT and not fate.is_harmless(entry.value):
-            if entry.key in _BACKWARD_KEYS and not trains:
-                self._notice(f"{fate.detail}: not built yet, and only needed to train", entry.key)
-                return
             self.features.setdefault(fate.detail, []).append(entry)
 
     def check_together(self, config: Config, entries: Mapping[str, Entry], verb: str, whole: Source) -> None:

@@ -187,6 +187,30 @@ def _nothing_to_do(config: Config) -> RuleResult:
         yield ("do_train", "do_train: false and do_eval: false leave nothing to do; make one of them true")
 
 
+def _recomputation(config: Config) -> RuleResult:
+    chosen = config.recompute
+    if chosen.refined_recompute and (chosen.recompute, chosen.recompute_granularity) != ("true", "selective"):
+        yield (
+            "refined_recompute",
+            f"refined_recompute names operators, and recompute: {chosen.recompute} with "
+            f"recompute_granularity: {chosen.recompute_granularity} does not ask for them; write recompute: true and "
+            "recompute_granularity: selective",
+        )
+    if chosen.memory_limit_gb is not None and chosen.recompute != "auto":
+        yield (
+            "memory_limit_gb",
+            f"memory_limit_gb is for recompute: auto, and recompute is {chosen.recompute}",
+        )
+    if chosen.recompute == "false":
+        return
+    if chosen.offload_recompute_inputs and config.run.device == "cpu":
+        yield (
+            "offload_recompute_inputs",
+            "offload_recompute_inputs moves tensors from a GPU to main memory, and device is cpu; "
+            "leave it out",
+        )
+
+
 _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _best_model,
     _direction,
@@ -194,6 +218,7 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _saves_when_it_evaluates,
     _learning_rates,
     _wsd,
+    _recomputation,
     _adapter,
     _shares,
     _nothing_to_do,

@@ -30,6 +30,8 @@ Compared with measured peaks in `benchmarks/memory.py`; on a GPU this is a formu
 from typing import Any
 
 from erniekit.estimate import native_memory
+from erniekit.estimate.recompute import rerun_bytes, spared_bytes
+from erniekit.parallel.recomputation import Recomputation
 
 MIB = 2**20
 # What Python, Paddle and the data pipeline hold before the model is built; measured.
@@ -58,6 +60,7 @@ def training_memory(
     attention_dropout: float = 0.0,
     native: bool = False,
     low_precision_moments: bool = False,
+    recomputation: Recomputation | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
 
@@ -71,6 +74,7 @@ def training_memory(
         micro_batches: of a step; from the second on, gradients are there in the forward pass.
         native: native kernels compute.
         low_precision_moments: moments are bf16 (native kernels only).
+        recomputation: what is recomputed.
     """
     narrow = compute_type != "fp32"
     width = 2 if narrow else 4
@@ -85,6 +89,7 @@ def training_memory(
             logits_rows=logits_rows,
             micro_batches=micro_batches,
             attention_dropout=attention_dropout,
+            recomputation=recomputation,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
         return _by_cause(changing, width * config.num_parameters(), state * num_trained, on_cpu=True)
@@ -103,6 +108,10 @@ def training_memory(
     )
     if narrow and on_cpu:
         activations += 4 * (config.num_parameters() - head)
+    if recomputation is not None:
+        spared = spared_bytes(config, recomputation, width=kept, attended=attended, native=False)
+        again = rerun_bytes(config, recomputation, width=kept, attended=attended, native=False)
+        activations -= tokens * (spared - again)
     logits = 4 * min(logits_rows, max(1, MAX_LOGITS // config.vocab_size), tokens) * config.vocab_size
     # Logits and what the products make beside them; the gradient of the head, also narrow; the head, wide.
     logits_and_head = 2 * logits + head * (4 + 4 + 2 if narrow else 4)

@@ -14,10 +14,14 @@ type of storage (H hidden, Q = heads x head_dim, K = key heads x head_dim, I int
 
 The peak is the largest of three moments: the end of the last forward pass (activations, one chunk of
 logits, the gradient of the head), the first layer of the backward pass (activations, and what one layer
-works with), and its end (all gradients). An update works in place. Gradients of weights are fp32.
+works with), and its end (all gradients). What is recomputed is not held, and is there once in the
+second. An update works in place. Gradients of weights are fp32.
 """
 
 from typing import Any
+
+from erniekit.estimate.recompute import rerun_bytes, spared_bytes
+from erniekit.parallel.recomputation import Recomputation
 
 # Of `erniekit.ops.native.cross_entropy`, which imports Paddle.
 LOGITS = 26 << 20
@@ -33,6 +37,7 @@ def moments(
     logits_rows: int,
     micro_batches: int,
     attention_dropout: float,
+    recomputation: Recomputation | None = None,
 ) -> dict[str, float]:
     """What comes and goes, by cause, at the moment when it is most; see the module docstring.
 
@@ -42,12 +47,16 @@ def moments(
         The others are those of `memory.training_memory`.
     """
     activations = tokens * _kept_bytes(config, attended, width=width, attention_dropout=attention_dropout)
+    working = tokens * _working_bytes(config, width=width)
+    if recomputation is not None:
+        activations -= tokens * spared_bytes(config, recomputation, width=width, attended=attended)
+        working += tokens * rerun_bytes(config, recomputation, width=width, attended=attended)
     chunk = min(logits_rows, max(1, LOGITS // config.vocab_size), tokens)
     head = 4 * min(config.vocab_size * config.hidden_size, num_trained)
     before = 4 * num_trained if micro_batches > 1 else head
     moments: tuple[dict[str, float], ...] = (
         {"activations": activations, "logits": 4 * chunk * config.vocab_size, "gradients": before},
-        {"activations": activations + tokens * _working_bytes(config, width=width), "gradients": before},
+        {"activations": activations + working, "gradients": before},
         {"gradients": 4 * num_trained},
     )
     return max(moments, key=lambda moment: sum(moment.values()))

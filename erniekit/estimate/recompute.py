@@ -29,6 +29,8 @@ from erniekit.errors import ConfigError
 from erniekit.parallel.recomputation import Recomputation
 
 GIB = 2**30
+# The search for the cheapest set ends this near to it.
+_NEAR = 0.999
 SHARE_OF_FREE = 0.9
 # Of `erniekit.ops.attention_cpu`, which imports Paddle.
 _TILE, _KEEP_WEIGHTS_UP_TO = 128, 1024
@@ -153,8 +155,7 @@ def _kinds(costs: Mapping[int, Mapping[str, Cost]], tokens: int) -> list[_Kind]:
             if name not in WHOLES and cost.spared > 0:
                 layers.setdefault((name, cost.spared, cost.flops), []).append(layer)
     kinds = [
-        _Kind(name, tuple(found), spared * tokens, flops)
-        for (name, spared, flops), found in layers.items()
+        _Kind(name, tuple(found), spared * tokens, flops) for (name, spared, flops), found in layers.items()
     ]
     return sorted(kinds, key=lambda kind: kind.flops / kind.spared)
 
@@ -175,7 +176,7 @@ def _cheapest_cover(kinds: list[_Kind], wanted: float) -> list[int] | None:
         if index == len(kinds):
             return
         kind = kinds[index]
-        if flops + left * kind.flops / kind.spared >= best[0]:
+        if flops + left * kind.flops / kind.spared >= _NEAR * best[0]:
             return
         for count in range(min(len(kind.layers), math.ceil(left / kind.spared)), -1, -1):
             search(index + 1, left - count * kind.spared, flops + count * kind.flops, [*counts, count])

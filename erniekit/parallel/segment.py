@@ -242,7 +242,8 @@ def _pack(tensor: paddle.Tensor) -> Any:
     original = found[0]()
     if original is None or original.dtype != tensor.dtype or original.size != tensor.size:
         return tensor
-    if not (original.is_contiguous() and tensor.is_contiguous()):
+    whole = original.is_contiguous() and tensor.is_contiguous()
+    if not whole and (original.shape, original.strides) != (tensor.shape, tensor.strides):
         return tensor
     return _Packed(found[1], tensor.shape)
 

@@ -28,11 +28,18 @@ class Objective(Protocol):
     ) -> tuple[Any, dict[str, Any]]: ...
 
 
-def build_objective(stage: str, *, loss_subbatch_seqlen: int, use_sparse_head_and_loss_fn: bool) -> Objective:
+def build_objective(
+    stage: str,
+    recompute_head: bool = False,
+    *,
+    loss_subbatch_seqlen: int,
+    use_sparse_head_and_loss_fn: bool,
+) -> Objective:
     """The objective of `stage`, bound to how the head is computed.
 
     `loss_subbatch_seqlen` is the number of positions per chunk of logits;
-    `use_sparse_head_and_loss_fn` computes logits at trained positions only.
+    `use_sparse_head_and_loss_fn` computes logits at trained positions only; with `recompute_head` the
+    backward pass computes them again, instead of the forward pass their gradients.
     """
     module, _, name = OBJECTIVES[stage].partition(":")
     function = getattr(import_module(module), name)
@@ -45,6 +52,7 @@ def build_objective(stage: str, *, loss_subbatch_seqlen: int, use_sparse_head_an
             batch,
             scale=scale,
             ahead_scales=ahead_scales,
+            recompute_head=recompute_head,
             loss_subbatch_seqlen=loss_subbatch_seqlen,
             use_sparse_head_and_loss_fn=use_sparse_head_and_loss_fn,
         )

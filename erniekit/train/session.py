@@ -29,6 +29,7 @@ from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
+from erniekit.parallel.recomputation import Recomputation
 from erniekit.train.contents import checkpoint_contents
 from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
 from erniekit.train.dropout import DropoutWarmup
@@ -37,7 +38,8 @@ from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
 from erniekit.train.preference import held_out_objective, moving_reference, preference_objective
-from erniekit.train.reporting import Reporter
+from erniekit.train.recompute import recompute_as_asked
+from erniekit.train.reporting import Reporter, resident_memory
 from erniekit.train.routing import RouterWatch, watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
 from erniekit.train.saving import SavingPlan
@@ -87,12 +89,15 @@ def train_session(loaded: "LoadedConfig") -> int:
     loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
     start = run_folder.start_from
     built = _build_model(config, folder, start.path if start else None)
+    chosen = recompute_as_asked(
+        config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
+    )
     objective: Objective
     if run.stage == "DPO":
         needed = lambda: _needed_batches(config, samples, held_out, loader)  # noqa: E731
         objective = preference_objective(config, built, folder, needed, resumed=start is not None)
     else:
-        objective = _objective(config)
+        objective = _objective(config, chosen)
     trainer = _build_trainer(
         config, run_folder, built, loader, held_out, reader, samples.report, folder, objective
     )
@@ -105,7 +110,14 @@ def train_session(loaded: "LoadedConfig") -> int:
             moving.load(start.path)
     sample = samples.first_samples(1)[0]
     show_start_screen(
-        config, built, trainer, samples.report, sample=sample, tokenizer=reader.tokenizer, device=device
+        config,
+        built,
+        trainer,
+        samples.report,
+        chosen,
+        sample=sample,
+        tokenizer=reader.tokenizer,
+        device=device,
     )
     try:
         code = trainer.run()
@@ -222,9 +234,10 @@ def _packing(config: Config) -> dict[str, Any]:
     return {key: getattr(config.sequences, key) for key in keys}
 
 
-def _objective(config: Config) -> Objective:
+def _objective(config: Config, recomputation: Recomputation | None = None) -> Objective:
     return build_objective(
         config.run.stage,
+        recomputation is not None and recomputation.head,
         loss_subbatch_seqlen=config.model.loss_subbatch_seqlen,
         use_sparse_head_and_loss_fn=config.model.use_sparse_head_and_loss_fn,
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 import paddle
 
-from erniekit.losses.cross_entropy import chunked_cross_entropy
+from erniekit.losses.cross_entropy import Head, chunked_cross_entropy
 from erniekit.losses.multi_token import labels_ahead
+from erniekit.parallel.segment import recomputed
 
 
 def next_token_loss(
@@ -18,6 +19,7 @@ def next_token_loss(
     *,
     scale: float | None = None,
     ahead_scales: Sequence[float] = (),
+    recompute_head: bool = False,
     loss_subbatch_seqlen: int,
     use_sparse_head_and_loss_fn: bool,
 ) -> tuple[paddle.Tensor, dict[str, Any]]:
@@ -29,6 +31,7 @@ def next_token_loss(
             token_types, where not None, for a model that has experts of modalities.
         scale: what the loss is multiplied by.
         ahead_scales: the same for each block of multi-token prediction; none are run without.
+        recompute_head: compute the logits again in the backward pass.
 
     Returns:
         The sum in nats times the scale, a float32 scalar, and `num_tokens`, `num_correct`, and with
@@ -43,19 +46,38 @@ def next_token_loss(
     else:
         hidden_BTD, ahead_BTD = model(*inputs, **types), []
 
-    def loss_of(states_BTD: paddle.Tensor, labels_BT: Any, times: float | None) -> Any:
-        return chunked_cross_entropy(
-            states_BTD.reshape([-1, states_BTD.shape[-1]]),
-            model.head(),
-            paddle.to_tensor(labels_BT.reshape(-1)),
-            chunk_tokens=loss_subbatch_seqlen,
-            only_labelled=use_sparse_head_and_loss_fn,
-            scale=times,
-        )
+    states = [each_BTD.reshape([-1, each_BTD.shape[-1]]) for each_BTD in (hidden_BTD, *ahead_BTD)]
+    labels = [batch.labels]
+    labels += [labels_ahead(batch.labels, batch.attend_from, depth + 1) for depth in range(len(ahead_scales))]
+    # All losses in one, so that a second run computes them in the same order.
+    lose = recomputed(_losses) if recompute_head else _losses
+    found = lose(
+        tuple(states),
+        model.head(),
+        tuple(paddle.to_tensor(each_BT.reshape(-1)) for each_BT in labels),
+        (scale, *ahead_scales),
+        chunk_tokens=loss_subbatch_seqlen,
+        only_labelled=use_sparse_head_and_loss_fn,
+    )
+    loss, metrics = found[0]
+    if ahead_scales:
+        return loss, {**metrics, "ahead_losses": [ahead for ahead, _ in found[1:]]}
+    return loss, dict(metrics)
 
-    loss, metrics = loss_of(hidden_BTD, batch.labels, scale)
-    found: dict[str, Any] = dict(metrics)
-    for depth, (states_BTD, times) in enumerate(zip(ahead_BTD, ahead_scales, strict=True), start=1):
-        labels_BT = labels_ahead(batch.labels, batch.attend_from, depth)
-        found.setdefault("ahead_losses", []).append(loss_of(states_BTD, labels_BT, times)[0])
-    return loss, found
+
+def _losses(
+    states: tuple[paddle.Tensor, ...],
+    head: Head,
+    labels: tuple[paddle.Tensor, ...],
+    scales: tuple[float | None, ...],
+    *,
+    chunk_tokens: int,
+    only_labelled: bool,
+) -> tuple[tuple[paddle.Tensor, dict[str, float]], ...]:
+    """The loss of each of some hidden states [N, D] against its labels, and its metrics."""
+    return tuple(
+        chunked_cross_entropy(
+            states_ND, head, labels_N, chunk_tokens=chunk_tokens, only_labelled=only_labelled, scale=scale
+        )
+        for states_ND, labels_N, scale in zip(states, labels, scales, strict=True)
+    )

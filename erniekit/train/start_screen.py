@@ -19,12 +19,13 @@ from erniekit.data.sample import Sample
 from erniekit.data.show import sample_text
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.hardware import measure_flops
-from erniekit.estimate.memory import training_memory
 from erniekit.log import error_console, logger
-from erniekit.ops.backend import current_backend, kernels_in_words, on_cpu
+from erniekit.ops.backend import kernels_in_words, on_cpu
 from erniekit.ops.linear import linear
+from erniekit.parallel.recomputation import Recomputation
 from erniekit.train.devices import free_memory
 from erniekit.train.preference import has_adapter, settings_of, words_for_start_screen
+from erniekit.train.recompute import step_memory
 from erniekit.train.trainer import Trainer
 
 
@@ -33,6 +34,7 @@ def show_start_screen(
     built: Assembled,
     trainer: Trainer,
     report: DataReport,
+    recomputation: Recomputation,
     *,
     sample: Sample,
     tokenizer: Tokenizer,
@@ -45,10 +47,10 @@ def show_start_screen(
         device: Paddle's name of the device.
     """
     trainer.reporter.peak_flops = _peak_flops(built.compute_dtype)
-    memory = _memory(config, built, report, on_cpu=device == "cpu")
+    memory = step_memory(config, built, report, recomputation)
     available = free_memory(device)
     table = Table.grid(padding=(0, 2))
-    for label, text in _essentials(config, built, trainer, report, device).items():
+    for label, text in _essentials(config, built, trainer, report, device, recomputation).items():
         table.add_row(Text(label, style="bold"), Text(text))
     error_console.print(
         Panel(
@@ -69,12 +71,18 @@ def show_start_screen(
     if total > available:
         logger.warning(
             f"the run is estimated to need {gibibytes(total)} and {gibibytes(available)} are free: lower "
-            "per_device_train_batch_size (and raise gradient_accumulation_steps) or max_seq_len"
+            "per_device_train_batch_size (and raise gradient_accumulation_steps) or max_seq_len, or write "
+            "recompute: auto"
         )
 
 
 def _essentials(
-    config: Config, built: Assembled, trainer: Trainer, report: DataReport, device: str
+    config: Config,
+    built: Assembled,
+    trainer: Trainer,
+    report: DataReport,
+    device: str,
+    recomputation: Recomputation,
 ) -> dict[str, str]:
     batch, optimizer = config.batch, config.optimizer
     rows = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
@@ -86,6 +94,7 @@ def _essentials(
     if config.run.stage == "DPO":
         words = words_for_start_screen(settings_of(config), adapted=has_adapter(built.model))
         preference = {"preference": words}
+    recompute = {} if recomputation.is_nothing() else {"recompute": recomputation.words()}
     return {
         "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
         "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, "
@@ -98,26 +107,9 @@ def _essentials(
         "steps": f"{trainer.total_steps} ({trainer.loader.steps_per_epoch} an epoch)",
         "optimizer": f"{optimizer.optim}, learning rate {optimizer.learning_rate:g} "
         f"({config.schedule.lr_scheduler_type}), weight decay {optimizer.weight_decay:g}",
+        **recompute,
         "output": where,
     }
-
-
-def _memory(config: Config, built: Assembled, report: DataReport, *, on_cpu: bool) -> dict[str, int]:
-    sequences = config.sequences
-    return training_memory(
-        built.config,
-        num_trained=built.num_trained,
-        compute_type=built.compute_dtype,
-        rows=config.batch.per_device_train_batch_size,
-        seq_len=sequences.max_seq_len if sequences.packing else max(report.lengths, default=1),
-        attended=min(report.typical_length, sequences.max_seq_len),
-        logits_rows=config.model.loss_subbatch_seqlen,
-        on_cpu=on_cpu,
-        micro_batches=config.batch.gradient_accumulation_steps,
-        attention_dropout=config.model.attention_probs_dropout_prob,
-        native=current_backend() == "native",
-        low_precision_moments=config.optimizer.use_lowprecision_moment,
-    )
 
 
 def _peak_flops(compute_dtype: str) -> float:

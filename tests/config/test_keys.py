@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.config.load import load_config
 from erniekit.errors import UnsupportedError
-from tests.config.loading import load, write
+from tests.config.loading import load
 
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
@@ -48,19 +47,14 @@ def test_values_that_ask_for_nothing_are_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["recompute", "use_recompute"])
-def test_recompute_is_not_built_for_training_and_without_effect_elsewhere(tmp_path: Path, key: str) -> None:
-    for verb in ("train", "check"):
-        with pytest.raises(UnsupportedError, match=f"recomputation of activations \\({key}: true\\)"):
-            load(tmp_path, f"{key}: true\n", verb=verb)
-        assert load(tmp_path, f"{key}: False\n", verb=verb).notices == []
+@pytest.mark.parametrize(
+    "word, meant", [("true", "true"), ("False", "false"), ("yes", "true"), ("auto", "auto")]
+)
+def test_recompute_is_a_switch_with_a_third_position(tmp_path: Path, key: str, word: str, meant: str) -> None:
+    loaded = load(tmp_path, f"{key}: {word}\n")
+    assert loaded.config.recompute.recompute == meant and loaded.notices == []
     for verb in ("eval", "chat", "export"):
-        (notice,) = load(tmp_path, f"eval_dataset_path: a\n{key}: true\n", verb=verb).notices
-        assert notice == f"{key}: recomputation of activations: not built yet, and only needed to train"
-
-
-def test_a_file_without_training_data_may_ask_to_recompute(tmp_path: Path) -> None:
-    path = write(tmp_path, "model_name_or_path: starter\neval_dataset_path: a\nrecompute: True\n")
-    assert len(load_config(path, verb="check").notices) == 1
+        assert load(tmp_path, f"eval_dataset_path: a\n{key}: {word}\n", verb=verb).notices == []
 
 
 @pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer", "release_grads"])

@@ -13,14 +13,8 @@ from erniekit.models.ernie45.model import Ernie45
 from erniekit.ops import gradients
 from erniekit.ops.backend import use_kernels
 from erniekit.ops.kernels.library import find_library
-from erniekit.parallel.recompute import (
-    CHEAP,
-    Recomputation,
-    apply_recompute,
-    choose_recomputation,
-    parse_layers,
-    parse_operators,
-)
+from erniekit.parallel.recomputation import Recomputation, choose_recomputation
+from erniekit.parallel.recompute import apply_recompute
 from erniekit.parallel.segment import recomputed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
@@ -156,39 +150,6 @@ def test_losses_and_gradients_are_those_of_none(model: str, dtype: str, setting:
 def test_settings_cover_every_operator() -> None:
     assert len(SETTINGS) >= 20 and len(CASES) >= 70
     assert {*plan.OPERATORS, "head", "mtp"} <= set(SETTINGS)
-
-
-def test_what_granularities_mean() -> None:
-    def chosen(**keys: Any) -> Recomputation:
-        return choose_recomputation(3, **(KEYS | keys))
-
-    assert chosen(recompute="false").operators == ((), (), ())
-    assert chosen() == Recomputation((("block",),) * 3, mtp=True)
-    assert chosen(recompute_granularity="full_attn").operators == (("attention",),) * 3
-    assert chosen(no_recompute_layers="0,2").operators == ((), ("block",), ())
-    assert chosen(recompute_granularity="core_attn", use_recompute_moe=True).operators[0] == (
-        "core_attention",
-        "experts",
-    )
-    assert set(chosen(recompute_granularity="selective").operators[1]) == set(CHEAP)
-    refined = chosen(recompute_granularity="selective", refined_recompute="gate_up:1,head:all,qkv:1-2")
-    assert refined.operators == (("gate_up",), ("qkv",), ("qkv",))
-    assert refined.head and not refined.mtp
-    assert refined.words() == "gate_up in 1 of 3 layers, qkv in 2 of 3 layers, head and loss"
-
-
-def test_layers_and_operators_in_words() -> None:
-    assert parse_layers("k", "0, 2-3", 4) == {0, 2, 3}
-    assert parse_layers("k", "", 4) == set()
-    assert parse_operators("norm:2,qkv:0-0+3-3,rope", 4) == {
-        "norm": {0, 1},
-        "qkv": {0, 3},
-        "rope": {0, 1, 2, 3},
-    }
-    with pytest.raises(ConfigError, match="no layer 4; the model has the layers 0 to 3"):
-        parse_layers("no_recompute_layers", "1-4", 4)
-    with pytest.raises(ConfigError, match="norm:5 asks for 5 layers, and the model has 4"):
-        parse_operators("norm:5", 4)
 
 
 def test_an_operator_that_the_model_lacks_is_an_error() -> None:

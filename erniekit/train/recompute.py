@@ -1,0 +1,114 @@
+"""Recomputation of a run: what the keys ask for, or what `auto` finds to fit, applied and told."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from erniekit import assemble
+from erniekit.config.config import Config
+from erniekit.data.report import DataReport
+from erniekit.estimate.flops import training_flops
+from erniekit.estimate.memory import training_memory
+from erniekit.estimate.recompute import (
+    GIB,
+    cheapest_that_fits,
+    limit_in_bytes,
+    operator_costs,
+    recomputed_flops,
+)
+from erniekit.estimate.state import BYTES
+from erniekit.log import logger
+from erniekit.ops.backend import current_backend, on_cpu
+from erniekit.parallel.recomputation import Recomputation, choose_recomputation
+
+
+def recompute_as_asked(
+    config: Config, built: assemble.Assembled, report: DataReport, free: Callable[[], int]
+) -> Recomputation:
+    """Choose what is recomputed and apply it to the model.
+
+    Args:
+        free: bytes that this process may use, those it has included; asked for `recompute: auto` without
+            `memory_limit_gb`.
+
+    Raises:
+        ConfigError: a layer or operator is named that the model does not have, or `auto` cannot fit.
+    """
+    keys = asdict(config.recompute)
+    offload, limit_gb = keys.pop("offload_recompute_inputs"), keys.pop("memory_limit_gb")
+    num_layers = built.config.num_hidden_layers
+    automatic = keys["recompute"] == "auto"
+    if automatic:
+        keys["recompute"] = "false"
+    chosen = choose_recomputation(num_layers, **keys)
+    if automatic:
+        limit = limit_in_bytes(free() if limit_gb is None else 0, memory_limit_gb=limit_gb)
+        chosen = _automatic(config, built, report, limit, chosen)
+    assemble.apply_recomputation(built, chosen, offload_recompute_inputs=offload)
+    return chosen
+
+
+def step_memory(
+    config: Config, built: assemble.Assembled, report: DataReport, recomputation: Recomputation | None = None
+) -> dict[str, int]:
+    """Bytes at the peak of a training step of this run, by cause."""
+    rows, seq_len, attended = _shape(config, report)
+    return training_memory(
+        built.config,
+        num_trained=built.num_trained,
+        compute_type=built.compute_dtype,
+        rows=rows,
+        seq_len=seq_len,
+        attended=attended,
+        logits_rows=config.model.loss_subbatch_seqlen,
+        on_cpu=on_cpu(),
+        micro_batches=config.batch.gradient_accumulation_steps,
+        attention_dropout=config.model.attention_probs_dropout_prob,
+        native=current_backend() == "native",
+        low_precision_moments=config.optimizer.use_lowprecision_moment,
+        recomputation=recomputation,
+    )
+
+
+def _shape(config: Config, report: DataReport) -> tuple[int, int, float]:
+    """Rows and columns of a micro-batch, and the tokens of the sample that a token belongs to."""
+    sequences = config.sequences
+    seq_len = sequences.max_seq_len if sequences.packing else max(report.lengths, default=1)
+    attended = min(report.typical_length, sequences.max_seq_len)
+    return config.batch.per_device_train_batch_size, seq_len, attended
+
+
+def _automatic(
+    config: Config, built: assemble.Assembled, report: DataReport, limit: float, start: Recomputation
+) -> Recomputation:
+    numbers = built.config
+    rows, seq_len, attended = _shape(config, report)
+    native = current_backend() == "native"
+    width = 4 if on_cpu() and not native else BYTES[built.compute_dtype]
+
+    def memory(chosen: Recomputation) -> float:
+        return sum(step_memory(config, built, report, chosen).values())
+
+    chosen = cheapest_that_fits(
+        numbers,
+        memory,
+        limit,
+        costs={
+            layer: operator_costs(numbers, layer, width=width, attended=attended, native=native)
+            for layer in range(numbers.num_hidden_layers)
+        },
+        tokens=rows * seq_len,
+        start=start,
+    )
+    again = recomputed_flops(numbers, chosen, attended=attended, labelled_share=report.trained_share)
+    whole = training_flops(
+        numbers,
+        attended=attended,
+        labelled_share=report.trained_share,
+        trained_share=built.num_trained / built.num_parameters,
+    )
+    before, after = memory(start), memory(chosen)
+    logger.info(
+        f"recompute: auto: {chosen.words()}; estimated memory {after / GIB:.2f} GiB instead of "
+        f"{before / GIB:.2f}, {limit / GIB:.2f} allowed; {100 * again / whole:.1f} % more arithmetic"
+    )
+    return chosen
