@@ -173,6 +173,11 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             raise RowError(
                 f"{where}: the arguments of {function['name']} are no valid JSON ({error})"
             ) from error
+    if not isinstance(arguments, Mapping):
+        raise RowError(
+            f"{where}: the arguments of {function['name']} are {type(arguments).__name__}; "
+            "they must be an object"
+        )
     clean: dict[str, Any] = {"type": "function", "function": {**function, "arguments": arguments}}
     if "function" in call and call.get("id"):
         clean["id"] = call["id"]

@@ -12,6 +12,7 @@ from erniekit.data.rows import BadRow
 from erniekit.data.sample import PairSample, Sample, make_sample
 from erniekit.data.template import ChatTemplate, load_template
 from erniekit.data.tokenizer import Tokenizer, load_tokenizer
+from erniekit.data.tool_calls import check_call
 from erniekit.errors import DataError
 from erniekit.log import logger
 
@@ -118,7 +119,7 @@ class SampleReader:
         try:
             if isinstance(row, BadRow):
                 raise RowError(row.reason)
-            samples = self._samples(kind, row, origin)
+            samples = self._samples(kind, row, origin, report)
         except NoPreference:
             if report is not None:
                 report.rows += 1
@@ -139,11 +140,16 @@ class SampleReader:
             report.lengths += [len(sample) for sample in kept]
         return kept
 
-    def _samples(self, kind: str, row: Any, origin: str) -> list[Sample]:
+    def _samples(self, kind: str, row: Any, origin: str, report: DataReport | None) -> list[Sample]:
         if self.stage == "DPO":
-            return [self._pair(parse_pair(kind, row), origin)]
+            pair = parse_pair(kind, row)
+            _note_wrong_calls([*pair.prompt, *pair.chosen], pair.tools, origin, report)
+            return [self._pair(pair, origin)]
         parsed = parse(kind, row)
-        return self._text(parsed, origin) if isinstance(parsed, str) else self._chat(parsed, origin)
+        if isinstance(parsed, str):
+            return self._text(parsed, origin)
+        _note_wrong_calls(parsed.messages, parsed.tools, origin, report)
+        return self._chat(parsed, origin)
 
     def _bad(self, message: str, report: DataReport | None, error: Exception) -> list[Sample]:
         """A bad row is counted or, unless bad rows are skipped, an error."""
@@ -198,6 +204,12 @@ class SampleReader:
                 f"{origin}: the chat template of {self.template.name} does not render tool calls or results; "
                 "they are written out as <tool_call> in answers and <tool_response> in questions"
             )
+        thinks = any(message.get("reasoning_content") for message in messages)
+        if thinks and not self.template.renders_reasoning:
+            self._warn_once(
+                f"{origin}: the chat template of {self.template.name} does not render reasoning: the model "
+                "will not learn to think (chat_template: ernie45-thinking does)"
+            )
         if tools and not self.template.renders_tools:
             self._warn_once(
                 f"{origin}: the chat template of {self.template.name} does not render `tools`: the model "
@@ -251,3 +263,17 @@ class SampleReader:
     def _note_too_long(self, report: DataReport | None) -> None:
         if report is not None:
             report.too_long += 1
+
+
+def _note_wrong_calls(
+    messages: list[dict[str, Any]], tools: list[Any] | None, origin: str, report: DataReport | None
+) -> None:
+    """Count the calls that do not fit the tools of their row; without definitions there is nothing to fit."""
+    if not tools or report is None:
+        return
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            wrong = check_call(call["function"]["name"], call["function"]["arguments"], tools)
+            if wrong is not None:
+                report.wrong_call = report.wrong_call or f"{origin}: {wrong}"
+                report.wrong_calls += 1

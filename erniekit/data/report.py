@@ -20,6 +20,8 @@ class DataReport:
     truncated: int = 0
     too_long: int = 0
     undecided: int = 0
+    wrong_calls: int = 0
+    wrong_call: str = ""
     bad: int = 0
     bad_rows: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -55,6 +57,11 @@ class DataReport:
             lines.append(f"{self.truncated} samples were cut at max_seq_len")
         if self.too_long:
             lines.append(f"{self.too_long} samples longer than max_seq_len were left out (overlong: drop)")
+        if self.wrong_calls:
+            lines.append(
+                f"{self.wrong_calls} tool calls do not fit the definitions of their tools, the first: "
+                f"{self.wrong_call}"
+            )
         if self.undecided:
             lines.append(
                 f"{self.undecided} pairs that prefer neither answer (equal answers or scores) were left out"

@@ -115,6 +115,15 @@ class ChatTemplate:
         return self._shows([{"role": "user", "content": "a"}, answer, result], None)
 
     @cached_property
+    def renders_reasoning(self) -> bool:
+        """Whether the reasoning of the last answer shows in the text."""
+        answer = {"role": "assistant", "content": "b", "reasoning_content": _PROBE}
+        try:
+            return _PROBE in self.render([{"role": "user", "content": "a"}, answer], enable_thinking=True)
+        except DataError:
+            return False
+
+    @cached_property
     def renders_tools(self) -> bool:
         """Whether the definitions of tools show in the text."""
         tool = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": {}}}

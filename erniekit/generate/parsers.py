@@ -12,7 +12,7 @@ piece is held back while it may become either.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,15 +32,6 @@ _TAGS: dict[str, dict[str, str]] = {
     },
     REASONING: {CLOSE_THINKING: CONTENT},
     CALL: {"</tool_call>": CONTENT},
-}
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
 }
 
 
@@ -188,45 +179,6 @@ def gather(pieces: Iterable[Piece]) -> Parsed:
 def opens_reasoning(prompt: str) -> bool:
     """Whether a rendered prompt ends inside of what is thought."""
     return prompt.rstrip().endswith(OPEN_THINKING)
-
-
-def check_call(call: ToolCall, tools: Sequence[Any]) -> str | None:
-    """What is wrong with a call of one of `tools` (definitions as in data), or None.
-
-    The name must be known, required arguments present, and arguments of the types that are declared.
-    """
-    functions = {f["name"]: f for f in (tool.get("function", tool) for tool in tools) if "name" in f}
-    if call.name not in functions:
-        return f"there is no tool {call.name!r}; there are {', '.join(functions) or 'none'}"
-    parameters = functions[call.name].get("parameters") or {}
-    declared = parameters.get("properties") or {}
-    missing = [name for name in parameters.get("required") or () if name not in call.arguments]
-    if missing:
-        return f"{call.name} lacks {', '.join(missing)}"
-    for name, value in call.arguments.items():
-        if name not in declared:
-            if parameters.get("additionalProperties") is False:
-                return f"{call.name} has no argument {name!r}"
-            continue
-        wanted = declared[name].get("type")
-        if wanted is not None and not _has_type(value, wanted):
-            return f"{call.name}: {name} is {type(value).__name__}, not {wanted}"
-        if "enum" in declared[name] and value not in declared[name]["enum"]:
-            return f"{call.name}: {name} is {value!r}, not one of {declared[name]['enum']}"
-    return None
-
-
-def _has_type(value: Any, wanted: str | Sequence[str]) -> bool:
-    names = [wanted] if isinstance(wanted, str) else wanted
-    for name in names:
-        types = _JSON_TYPES.get(name)
-        if types is None:  # a type that we do not know is nobody's mistake
-            return True
-        if isinstance(value, types) and not (isinstance(value, bool) and name in ("integer", "number")):
-            return True
-        if name == "integer" and isinstance(value, float) and value.is_integer():
-            return True
-    return False
 
 
 def _calls(text: str) -> list[Piece]:

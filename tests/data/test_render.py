@@ -264,3 +264,74 @@ def test_special_tokens_written_in_a_content_change_no_border(tokenizer, name):
     lead = " " if name == "mistral" else ""
     assert runs == [f"{lead}it {end} ends{end}", f"{lead}so{end}"]
     assert chat.render(messages).startswith(text)
+
+
+THINKING = built_in("ernie45-thinking", {})
+THOUGHT = [
+    {"role": "user", "content": "2 + 2?"},
+    {"role": "assistant", "content": "4", "reasoning_content": "two and two"},
+    {"role": "user", "content": "times 2?"},
+    {"role": "assistant", "content": "8", "reasoning_content": "twice four"},
+]
+SPECIAL = frozenset({"<|im_start|>", "<|im_end|>"})
+
+
+def thinking_texts(**changes):
+    trained = changes.pop("trained", [True, True])
+    rendered = render_conversation(
+        THINKING, THOUGHT, tools=None, trained=trained, special_texts=SPECIAL, **changes
+    )
+    return [
+        [part.text[max(turn.start, turn.trained_from) : turn.stop] for turn in part.turns]
+        for part in rendered
+    ]
+
+
+def test_reasoning_is_part_of_the_answer():
+    # The generation prompt has opened the reasoning already.
+    assert thinking_texts() == [
+        [
+            "two and two\n</think>\n\n<response>\n4\n</response>\n<|im_end|>",
+            "twice four\n</think>\n\n<response>\n8\n</response>\n<|im_end|>",
+        ]
+    ]
+
+
+def test_reasoning_may_be_masked():
+    ends = ["\n\n<response>\n4\n</response>\n<|im_end|>", "\n\n<response>\n8\n</response>\n<|im_end|>"]
+    assert thinking_texts(mask_thinking=True) == [ends]
+
+
+def test_one_sample_for_each_answer():
+    apart = render_conversation(
+        THINKING, THOUGHT, tools=None, trained=[True, True], special_texts=SPECIAL, apart=True
+    )
+    assert [len(part.turns) for part in apart] == [1, 1]
+    prompt = THINKING.render(THOUGHT[:1], add_generation_prompt=True, enable_thinking=True)
+    assert apart[0].text.startswith(prompt) and apart[0].turns[0].start == len(prompt)
+    assert apart[1].text.startswith(
+        THINKING.render(THOUGHT[:3], add_generation_prompt=True, enable_thinking=True)
+    )
+
+
+def test_masked_reasoning_keeps_its_tokens(tmp_path):
+    """Tokens are those of the whole answer; only their labels go."""
+    tokenizer = json_tokenizer(tmp_path)
+    whole, masked = (
+        tokenise(
+            render_conversation(
+                THINKING,
+                THOUGHT[:2],
+                tools=None,
+                trained=[True],
+                special_texts=tokenizer.special_texts,
+                mask_thinking=mask,
+            )[0],
+            tokenizer,
+        )
+        for mask in (False, True)
+    )
+    assert whole[0] == masked[0]
+    kept = [label for label in masked[1] if label != -100]
+    assert tokenizer.decode(kept) == "\n\n<response>\n4\n</response>\n<|im_end|>"
+    assert [label for label in whole[1] if label != -100][-len(kept) :] == kept

@@ -1,4 +1,4 @@
-"""Parts of answers, whole and piece by piece, and calls against the definitions of tools."""
+"""Parts of answers, whole and piece by piece."""
 
 import json
 
@@ -7,7 +7,6 @@ import pytest
 from erniekit.generate.parsers import (
     AnswerParser,
     ToolCall,
-    check_call,
     gather,
     opens_reasoning,
     parse_answer,
@@ -106,44 +105,3 @@ def test_a_call_without_arguments():
 def test_prompts_that_open_reasoning():
     assert opens_reasoning("...<|im_start|>assistant\n<think>\n")
     assert not opens_reasoning("...Assistant: ") and not opens_reasoning("<think>\n\n</think>\n\n")
-
-
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "timer",
-            "parameters": {
-                "properties": {
-                    "minutes": {"type": "integer"},
-                    "label": {"type": ["string", "null"]},
-                    "mode": {"enum": ["loud", "soft"]},
-                    "other": {"type": "unheard-of"},
-                },
-                "required": ["minutes"],
-                "additionalProperties": False,
-            },
-        },
-    },
-    {"name": "now"},
-]
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (ToolCall("timer", {"minutes": 3}), None),
-        (ToolCall("timer", {"minutes": 3.0, "label": None, "mode": "loud", "other": 1}), None),
-        (ToolCall("now", {"anything": 1}), None),
-        (ToolCall("clock", {}), "no tool 'clock'; there are timer, now"),
-        (ToolCall("timer", {}), "lacks minutes"),
-        (ToolCall("timer", {"minutes": "3"}), "minutes is str, not integer"),
-        (ToolCall("timer", {"minutes": True}), "minutes is bool"),
-        (ToolCall("timer", {"minutes": 1, "label": 2}), "label is int"),
-        (ToolCall("timer", {"minutes": 1, "mode": "off"}), "mode is 'off', not one of"),
-        (ToolCall("timer", {"minutes": 1, "hours": 2}), "has no argument 'hours'"),
-    ],
-)
-def test_calls_against_definitions(call, words):
-    found = check_call(call, TOOLS)
-    assert found is None if words is None else words in found
