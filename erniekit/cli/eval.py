@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     logger.info(f"evaluating {description}")
     result = eval_session(config, folder)
     if "--json" in argv:
-        figures = {key: value for key, value in vars(result).items() if key != "routers"}
+        figures = {key.removeprefix("eval_"): value for key, value in result.metrics().items()}
         console.print_json(json.dumps({"model": str(folder), **figures, **summary(result.routers)}))
     else:
         console.print(
