@@ -56,7 +56,7 @@ class DataReport:
         if self.truncated:
             lines.append(f"{self.truncated} samples were cut at max_seq_len")
         if self.too_long:
-            lines.append(f"{self.too_long} samples longer than max_seq_len were left out (overlong: drop)")
+            lines.append(f"{self.too_long} samples that do not fit into max_seq_len were left out")
         if self.wrong_calls:
             lines.append(
                 f"{self.wrong_calls} tool calls do not fit the definitions of their tools, the first: "
