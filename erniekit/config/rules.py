@@ -106,6 +106,34 @@ def _wsd(config: Config) -> RuleResult:
         )
 
 
+def _preference(config: Config) -> RuleResult:
+    chosen = config.preference
+    if config.run.stage != "DPO":
+        return
+    if chosen.offset_alpha and chosen.loss_type != "sigmoid":
+        yield (
+            "offset_alpha",
+            f"offset_alpha belongs to loss_type: sigmoid, and that is {chosen.loss_type}; leave it out",
+        )
+    if chosen.label_smoothing and chosen.loss_type not in ("sigmoid", "simpo"):
+        yield (
+            "label_smoothing",
+            f"label_smoothing belongs to loss_type: sigmoid or simpo, and that is {chosen.loss_type}; "
+            "leave it out",
+        )
+    if not chosen.pref_loss_ratio and not chosen.sft_loss_ratio:
+        yield ("pref_loss_ratio", "pref_loss_ratio: 0 and sft_loss_ratio: 0 leave no loss; raise one of them")
+    without = chosen.reference_free or chosen.loss_type in ("simpo", "or", "orpo")
+    if without and chosen.ref_model_update_steps > 0:
+        yield (
+            "ref_model_update_steps",
+            f"ref_model_update_steps: {chosen.ref_model_update_steps} needs a reference model, and "
+            f"loss_type: {chosen.loss_type} with reference_free: {str(chosen.reference_free).lower()} has none",
+        )
+    if config.routing.token_balance_loss:
+        yield ("token_balance_loss", "token_balance_loss is a loss of tokens; stage: DPO has one of pairs")
+
+
 def _shares(config: Config) -> RuleResult:
     for paths_key, paths, shares_key, shares, types_key, types in (
         (
@@ -220,6 +248,7 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _wsd,
     _recomputation,
     _adapter,
+    _preference,
     _shares,
     _nothing_to_do,
 )

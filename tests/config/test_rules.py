@@ -11,6 +11,14 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
 @pytest.mark.parametrize(
     ("values", "named"),
     [
+        ({"stage": "DPO", "offset_alpha": 0.1, "loss_type": "hinge"}, ("offset_alpha", "loss_type")),
+        ({"stage": "DPO", "label_smoothing": 0.1, "loss_type": "ipo"}, ("label_smoothing", "loss_type")),
+        ({"stage": "DPO", "pref_loss_ratio": 0}, ("pref_loss_ratio", "sft_loss_ratio")),
+        (
+            {"stage": "DPO", "ref_model_update_steps": 5, "loss_type": "orpo"},
+            ("ref_model_update_steps", "loss_type"),
+        ),
+        ({"stage": "DPO", "token_balance_loss": True}, ("token_balance_loss",)),
         ({"load_best_model_at_end": True}, ("load_best_model_at_end", "evaluation_strategy")),
         ({"early_stopping_patience": 2}, ("early_stopping_patience", "evaluation_strategy")),
         ({"evaluation_strategy": "steps"}, ("evaluation_strategy", "eval_dataset_path")),
@@ -79,6 +87,8 @@ def test_a_broken_rule_names_both_keys(values: dict[str, object], named: tuple[s
         {"pad_to_max_seqlen": 8192, "max_seq_len": 8192},
         {"pad_to_max_seqlen": 1},
         {"warmup_steps": 20, "max_steps": 10},
+        {"offset_alpha": 0.1, "loss_type": "hinge"},  # another stage's
+        {"stage": "DPO", "label_smoothing": 0.1, "loss_type": "simpo"},
         {"wsd_steady_steps": 5, "lr_scheduler_type": "wsd"},
     ],
 )
