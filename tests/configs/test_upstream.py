@@ -66,6 +66,7 @@ sharding_parallel_degree: 1
 sharding: stage1
 sequence_parallel: True
 pipeline_parallel_config: enable_delay_scale_loss enable_release_grads disable_partial_send_recv
+recompute: True
 recompute_use_reentrant: True
 compute_type: bf16
 fp16_opt_level: O2
