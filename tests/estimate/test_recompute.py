@@ -83,7 +83,11 @@ def test_the_cheapest_set_is_that_of_a_search_through_all(config, share: float) 
     layers = range(config.num_hidden_layers)
     costs = {layer: operator_costs(config, layer, width=2, attended=9) for layer in layers}
     useful = [
-        [name for name, cost in costs[layer].items() if cost.spared and name not in ("block", "attention", "experts")]
+        [
+            name
+            for name, cost in costs[layer].items()
+            if cost.spared and name not in ("block", "attention", "experts")
+        ]
         for layer in layers
     ]
     everything = sum(costs[layer][name].spared for layer in layers for name in useful[layer])
@@ -99,14 +103,13 @@ def test_the_cheapest_set_is_that_of_a_search_through_all(config, share: float) 
     found = cheapest_that_fits(config, memory, limit, costs=costs, tokens=1, start=none)
     assert memory(found) <= limit
     sets = [
-        [tuple(n for n, taken in zip(names, bits, strict=True) if taken) for bits in product((0, 1), repeat=len(names))]
+        [
+            tuple(n for n, taken in zip(names, bits, strict=True) if taken)
+            for bits in product((0, 1), repeat=len(names))
+        ]
         for names in useful
     ]
-    best = min(
-        flops(chosen)
-        for chosen in map(Recomputation, product(*sets))
-        if memory(chosen) <= limit
-    )
+    best = min(flops(chosen) for chosen in map(Recomputation, product(*sets)) if memory(chosen) <= limit)
     assert flops(found) <= best * 1.001
 
 

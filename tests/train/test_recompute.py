@@ -1,0 +1,100 @@
+"""Recomputation in a run: the same weights to the last bit, and what `auto` chooses and tells."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit import assemble
+from erniekit.assemble import Assembled
+from erniekit.checkpoint.files import open_tensors
+from erniekit.config.load import config_from_dict
+from erniekit.data.report import DataReport
+from erniekit.log import logger
+from erniekit.models.ernie45.config import Ernie45Config
+from erniekit.parallel.recomputation import Recomputation
+from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
+from erniekit.testing.tiny_run import run_erniekit, write_run
+from erniekit.train.recompute import recompute_as_asked, step_memory
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {"recompute": True},
+    "all": {
+        "recompute": True,
+        "recompute_granularity": "selective",
+        "refined_recompute": "qkv:all,core_attention:1,gate_up:0-1,activation:all",
+        "use_recompute_loss_fn": True,
+    },
+}
+
+
+def result(folder: Path, **keys: Any) -> tuple[dict[str, bytes], list[float], str]:
+    """Tensors of the last checkpoint, losses of the log, and what was told."""
+    path = write_run(
+        folder, hidden_dropout_prob=0.1, max_steps=3, save_steps=3, evaluation_strategy="no", **keys
+    )
+    done = run_erniekit("train", str(path))
+    assert done.returncode == 0, done.stderr
+    tensors = open_tensors(folder / "out" / "checkpoint-3")
+    rows = [json.loads(line) for line in (folder / "out" / "train_log.jsonl").read_text("utf-8").splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    return {name: tensors.read(name).tobytes() for name in tensors.names()}, losses, done.stderr
+
+
+@pytest.mark.parametrize("model", ["dense", "experts"])
+def test_a_run_ends_with_the_same_weights(tmp_path: Path, model: str) -> None:
+    keys: dict[str, Any] = {"attention_probs_dropout_prob": 0.1}
+    if model == "experts":
+        numbers = tiny_moe_config(num_nextn_predict_layers=1)
+        keys["model_name_or_path"] = str(write_tiny_checkpoint(tmp_path / "model", numbers))
+        keys |= {"moe_orthogonal_loss_lambda": 0.01, "multi_token_pred_lambda": 0.3}
+    expected = result(tmp_path / "none", **keys)
+    assert len(expected[0]) > 10 and len(expected[1]) == 3
+    for name, setting in SETTINGS.items():
+        found = result(tmp_path / name, **keys, **setting)
+        assert found[0] == expected[0] and found[1] == expected[1]
+        assert "recomputed in the backward pass: " in found[2]
+
+
+def chosen_for(limit_gb: float, caplog: pytest.LogCaptureFixture) -> tuple[Recomputation, str]:
+    """What `auto` chooses for the released model, 4 rows of 2,048 tokens, and what it tells."""
+    numbers = Ernie45Config()
+    num_parameters = numbers.num_parameters()
+    built = Assembled(None, numbers, "bf16", num_parameters, num_parameters)
+    keys = {"max_seq_len": 2048, "per_device_train_batch_size": 4, "compute_type": "bf16"}
+    keys |= {"recompute": "auto", "memory_limit_gb": limit_gb}
+    config = config_from_dict({"model_name_or_path": "m", "train_dataset_path": "a", **keys}).config
+    report = DataReport(samples=10, lengths=[512] * 10, tokens=5120, trained_tokens=2560)
+    applied: list[Recomputation] = []
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", logger=logger.name):
+        patch.setattr(assemble, "apply_recomputation", lambda built, chosen, **_: applied.append(chosen))
+        logger.addHandler(caplog.handler)
+        chosen = recompute_as_asked(config, built, report, lambda: 0)
+        logger.removeHandler(caplog.handler)
+    assert applied == [chosen]
+    assert sum(step_memory(config, built, report, chosen).values()) <= limit_gb * 2**30
+    return chosen, caplog.text
+
+
+def test_auto_recomputes_as_little_as_fits(caplog: pytest.LogCaptureFixture) -> None:
+    plenty, told = chosen_for(100.0, caplog)
+    assert plenty.is_nothing() and "auto: nothing" in told
+    counts = []
+    for limit in (8.9, 8.6, 8.3):
+        chosen, told = chosen_for(limit, caplog)
+        counts.append(sum(map(len, chosen.operators)))
+        assert f"{limit:.2f} allowed" in told and "% more arithmetic" in told
+    assert 0 < counts[0] < counts[1] < counts[2]
+
+
+def test_auto_says_what_the_least_is(tmp_path: Path) -> None:
+    path = write_run(tmp_path, recompute="auto", memory_limit_gb=0.001)
+    done = run_erniekit("train", str(path))
+    assert done.returncode == 2 and "with every layer recomputed the run needs 0." in done.stderr
+
+
+def test_auto_without_a_limit_runs(tmp_path: Path) -> None:
+    path = write_run(tmp_path, recompute="auto", max_steps=1, evaluation_strategy="no")
+    done = run_erniekit("train", str(path))
+    assert done.returncode == 0 and "recompute: auto: nothing" in done.stderr
