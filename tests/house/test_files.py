@@ -51,7 +51,16 @@ TESTED_ELSEWHERE = {
         f"erniekit/config/{section}.py": "tests/config/test_config.py"
         for section in (
             *("run", "model", "lora", "train_data", "eval_data", "sequences", "batch", "optimizer"),
-            *("routing", "schedule", "evaluation", "saving", "reporting", "generation", "export", "preference"),
+            *(
+                "routing",
+                "schedule",
+                "evaluation",
+                "saving",
+                "reporting",
+                "generation",
+                "export",
+                "preference",
+            ),
         )
     },
 }
