@@ -60,6 +60,7 @@ TESTED_ELSEWHERE = {
                 "generation",
                 "export",
                 "preference",
+                "parallel",
             ),
         )
     },
