@@ -17,7 +17,7 @@ from tests.house.sources import ROOT
 # Verbs that read a configuration, with the options that are not keys.
 WITH_CONFIG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": ((), ()),
-    "eval": ((), ("--base",)),
+    "eval": ((), ("--base", "--json")),
     "export": ((), ()),
     "split": ((), ()),
     "chat": (("--prompt", "--system"), ("--raw",)),
