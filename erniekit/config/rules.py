@@ -128,7 +128,7 @@ def _preference(config: Config) -> RuleResult:
         yield (
             "ref_model_update_steps",
             f"ref_model_update_steps: {chosen.ref_model_update_steps} needs a reference model, and "
-            f"loss_type: {chosen.loss_type} with reference_free: {str(chosen.reference_free).lower()} has none",
+            f"loss_type: {chosen.loss_type} (reference_free: {str(chosen.reference_free).lower()}) has none",
         )
     if config.routing.token_balance_loss:
         yield ("token_balance_loss", "token_balance_loss is a loss of tokens; stage: DPO has one of pairs")
