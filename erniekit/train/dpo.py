@@ -33,7 +33,7 @@ _FIRST_LOSS = 0.02
 # Sums over pairs that a forward pass hands on; what is reported is their mean.
 _REPORTED = (
     *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
-    *("logps/chosen", "logps/rejected", "lengths/chosen", "lengths/rejected", "kl"),
+    *("logps/chosen", "logps/rejected", "logps/accuracies", "lengths/chosen", "lengths/rejected", "kl"),
 )
 
 
@@ -232,6 +232,10 @@ def _sums(
 ) -> dict[str, float]:
     """Sums over the pairs of a batch, under the names that TRL's users know."""
     chosen_P, rejected_P = found.chosen_rewards_P.numpy(), found.rejected_rewards_P.numpy()
+    per_token = (
+        policy.chosen_P.numpy() / lengths.chosen_P.numpy(),
+        policy.rejected_P.numpy() / lengths.rejected_P.numpy(),
+    )
     sums = {
         "num_pairs": float(len(chosen_P)),
         "preference_loss": float(found.losses_P.sum()),
@@ -244,6 +248,7 @@ def _sums(
         "rewards/margins": float((chosen_P - rejected_P).sum()),
         "logps/chosen": float(policy.chosen_P.sum()),
         "logps/rejected": float(policy.rejected_P.sum()),
+        "logps/accuracies": float((per_token[0] > per_token[1]).sum()),
         "lengths/chosen": float(lengths.chosen_P.sum()),
         "lengths/rejected": float(lengths.rejected_P.sum()),
     }

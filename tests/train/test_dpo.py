@@ -123,6 +123,12 @@ def test_loss_by_hand(model):
     assert shares["rewards/accuracies"] == 0.5
     assert shares["kl"] == pytest.approx((1 - 2 + 0 + 4) / 4, abs=1e-3)
     assert shares["lengths/chosen"] == 8.5
+    likelier = [
+        alone(model, pair.chosen()) / pair.chosen().num_trained
+        > alone(model, pair.rejected()) / pair.rejected().num_trained
+        for pair in PAIRS[:2]
+    ]
+    assert shares["logps/accuracies"] == sum(likelier) / 2
     assert shares["logps/chosen"] == pytest.approx(-nll * 8.5, rel=1e-4)
 
 
