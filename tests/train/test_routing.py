@@ -13,6 +13,7 @@ from erniekit.losses.router import load_balance_loss, orthogonal_gradient, ortho
 from erniekit.models.ernie45 import plan
 from erniekit.models.ernie45.model import Ernie45
 from erniekit.ops import gradients
+from erniekit.optim.build import build_optimizer
 from erniekit.parallel.recompute import Recomputation, apply_recompute
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.train.evaluation import evaluate
@@ -274,6 +275,38 @@ def test_both_modalities_in_one_batch(dtype):
         *((2, "text", 17), (2, "vision", 6)),
     ]
     assert found["model.layers.1.mlp.gate.weight_1"].any() and values["aux_loss"] > 0
+
+
+def test_text_alone_trains_nothing_of_the_vision_half():
+    """Whole steps with decay and momentum: what has no tokens keeps its bits, also after it had some."""
+    model = build(2)
+    companion = watch(model, moe_use_aux_free=True, moe_aux_loss_lambda=0.1, moe_orthogonal_loss_lambda=0.1)
+    optimizer = build_optimizer(
+        list(model.named_parameters()), optim="adamw", learning_rate=0.01, weight_decay=0.1, adam_beta1=0.9,
+        adam_beta2=0.99, adam_epsilon=1e-8, max_grad_norm=1.0, layerwise_lr_decay_bound=1.0,
+    )  # fmt: skip
+    step_loss = StepLoss(OBJECTIVE, [companion])
+    held = []
+    for types in (1, 0, 0):
+        parts = [batch(types, types=types), batch(5, types=types)]
+        step_loss.begin(parts)
+        for part in parts:
+            step_loss(model, part).backward()
+            optimizer.accumulate_grads()
+        optimizer.grad_norm_and_clip()
+        optimizer.step(0.01)
+        companion.after_update()
+        optimizer.zero_grad()
+        held.append({name: parameter.numpy().copy() for name, parameter in model.named_parameters()})
+    after_vision, *after_text = held
+    changed = {
+        name for name in after_vision for later in after_text if (after_vision[name] != later[name]).any()
+    }
+    vision = {name for name in after_vision if "vision_experts" in name or name.endswith("gate.weight_1")}
+    assert len(vision) == 6 and not vision & changed
+    biases = {name for name in after_vision if "correction_bias" in name}
+    assert changed == set(after_vision) - vision
+    assert all((after_vision[name][1] == later[name][1]).all() for name in biases for later in after_text)
 
 
 def test_a_collapsed_router_is_told_once():
