@@ -19,7 +19,7 @@ def good(tmp_path: Path) -> Path:
 def test_check_tells_of_every_file(good: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad, later = tmp_path / "bad.yaml", tmp_path / "later.yaml"
     bad.write_text("seed: many\nlearning_rat: 1\n", encoding="utf-8")
-    later.write_text("stage: DPO\n", encoding="utf-8")
+    later.write_text("stage: KTO\n", encoding="utf-8")
     assert main(["config", "check", str(good)]) == 0
     assert main(["config", "check", str(later)]) == 2
     assert main(["config", "check", str(bad), str(good)]) == 2

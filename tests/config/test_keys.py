@@ -10,15 +10,15 @@ from tests.config.loading import load
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        load(tmp_path, "stage: DPO\nbeta: 0.1\nfine_tuning: lora\ncontext_parallel_degree: 2\n")
+        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\ncontext_parallel_degree: 2\n")
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
-        "not built yet: preference training (stage: DPO)",
+        "not built yet: unpaired preference training (stage: KTO)",
         "not built yet: context parallelism (context_parallel_degree: 2)",
     ]
 
 
 def test_a_stage_not_built_does_not_hinder_other_verbs(tmp_path: Path) -> None:
-    loaded = load(tmp_path, "stage: DPO\n", verb="chat")
+    loaded = load(tmp_path, "stage: KTO\n", verb="chat")
     assert any("stage" in notice for notice in loaded.notices)
 
 
