@@ -17,6 +17,11 @@ CPU = """extern "C" int ek_cpu_level() { return 0; }
 static int threads = 1;
 extern "C" void ek_set_threads(int n) { threads = n; }
 extern "C" int ek_get_threads() { return threads; }
+extern "C" void* ek_memory_take(unsigned long) { return 0; }
+extern "C" void ek_memory_give(void*) {}
+extern "C" void ek_memory_release() {}
+extern "C" int ek_onednn_open(const char*) { return 1; }
+extern "C" void ek_onednn_use(int) {}
 """
 ADD = """#define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

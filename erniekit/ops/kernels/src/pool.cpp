@@ -179,8 +179,13 @@ void* ek_pool_scratch(int thread, int slot, size_t bytes) {
     Scratch& mine = scratch[thread][slot];
     if (mine.bytes < bytes) {
         free(mine.memory);
-        const size_t rounded = (bytes + 4095) / 4096 * 4096;
-        mine.memory = aligned_alloc(4096, rounded);
+#if defined(__SANITIZE_ADDRESS__)
+        const size_t part = 64;  // the sanitizer guards the end of what was asked for
+#else
+        const size_t part = 4096;
+#endif
+        const size_t rounded = (bytes + part - 1) / part * part;
+        mine.memory = aligned_alloc(part, rounded);
         mine.bytes = mine.memory == nullptr ? 0 : rounded;
     }
     return mine.memory;
