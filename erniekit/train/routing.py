@@ -231,4 +231,14 @@ def watch_routers(
         decoupled=use_ortho_loss_callback,
         balance_rate=moe_use_aux_free_update_coef if balances else 0.0,
     )
+    asked = {
+        "moe_z_loss_lambda": moe_z_loss_lambda,
+        "moe_orthogonal_loss_lambda": moe_orthogonal_loss_lambda,
+        "moe_use_aux_free": moe_use_aux_free,
+    }
+    named = ", ".join(key for key, value in asked.items() if value)
+    if named and not len(training):
+        logger.warning(f"{named}: without effect, since this model has no experts")
+    if use_ortho_loss_callback and not moe_orthogonal_loss_lambda and len(training):
+        logger.warning("use_ortho_loss_callback: without effect, since moe_orthogonal_loss_lambda is 0")
     return (training,) if len(training) else ()

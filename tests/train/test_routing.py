@@ -8,7 +8,6 @@ import pytest
 
 from erniekit.data.pack import collate
 from erniekit.data.sample import Sample
-from erniekit.log import logger
 from erniekit.losses.router import load_balance_loss, orthogonal_gradient, orthogonal_loss, router_z_loss
 from erniekit.models.ernie45 import plan
 from erniekit.models.ernie45.model import Ernie45
@@ -78,8 +77,13 @@ def records(model, part):
     return found
 
 
-def test_a_model_without_routers_has_no_companion():
+def test_a_model_without_routers_has_no_companion(caplog):
     assert watch_routers(Ernie45(tiny_config()), "PT", **WEIGHTS) == ()
+    assert not caplog.records
+    watch_routers(Ernie45(tiny_config()), "PT", **{**WEIGHTS, "moe_use_aux_free": True})
+    watch(build(), use_ortho_loss_callback=True)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "moe_use_aux_free" in told[0] and "moe_orthogonal_loss_lambda" in told[1]
 
 
 def test_values_are_sums_over_the_routers_and_means_over_the_micro_batches():
@@ -309,21 +313,17 @@ def test_text_alone_trains_nothing_of_the_vision_half():
     assert all((after_vision[name][1] == later[name][1]).all() for name in biases for later in after_text)
 
 
-def test_a_collapsed_router_is_told_once():
+def test_a_collapsed_router_is_told_once(caplog):
     model = build(moe_num_experts=(16,), num_hidden_layers=2)
     bias = dict(model.named_parameters())["model.layers.1.mlp.moe_statics.e_score_correction_bias"]
     bias.set_value(paddle.to_tensor([[5.0, 5.0] + [0.0] * 14]))
-    companion, told = watch(model), []
-    handler = type("Keep", (__import__("logging").Handler,), {"emit": lambda self, r: told.append(r)})()
-    logger.addHandler(handler)
-    try:
-        for _ in range(2):
-            step(model, companion, [batch(0, (60, 60))])
-            row = companion.row()
-    finally:
-        logger.removeHandler(handler)
+    companion = watch(model)
+    for _ in range(2):
+        step(model, companion, [batch(0, (60, 60))])
+        row = companion.row()
     assert row["router_max_over_mean"] == 8.0 and row["routers"][0]["load"][:3] == [120, 120, 0]
-    assert len(told) == 1 and "layer 1" in told[0].getMessage() and "moe_use_aux_free" in told[0].getMessage()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and "layer 1" in told[0] and "moe_use_aux_free" in told[0]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
