@@ -17,10 +17,12 @@ def test_differences_within_and_beyond_noise(convergence: ModuleType) -> None:
     assert within["difference"] == pytest.approx(0.01)
     assert within["standard_error"] == pytest.approx(0.0586, abs=1e-4)
     assert within["mean"]["fp32"] == pytest.approx(2.1) and within["spread"]["fp32"] == pytest.approx(0.1)
-    assert within["within_noise"]
-    # The same step up in every seed is no noise, however small the spread of the differences.
-    beyond = convergence.compare({"fp32": [2.0, 2.2, 2.1], "bf16": [2.1, 2.3, 2.21]})
-    assert beyond["difference"] == pytest.approx(0.1033, abs=1e-4) and not beyond["within_noise"]
+    # Variances 0.01 and 0.0003, over three seeds: the root of 0.0103 / 3.
+    assert within["noise"] == pytest.approx(0.0586, abs=1e-4) and within["within_noise"]
+    beyond = convergence.compare({"fp32": [2.0, 2.2, 2.1], "bf16": [2.2, 2.4, 2.3]})
+    # Variances of 0.01 both: noise 0.0816; a fifth is more than twice that.
+    assert beyond["noise"] == pytest.approx(0.0816, abs=1e-4)
+    assert beyond["difference"] == pytest.approx(0.2) and not beyond["within_noise"]
 
 
 def test_table(convergence: ModuleType) -> None:

@@ -94,7 +94,10 @@ def convergence(figures: Figures) -> str:
         rows.append([f"seed {index + 1}", f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}"])
     means = [f"{mean[kind]:.4f} +- {spread[kind]:.4f}" for kind in ("fp32", "bf16")]
     difference = f"{figures['difference']:+.4f} +- {figures['standard_error']:.4f}"
-    return table([*rows, ["mean +- spread of the seeds", *means, difference]])
+    return table([*rows, ["mean +- spread of the seeds", *means, difference]]) + (
+        f"\nThe means differ by {figures['difference']:+.3f}; the spread of the seeds alone makes two means "
+        f"differ by {figures['noise']:.3f} (one standard error).\n"
+    )
 
 
 def overhead(figures: Figures) -> str:

@@ -46,6 +46,7 @@ SAMPLES: dict[str, dict] = {
         "spread": {"fp32": 0.1414, "bf16": 0.0},
         "difference": 0.0,
         "standard_error": 0.1,
+        "noise": 0.1,
     },
     "overhead": {
         "step_s": 2.0,
