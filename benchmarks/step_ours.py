@@ -1,6 +1,6 @@
 """One mode of ErnieKit: a training step as the trainer does it, without data and logs.
 
-Run by train_step.py and scaling.py.
+Run by train_step.py, lora_step.py and scaling.py.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> None:
         "--sample", type=int, default=0, help="tokens of a packed sample; 0 for the whole row"
     )
     parser.add_argument("--random", action="store_true", help="fresh weights: only config.json is read")
+    parser.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0 trains all")
     options = parser.parse_args()
     from erniekit.cli.launch import require_paddle
 
@@ -46,18 +47,22 @@ def main() -> None:
 
 def build_step(work: Work, options: argparse.Namespace) -> Any:
     """The step as a function that returns the mean loss before the update."""
-    from erniekit.assemble import build_model, set_device
+    from erniekit.assemble import Adaptation, build_model, set_device
+    from erniekit.config.lora import Lora
     from erniekit.config.optimizer import Optimizer
     from erniekit.optim.build import build_optimizer
     from erniekit.train.objectives import build_objective
 
     compute_type, changes = MODES[options.mode]
     set_device(device="cpu", seed=0, kernels=options.kernels)
+    keys = asdict(Lora(lora_rank=options.lora_rank or 8))
+    del keys["lora_path"]
     built = build_model(
         Path(work.folder),
+        Adaptation(keys),
         continue_training=not options.random,
         compute_type=compute_type,
-        fine_tuning="Full",
+        fine_tuning="LoRA" if options.lora_rank else "Full",
         freeze=(),
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,

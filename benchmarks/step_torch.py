@@ -1,6 +1,6 @@
 """One mode of the peer: a training step of transformers on PyTorch, with the settings that serve it best.
 
-Run by train_step.py and scaling.py with an interpreter that has torch and transformers.
+Run by train_step.py, lora_step.py and scaling.py with an interpreter that has torch and transformers.
 
 * as many threads as cores, scaled-dot-product attention, the fused AdamW
 * logits only where there is a label; with `--chunk N` of N positions at a time, each differentiated at
@@ -27,11 +27,15 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--chunk", type=int, default=0, help="positions whose logits are held; 0 for all")
     parser.add_argument("--random", action="store_true", help="fresh weights: only config.json is read")
+    parser.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0 trains all")
     options = parser.parse_args()
     torch.set_num_threads(usable_cores())
     work = Work(**json.loads(options.work))
     model = load(work.folder, options.mode, fresh=options.random)
     name = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    if options.lora_rank:
+        model, version = adapted(model, options.lora_rank)
+        name = f"peft {version}, {name}"
     tell_result(timed(Step(model, work, options.mode, options.chunk), work, name))
 
 
@@ -47,12 +51,22 @@ def load(folder: str, mode: str, *, fresh: bool) -> Any:
     return model.train()
 
 
+def adapted(model: Any, rank: int) -> tuple[Any, str]:
+    """The model with LoRA on all its linear layers, by peft in its usual settings, and peft's version."""
+    import peft
+
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, config).base_model.model.train(), peft.__version__
+
+
 class Step:
     """Forward, loss, backward, clipping, update."""
 
     def __init__(self, model: Any, work: Work, mode: str, chunk: int) -> None:
         self.model, self.mode = model, mode
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         self.ids = torch.tensor(token_rows(model.config.vocab_size, work))
         self.labels = self.ids[:, 1:].reshape(-1)
         self.chunk = chunk or len(self.labels)
@@ -65,7 +79,7 @@ class Step:
         leaf = rows.detach().requires_grad_()
         total = sum(self._chunk(leaf, start) for start in range(0, len(leaf), self.chunk))
         rows.backward(leaf.grad)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total

@@ -103,22 +103,23 @@ def _take_turns(
     best = min((measured.seconds() for measured in torch.values()), default=0.0) if _repeated(torch) else 0.0
     for mode in list(ours):
         words = [*work.words(), "--mode", mode, "--kernels", kernels]
-        _add(ours, mode, sys.executable, "step_ours.py", words, failures)
+        add(ours, mode, sys.executable, "step_ours.py", words, failures)
     for mode in list(torch):
         if best and torch[mode].seconds() > WORTH_REPEATING * best:
             continue
         name, chunk = TORCH[mode]
         words = [*work.words(), "--mode", name, "--chunk", str(chunk)]
-        _add(torch, mode, str(peer), "step_torch.py", words, failures)
+        add(torch, mode, str(peer), "step_torch.py", words, failures)
 
 
 def _repeated(modes: dict[str, Measured]) -> bool:
     return any(measured.results for measured in modes.values())
 
 
-def _add(
+def add(
     modes: dict[str, Measured], mode: str, python: str, script: str, words: list[str], failures: list[str]
 ) -> None:
+    """Run a mode once more; one that fails is taken out, and `failures` says why."""
     environment = KEEP_MEMORY if script == "step_torch.py" else None
     try:
         modes[mode].results.append(run_worker(python, script, words, environment=environment))

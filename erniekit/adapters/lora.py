@@ -63,6 +63,21 @@ class Applied:
         own = sum(p.size for name, p in parameters.items() if ".lora_" in name)
         return int(own + sum(parameters[name].size for name in self.saved))
 
+    def words(self) -> str:
+        """Size, scale and place, for people."""
+        settings = self.settings
+        kind = ", rank-stabilised" if settings.rank_stabilised else ""
+        plus = f", B learns {self.plus_scale:g} times as fast" if self.plus_scale != 1.0 else ""
+        whole = f", {', '.join(self.saved)} whole" if self.saved else ""
+        ends = dict.fromkeys(
+            piece.name.rpartition(".")[2] for layer in self.layers.values() for piece in layer.pieces
+        )
+        scale = settings.scale("", settings.rank)
+        return (
+            f"{self.method} of rank {settings.rank}, scale {scale:g}{kind}{plus}, on "
+            f"{', '.join(ends)} ({len(self.layers)} matrices){whole}; the rest is frozen"
+        )
+
     def initialise(self) -> None:
         """What is to be done once for an adapter that begins anew; the factors are drawn already."""
         for layer in self.layers.values():

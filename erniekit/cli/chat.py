@@ -7,12 +7,16 @@ MODEL is a model folder, a training output folder (its best, else latest checkpo
 hub id. CONFIG is a YAML or JSON file: the checkpoint in its output_dir if there is one, otherwise
 its model_name_or_path (model_name_or_path=... on the command line always wins).
 
+An adapter (a run with fine_tuning: LoRA, or one from elsewhere) is used unmerged, on the model that it was
+trained on; lora_path=A,B puts several at hand, between which /adapter switches.
+
   --prompt TEXT   answer this one question and leave (- reads it from standard input)
   --system TEXT   the system message
 
   erniekit chat starter
   erniekit chat ./output
   erniekit chat run.yaml temperature=0.2 max_new_tokens=200
+  erniekit chat starter lora_path=./output
   erniekit chat ./output --prompt "What is the capital of France?" temperature=0
 
 In the chat: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."""

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/undo": ("undo", "take back the last question and its answer"),
     "/retry": ("retry", "answer the last question again, drawing anew"),
     "/save": ("save", "/save FILE.jsonl appends the conversation, in the form that training reads"),
+    "/adapter": ("adapter", "/adapter N puts that adapter on, /adapter off none; without N lists them"),
     "/help": ("help", "this list"),
     "/exit": ("leave", "leave (also: exit, Ctrl-D)"),
 }
@@ -209,6 +210,15 @@ class Repl:
             logger.error(f"{rest} cannot be written ({error.strerror})")
             return
         logger.info(f"(appended to {rest})")
+
+    def adapter(self, rest: str) -> None:
+        switch = self.generator.adapters
+        if switch is None:
+            logger.info("(no adapters; lora_path=FOLDER,FOLDER names some)")
+            return
+        if rest:
+            switch.use(rest)
+        logger.info("\n".join(switch.lines()))
 
     def help(self, rest: str) -> None:
         logger.info("\n".join(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()) + f"\n{HINT}")

@@ -140,7 +140,9 @@ def describe(folder: Path, named: str) -> str:
 def open_generator(target: Target) -> "TextGenerator":
     """Load a target's model, tokenizer and template, ready to answer; needs Paddle."""
     from erniekit import assemble
+    from erniekit.checkpoint.adapter_files import is_adapter
     from erniekit.checkpoint.sources import companions_folder, locate_adapters
+    from erniekit.cli.switch import AdapterSwitch
     from erniekit.data.template import load_template
     from erniekit.data.tokenizer import load_tokenizer
     from erniekit.generate.ends import end_token_ids
@@ -155,13 +157,17 @@ def open_generator(target: Target) -> "TextGenerator":
     template = load_template(tokenizer, chat_template=config.sequences.chat_template)
     built = assemble.load_for_inference(target.folder, adapters, compute_type=config.model.compute_type)
     defaults = read_generation_defaults(companions)
-    return TextGenerator(
+    generator = TextGenerator(
         built.model,
         tokenizer,
         template,
         end_ids=end_token_ids(defaults, built.config, tokenizer, template),
         max_context=built.config.max_position_embeddings,
     )
+    if built.adapter is not None:
+        own = [target.folder] if is_adapter(target.folder) else []
+        generator.adapters = AdapterSwitch(built, [*own, *adapters])
+    return generator
 
 
 def _pointed(pointer: Path) -> str | None:

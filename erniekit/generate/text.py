@@ -51,6 +51,8 @@ class TextGenerator:
         self.template = template
         self.end_ids = frozenset(end_ids)
         self.max_context = max_context
+        # What switches between the adapters of the model, where there are some.
+        self.adapters: Any = None
 
     def render(self, messages: Sequence[Message], *, enable_thinking: bool = False) -> list[int]:
         """Tokens of the prompt that asks the model to answer these messages.

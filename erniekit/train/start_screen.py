@@ -94,11 +94,13 @@ def _essentials(
     if config.run.stage == "DPO":
         words = words_for_start_screen(settings_of(config), adapted=has_adapter(built.model))
         preference = {"preference": words}
+    adapter = {} if built.adapter is None else {"adapter": built.adapter.words()}
     recompute = {} if recomputation.is_nothing() else {"recompute": recomputation.words()}
     return {
         "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
         "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, "
         f"{built.compute_dtype} on {device} by {kernels_in_words()}, {peak}",
+        **adapter,
         **preference,
         "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, "
         f"{report.tokens:,} tokens",

@@ -177,6 +177,14 @@ def test_lora_plus_is_a_rate_of_b() -> None:
     assert models.apply(models.dense()).learning_rate_ratios() == {}
 
 
+def test_words() -> None:
+    applied = models.apply(models.dense(), rslora_plus=True, lora_target=["o_proj"], lora_rank=4)
+    assert applied.words() == (
+        "LoRA of rank 4, scale 2, rank-stabilised, B learns 4 times as fast, on o_proj (2 matrices); "
+        "the rest is frozen"
+    )
+
+
 def test_counts() -> None:
     applied = models.apply(models.dense(), lora_target=["q_proj"], lora_rank=2)
     # hidden 32, query 4 x 16: two layers of (32 + 64) x 2.

@@ -20,6 +20,7 @@ class ScriptedGenerator:
 
     max_context = 400
     prompt_end = ""
+    adapters: Any = None
 
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers = list(answers)
@@ -201,3 +202,44 @@ def test_unknown_command_is_not_sent_but_paths_are() -> None:
 def test_stream_false_shows_the_whole_answer_at_once() -> None:
     _, _, terminal = chat(["hi"], ["hello"], stream=False)
     assert terminal.shown == "hello\n\n"
+
+
+class Switch:
+    """Stands for the adapters of a model."""
+
+    def __init__(self) -> None:
+        self.used: list[str] = []
+
+    def use(self, word: str) -> None:
+        if word == "9":
+            raise DataError("9 is no adapter here")
+        self.used.append(word)
+
+    def lines(self) -> list[str]:
+        return [f"on: {self.used}"]
+
+
+def test_adapters_are_switched(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("erniekit")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, "erniekit")
+    try:
+        chat(["/adapter", "/adapter 1"], [])
+        assert "lora_path=FOLDER,FOLDER names some" in caplog.text
+        generator, terminal = (
+            ScriptedGenerator(["a"]),
+            Terminal(["/adapter 2", "/adapter 9", "hi", "/adapter"]),
+        )
+        generator.adapters = Switch()
+        repl = Repl(
+            generator,  # type: ignore[arg-type]
+            Sampling(),
+            Conversation(),
+            terminal.read,
+            terminal.write,
+        )
+        repl.loop()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert generator.adapters.used == ["2"] and "9 is no adapter here" in caplog.text
+    assert "on: ['2']" in caplog.text and len(generator.asked) == 1

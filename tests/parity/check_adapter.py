@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+EXPERTS = {"moe_num_experts": (4,)}
 TIED = {"tie_word_embeddings": True}
 CASES = {
     "lora": ("LoRA", {}, {}),
@@ -25,6 +26,9 @@ CASES = {
     "pissa": ("PiSSA", {"lora_rank": 4}, {}),
     "head": ("LoRA", {"lora_target": ["all-linear", "head"]}, {"tie_word_embeddings": False}),
     "whole_tied": ("LoRA", {"lora_modules_to_save": ["embed_tokens"]}, TIED),
+    # peft over transformers 5 takes every gate_proj, up_proj and down_proj of such a model for experts'.
+    "attention_of_experts": ("LoRA", {"lora_target": ["self_attn"]}, EXPERTS),
+    "experts": ("LoRA", {"lora_target": ["o_proj", "experts"]}, EXPERTS),
     "whole": ("LoRA", {"lora_modules_to_save": ["embed_tokens", "lm_head"]}, {"tie_word_embeddings": False}),
 }
 TOLERANCE = 1e-4
@@ -40,13 +44,14 @@ def probe(folder: Path) -> int:
     from erniekit.config.config import Config
     from erniekit.data.tokenizer import load_tokenizer
     from erniekit.export.proof import logits_of
-    from erniekit.testing.tiny_checkpoint import tiny_config, write_tiny_checkpoint
+    from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config, write_tiny_checkpoint
     from erniekit.train.contents import checkpoint_contents
     from tests.adapters.models import disturb
 
     assemble.set_device(device="cpu", seed=1)
     for case, (method, changes, numbers) in CASES.items():
-        source = write_tiny_checkpoint(folder / case / "model", tiny_config(**numbers))
+        numbers_of = tiny_moe_config if numbers == EXPERTS else tiny_config
+        source = write_tiny_checkpoint(folder / case / "model", numbers_of(**numbers))
         keys = {key: value for key, value in vars(Config().lora).items() if key != "lora_path"}
         built = assemble.build_model(
             source,
