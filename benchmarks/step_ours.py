@@ -31,7 +31,7 @@ def main() -> None:
         "--sample", type=int, default=0, help="tokens of a packed sample; 0 for the whole row"
     )
     parser.add_argument("--random", action="store_true", help="fresh weights: only config.json is read")
-    parser.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0 trains all")
+    parser.add_argument("--lora-rank", type=int, default=0, help="rank of an adapter; 0 trains all")
     options = parser.parse_args()
     from erniekit.cli.launch import require_paddle
 

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--chunk", type=int, default=0, help="positions whose logits are held; 0 for all")
     parser.add_argument("--random", action="store_true", help="fresh weights: only config.json is read")
-    parser.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0 trains all")
+    parser.add_argument("--lora-rank", type=int, default=0, help="rank of an adapter; 0 trains all")
     options = parser.parse_args()
     torch.set_num_threads(usable_cores())
     work = Work(**json.loads(options.work))
