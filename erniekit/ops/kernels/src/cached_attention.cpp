@@ -81,7 +81,7 @@ static void attend(const Cached& c, long row, long head, long first, long last, 
     const T *keys = (const T*)c.keys + c.place(row, head, 0), *values = (const T*)c.values + c.place(row, head, 0);
     for (long start = lowest; start < c.past + last; start += kBlockColumns) {
         const long count = smaller(kBlockColumns, c.past + last - start);
-        multiply_rows<T>(keys + start * dim, dim, count, q, lanes, num, dim, scores, cells, nullptr);
+        multiply_rows<T>(keys + start * dim, dim, count, q, lanes, num, dim, scores, cells);
         for (long r = 0; r < num; r++) {
             const long t = first + r / group;
             const long low = larger(c.attend_from[row * c.columns + t] - start, 0);
@@ -130,7 +130,8 @@ static void attend_all(const Cached& c) {
     ek_parallel(c.rows * c.key_heads * tiles, [&](long task, int thread) {
         // Late queries see most: they come first.
         const long tile = tiles - 1 - task / (c.rows * c.key_heads), rest = task % (c.rows * c.key_heads);
-        attend<T>(c, rest / c.key_heads, rest % c.key_heads, tile * each, smaller((tile + 1) * each, c.columns), thread);
+        const long last = smaller((tile + 1) * each, c.columns);
+        attend<T>(c, rest / c.key_heads, rest % c.key_heads, tile * each, last, thread);
     });
 }
 
@@ -140,18 +141,21 @@ static void attend_all(const Cached& c) {
 using namespace EK_NS;
 
 // Stores turned keys, and values, of `columns` new columns behind `past` ones.
-EK_EXPORT(ek_cache_store)(const void* qkv, const float* turns, long turn_stride, void* keys, void* values, long capacity,
-                          long past, long rows, long columns, long heads, long key_heads, long dim, int type) {
-    const Cached c{qkv, turns, turn_stride, nullptr, keys, values, nullptr, capacity, past, rows, columns, heads, key_heads, dim};
+EK_EXPORT(ek_cache_store)(const void* qkv, const float* turns, long turn_stride, void* keys, void* values,
+                          long capacity, long past, long rows, long columns, long heads, long key_heads, long dim,
+                          int type) {
+    const Cached c{qkv,  turns, turn_stride, nullptr, keys,      values, nullptr, capacity,
+                   past, rows,  columns,     heads,   key_heads, dim};
     if (type == EK_BF16) store<bf16>(c);
     else store<float>(c);
 }
 
 // Attention of these columns, which are stored, over them and the `past` ones.
-EK_EXPORT(ek_cache_attend)(const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from, void* keys,
-                           void* values, void* out, long capacity, long past, long rows, long columns, long heads,
-                           long key_heads, long dim, int type) {
-    const Cached c{qkv, turns, turn_stride, attend_from, keys, values, out, capacity, past, rows, columns, heads, key_heads, dim};
+EK_EXPORT(ek_cache_attend)(const void* qkv, const float* turns, long turn_stride, const int32_t* attend_from,
+                           void* keys, void* values, void* out, long capacity, long past, long rows, long columns,
+                           long heads, long key_heads, long dim, int type) {
+    const Cached c{qkv,  turns, turn_stride, attend_from, keys,      values, out, capacity,
+                   past, rows,  columns,     heads,       key_heads, dim};
     if (type == EK_BF16) attend_all<bf16>(c);
     else attend_all<float>(c);
 }

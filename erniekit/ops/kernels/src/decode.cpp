@@ -315,7 +315,7 @@ struct Token {
             for (long i = 0; i < dim; i += VW) put<C>(q + g * lanes + i, vload(turned + i), dim - i);
             clear_rest(q + g * lanes, dim);
         }
-        multiply_rows<C>(keys + first * dim, dim, count, q, lanes, group, dim, scores, cells, nullptr);
+        multiply_rows<C>(keys + first * dim, dim, count, q, lanes, group, dim, scores, cells);
         float* to = shared.attended + ((r * d.heads + key * group) * kMostChunks + chunk) * (dim + 2);
         weigh(scores, cells, count, weights, to);
         multiply_columns<C>(values + first * dim, dim, weights, cells, group, count, dim, sums, nullptr);
@@ -360,7 +360,7 @@ struct Token {
         if (d.head_transposed) {
             const long start = head_row(task), stop = head_row(task + 1);
             multiply_rows<T>(w + start * d.hidden, d.hidden, stop - start, x, padded(d.hidden), d.rows, d.hidden,
-                             d.logits + start, d.vocab, ahead);
+                             d.logits + start, d.vocab);
             for (long r = 0; bias && r < d.rows; r++)
                 for (long v = start; v < stop; v++) d.logits[r * d.vocab + v] += load1(bias + v);
             return;

@@ -1,25 +1,23 @@
 // Products of a few vectors with a large matrix, as decoding needs them: the matrix is read once, from
 // memory, and everything is arranged so that nothing but this reading takes time.
 //
-//   columns  y[c] = sum_k x[k] W[k][c]   weights [in, out]: four rows of W at a time over many columns
+//   columns  y[c] = sum_k x[k] W[k][c]   weights [in, out]: two rows of W at a time over many columns
 //   rows     y[v] = sum_k x[k] W[v][k]   the tied output table, and the keys of a cache
 //
 // Up to eight vectors share what was read. A sum runs over k in one order, whatever the number of
 // vectors and of threads and wherever a range of columns begins. With bf16 matrices the vectors are
 // rounded to bf16 too, as they are where operators store their results; sums are fp32.
 //
-// What is read is asked for long before it is needed, line by line in the order of the memory and beyond
-// the end of a task into the next one (`Ahead`): processors fetch ahead by themselves only what looks
-// like one stream, and four rows at a time do not.
+// Weights are asked for 16 KiB before they are needed, line by line in the order of the memory and beyond
+// the end of a task into the next one (`Ahead`): a processor fetches ahead by itself only what looks like
+// one stream, and not across the end of a page.
 #pragma once
 
 #include "pool.h"
 #include "vec.h"
 
-#define EK_INLINE_MEMBER inline __attribute__((always_inline))
-#ifndef EK_LEAD
-#define EK_LEAD 256
-#endif
+#define EK_MEMBER inline __attribute__((always_inline))
+#define EK_APART static __attribute__((noinline))
 
 namespace EK_NS {
 namespace {
@@ -39,8 +37,8 @@ struct Operand<bf16> {
 #endif
 
 enum {
-    kFewRows = 4, kManyRows = 16,      // rows of W that one pass over the columns takes in, by vectors
-    kLead = EK_LEAD,                   // lines asked for in advance
+    kFewRows = 2, kManyRows = 8,      // rows of W that one pass over the columns takes in, by vectors
+    kLead = 256,                       // lines asked for in advance
     kTile = EK_LEVEL >= 2 ? 8 : 4,     // vectors that share a pass, at most
     kPad = 32                          // vectors are filled up with zeros to a multiple of this
 };
@@ -57,41 +55,50 @@ struct Region {
     long run, stride, rows;  // bytes, bytes, number
 };
 
-// Asks for the memory of one region after the other.
+// Asks for the memory of one region after the other. Loops work on a copy of their own, which stays in
+// registers.
 struct Ahead {
     const char* at = nullptr;
     const char* end = nullptr;  // of this run
     Region now{nullptr, 0, 0, 0}, next{nullptr, 0, 0, 0};
     long lines = 0;  // asked for and not used yet
 
-    EK_INLINE_MEMBER bool any() const { return now.rows > 0; }
-    void enter() {
-        now = next;
-        next.rows = 0;
-        at = now.start;
-        end = at + now.run;
-    }
     // A region that follows; one that is still waiting is given up.
-    void append(const Region& region) {
+    EK_MEMBER void append(const Region& region) {
         next = region;
-        if (!any()) enter();
+        if (now.rows <= 0) enter();
     }
-    EK_INLINE_MEMBER void ask() {
-        ask_for(at);
-        at += 64;
-        if (at < end) return;
-        now.start += now.stride;
+    EK_MEMBER void prime() {
+        if (lines < kLead) ask(kLead - lines);
+    }
+    // These many lines are used: ask for as many.
+    EK_MEMBER void step(long count) {
+        if (at + 64 * count < end) {
+            for (long i = 0; i < count; i++) ask_for(at + 64 * i);
+            at += 64 * count;
+        } else {
+            lines -= count;
+            ask(count);
+        }
+    }
+
+  private:
+    EK_MEMBER void enter() {
+        now = next;
+        next = Region{nullptr, 0, 0, 0};
         at = now.start;
         end = at + now.run;
-        if (--now.rows == 0) enter();
     }
-    void prime() {
-        for (; lines < kLead && any(); lines++) ask();
-    }
-    // A line is used: ask for another.
-    EK_INLINE_MEMBER void step() {
-        if (any()) ask();
-        else if (lines > 0) lines--;
+    EK_MEMBER void ask(long count) {
+        for (; count > 0 && now.rows > 0; count--, lines++) {
+            ask_for(at);
+            at += 64;
+            if (at < end) continue;
+            now.start += now.stride;
+            at = now.start;
+            end = at + now.run;
+            if (--now.rows == 0) enter();
+        }
     }
 };
 
@@ -176,12 +183,27 @@ EK_INLINE void column_sums(const float* sums, vf* a, vf* b) {
 #endif
 }
 
-template <class T, int R>
-EK_INLINE void column_tile(const T* w, long stride, const typename Operand<T>::type* x, long x_stride, long steps,
-                           long n, float* sums) {
-    if (n < Operand<T>::columns) column_block<T, R, false>(w, stride, x, x_stride, steps, n, sums);
-    else if (steps == kFewRows) column_block<T, R, true>(w, stride, x, x_stride, kFewRows, n, sums);
-    else column_block<T, R, true>(w, stride, x, x_stride, steps, n, sums);
+// `steps` rows of W over all columns, for R vectors whose sums lie `sums_stride` apart from block to block.
+// A function of its own for each R, so that each has all registers.
+template <class T, int R, int STEPS>
+EK_APART void sweep(const T* w, long stride, const typename Operand<T>::type* x, long x_stride, long steps,
+                    long columns, float* sums, long sums_stride, Ahead* ahead) {
+    const long block = Operand<T>::columns, lines = (block * sizeof(T) + 63) / 64;
+    if (STEPS) steps = STEPS;
+    long c = 0;
+    if (ahead == nullptr) {
+        for (; c + block <= columns; c += block, sums += sums_stride)
+            column_block<T, R, true>(w + c, stride, x, x_stride, steps, block, sums);
+    } else {
+        Ahead mine = *ahead;
+        for (; c + block <= columns; c += block, sums += sums_stride) {
+            if (block * sizeof(T) >= 64 || c * sizeof(T) % 64 == 0) mine.step(lines * steps);
+            column_block<T, R, true>(w + c, stride, x, x_stride, steps, block, sums);
+        }
+        if (c < columns) mine.step(((columns - c) * sizeof(T) + 63) / 64 * steps);
+        *ahead = mine;
+    }
+    if (c < columns) column_block<T, R, false>(w + c, stride, x, x_stride, steps, columns - c, sums);
 }
 
 // Sums of `vectors` vectors x [vectors][x_stride] over `columns` columns of w [k][stride], to `sums`
@@ -189,33 +211,30 @@ EK_INLINE void column_tile(const T* w, long stride, const typename Operand<T>::t
 template <class T>
 static void multiply_columns(const T* w, long stride, const typename Operand<T>::type* x, long x_stride, long vectors,
                              long k, long columns, float* sums, Ahead* ahead) {
-    const long block = Operand<T>::columns, many = vectors >= 4 ? kManyRows : kFewRows;
+    const long block = Operand<T>::columns, many = vectors >= 4 ? kManyRows : kFewRows, next = vectors * block;
     memset(sums, 0, sizeof(float) * round_up(columns, block) * vectors);
-    for (long k0 = 0; k0 < k; k0 += many) {
+    for (long k0 = 0; k0 < k; k0 += many, w += many * stride) {
         const long steps = smaller(many, k - k0);
-        for (long c = 0; c < columns; c += block) {
-            const T* part = w + k0 * stride + c;
-            const long n = smaller(block, columns - c);
-            float* out = sums + c * vectors;
-            if (ahead != nullptr && c * sizeof(T) % 64 == 0)
-                for (long i = 0; i < steps; i++)
-                    for (long j = 0; j < n * (long)sizeof(T); j += 64) ahead->step();
-            for (long r = 0; r < vectors;) {
-                const typename Operand<T>::type* mine = x + r * x_stride + k0;
-                const long left = vectors - r;
-                if (kTile == 8 && left >= 8) {
-                    column_tile<T, kTile>(part, stride, mine, x_stride, steps, n, out);
-                    r += 8, out += 8 * block;
-                } else if (left >= 4) {
-                    column_tile<T, 4>(part, stride, mine, x_stride, steps, n, out);
-                    r += 4, out += 4 * block;
-                } else if (left >= 2) {
-                    column_tile<T, 2>(part, stride, mine, x_stride, steps, n, out);
-                    r += 2, out += 2 * block;
-                } else {
-                    column_tile<T, 1>(part, stride, mine, x_stride, steps, n, out);
-                    r += 1, out += block;
-                }
+        for (long r = 0; r < vectors;) {
+            const typename Operand<T>::type* from = x + r * x_stride + k0;
+            float* to = sums + r * block;
+            const long left = vectors - r;
+            Ahead* first = r == 0 ? ahead : nullptr;
+            if (kTile == 8 && left >= 8) {
+                sweep<T, kTile, 0>(w, stride, from, x_stride, steps, columns, to, next, first);
+                r += 8;
+            } else if (left >= 4) {
+                sweep<T, 4, 0>(w, stride, from, x_stride, steps, columns, to, next, first);
+                r += 4;
+            } else if (left >= 2) {
+                sweep<T, 2, 0>(w, stride, from, x_stride, steps, columns, to, next, first);
+                r += 2;
+            } else if (steps == kFewRows) {
+                sweep<T, 1, kFewRows>(w, stride, from, x_stride, steps, columns, to, next, first);
+                r += 1;
+            } else {
+                sweep<T, 1, 0>(w, stride, from, x_stride, steps, columns, to, next, first);
+                r += 1;
             }
         }
     }
@@ -251,8 +270,8 @@ EK_INLINE void lane_sums(const vf* x, float* out) {
 
 // R vectors with 16 / R rows of W: out [16 / R][R].
 template <class T, int R>
-EK_INLINE void row_block(const T* w, long stride, long count, const float* x, long x_stride, long k,
-                         Ahead* ahead, float* out) {
+EK_INLINE void row_block(const T* w, long stride, long count, const float* x, long x_stride, long k, bool fetch,
+                         float* out) {
     constexpr int V = 16 / R;
     vf sums[16];
     for (int i = 0; i < 16; i++) sums[i] = vzero();
@@ -263,7 +282,7 @@ EK_INLINE void row_block(const T* w, long stride, long count, const float* x, lo
         for (int r = 0; r < R; r++) s[r] = vload(x + r * x_stride + i);
         for (int v = 0; v < V; v++) {
             const vf u = vload_n(rows[v] + i, k - i);
-            if (ahead != nullptr && i * sizeof(T) % 64 == 0) ahead->step();
+            if (fetch) ask_for(rows[v] + 16 * stride + i);
             for (int r = 0; r < R; r++) sums[v * R + r] = vfma(u, s[r], sums[v * R + r]);
         }
     }
@@ -272,8 +291,8 @@ EK_INLINE void row_block(const T* w, long stride, long count, const float* x, lo
 
 #if EK_LEVEL >= 3
 template <class T, int R>
-EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, long x_stride, long k,
-                         Ahead* ahead, float* out) {
+EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, long x_stride, long k, bool fetch,
+                         float* out) {
     constexpr int V = 16 / R;
     vf sums[16];
     for (int i = 0; i < 16; i++) sums[i] = vzero();
@@ -285,7 +304,7 @@ EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, 
         for (int r = 0; r < R; r++) s[r] = (__m512bh)_mm512_loadu_si512(x + r * x_stride + i);
         for (int v = 0; v < V; v++) {
             const __m512bh u = (__m512bh)_mm512_maskz_loadu_epi16(mask, rows[v] + i);
-            if (ahead != nullptr && i * sizeof(T) % 64 == 0) ahead->step();
+            if (fetch) ask_for(rows[v] + 16 * stride + i);
             for (int r = 0; r < R; r++) sums[v * R + r] = _mm512_dpbf16_ps(sums[v * R + r], u, s[r]);
         }
     }
@@ -294,13 +313,13 @@ EK_INLINE void row_block(const bf16* w, long stride, long count, const bf16* x, 
 #endif
 
 template <class T, int R>
-EK_INLINE void row_tile(const T* w, long stride, long count, const typename Operand<T>::type* x, long x_stride, long k,
-                        Ahead* ahead, float* out, long out_stride) {
+EK_APART void row_tile(const T* w, long stride, long count, const typename Operand<T>::type* x, long x_stride,
+                        long k, bool fetch, float* out, long out_stride) {
     constexpr long V = 16 / R;
     for (long v = 0; v < count; v += V) {
         const long n = smaller(V, count - v);
         float sums[16];
-        row_block<T, R>(w + v * stride, stride, n, x, x_stride, k, ahead, sums);
+        row_block<T, R>(w + v * stride, stride, n, x, x_stride, k, fetch, sums);
         for (int r = 0; r < R; r++)
             for (long i = 0; i < n; i++) out[r * out_stride + v + i] = sums[i * R + r];
     }
@@ -309,22 +328,23 @@ EK_INLINE void row_tile(const T* w, long stride, long count, const typename Oper
 // out [vectors][out_stride] = x [vectors][x_stride] times the transposed w [count][stride].
 template <class T>
 static void multiply_rows(const T* w, long stride, long count, const typename Operand<T>::type* x, long x_stride,
-                          long vectors, long k, float* out, long out_stride, Ahead* ahead) {
+                          long vectors, long k, float* out, long out_stride) {
     for (long v = 0; v < count; v += 16) {
         const long n = smaller(16, count - v);
+        const bool fetch = v + 16 < count;
         for (long r = 0; r < vectors;) {
             const typename Operand<T>::type* mine = x + r * x_stride;
             float* to = out + r * out_stride + v;
             const long left = vectors - r;
             const T* part = w + v * stride;
             if (left >= 4) {
-                row_tile<T, 4>(part, stride, n, mine, x_stride, k, r == 0 ? ahead : nullptr, to, out_stride);
+                row_tile<T, 4>(part, stride, n, mine, x_stride, k, fetch && r == 0, to, out_stride);
                 r += 4;
             } else if (left >= 2) {
-                row_tile<T, 2>(part, stride, n, mine, x_stride, k, r == 0 ? ahead : nullptr, to, out_stride);
+                row_tile<T, 2>(part, stride, n, mine, x_stride, k, fetch && r == 0, to, out_stride);
                 r += 2;
             } else {
-                row_tile<T, 1>(part, stride, n, mine, x_stride, k, r == 0 ? ahead : nullptr, to, out_stride);
+                row_tile<T, 1>(part, stride, n, mine, x_stride, k, fetch && r == 0, to, out_stride);
                 r += 1;
             }
         }
