@@ -93,6 +93,37 @@ def training_memory(
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
         return _by_cause(changing, width * config.num_parameters(), state * num_trained, on_cpu=True)
+    at_peak = _by_paddle(
+        config,
+        num_trained=num_trained,
+        narrow=narrow,
+        tokens=tokens,
+        attended=attended,
+        logits_rows=logits_rows,
+        on_cpu=on_cpu,
+        micro_batches=micro_batches,
+        attention_dropout=attention_dropout,
+        recomputation=recomputation,
+    )
+    state = num_trained * (12 if narrow else 8)
+    return _by_cause(at_peak, width * config.num_parameters(), state, on_cpu=on_cpu)
+
+
+def _by_paddle(
+    config: Any,
+    *,
+    num_trained: int,
+    narrow: bool,
+    tokens: int,
+    attended: float,
+    logits_rows: int,
+    on_cpu: bool,
+    micro_batches: int,
+    attention_dropout: float,
+    recomputation: Recomputation | None,
+) -> dict[str, float]:
+    """What comes and goes with Paddle's operators, by cause, at the moment when it is most."""
+    width = 2 if narrow else 4
     head = config.vocab_size * config.hidden_size
     kept = 4 if on_cpu else width
     activations = (
@@ -124,9 +155,7 @@ def training_memory(
         "gradients": gradients + (width * num_trained if narrow else 0),
         "update": 4 * head * _UPDATE_TEMPORARIES,
     }
-    at_peak = max(forward, update, key=lambda moment: sum(moment.values()))
-    state = num_trained * (12 if narrow else 8)
-    return _by_cause(at_peak, width * config.num_parameters(), state, on_cpu=on_cpu)
+    return max(forward, update, key=lambda moment: sum(moment.values()))
 
 
 def _by_cause(at_peak: dict[str, float], weights: int, optimizer: int, *, on_cpu: bool) -> dict[str, int]:

@@ -8,7 +8,7 @@ bit. What each choice saves and costs is in `estimate/recompute.py`.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from erniekit.errors import ConfigError
 from erniekit.log import logger
@@ -16,23 +16,12 @@ from erniekit.parallel.recomputation import Recomputation
 from erniekit.parallel.segment import recomputed, without_discarded
 
 
-class Plan(Protocol):
-    """What this file reads of a model's plan."""
-
-    BLOCKS: str
-    AHEAD_BLOCKS: str
-    # Operator -> paths of methods below a block, each with the places of its results that may be
-    # discarded. A path that a block does not have is passed over.
-    OPERATORS: Mapping[str, Mapping[str, tuple[int, ...]]]
-    ROUTERS: Sequence[str]
-    WHOLE_ATTENTION: str
-    EXPERTS_LAYER: str
-
-
 def apply_recompute(
-    model: Any, plan: Plan, chosen: Recomputation, *, offload_recompute_inputs: bool = False
+    model: Any, plan: Any, chosen: Recomputation, *, offload_recompute_inputs: bool = False
 ) -> list[str]:
     """Make the chosen parts of `model` recompute; returns the paths of the methods that do from now on.
+
+    `plan` is the family's module: BLOCKS, AHEAD_BLOCKS, ROUTERS, WHOLE_ATTENTION, EXPERTS_LAYER, OPERATORS.
 
     Raises:
         ConfigError: an operator was named that no block of its layers has.
@@ -58,7 +47,7 @@ def apply_recompute(
     return touched
 
 
-def _apply_to_block(block: Any, plan: Plan, operators: Sequence[str], offload: bool) -> list[str]:
+def _apply_to_block(block: Any, plan: Any, operators: Sequence[str], offload: bool) -> list[str]:
     touched = []
     discarding = False
     for operator in operators:
@@ -82,7 +71,7 @@ def _replace(owner: Any, method: str, wrap: Callable[..., Any]) -> None:
     setattr(owner, method, wrap(getattr(owner, method), parameters=parameters))
 
 
-def _paths(plan: Plan, operator: str) -> Mapping[str, tuple[int, ...]]:
+def _paths(plan: Any, operator: str) -> Mapping[str, tuple[int, ...]]:
     wholes = {
         "block": {"forward": ()},
         "attention": {f"{plan.WHOLE_ATTENTION}.forward": ()},

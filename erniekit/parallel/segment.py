@@ -18,14 +18,22 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer, saved_tensors_hooks
-from paddle.base.framework import EagerParamBase
 
 from erniekit.ops import remake
+from erniekit.parallel.structure import (
+    ALL,
+    LISTS,
+    PARAMETERS,
+    TENSORS,
+    is_parameter,
+    lists_of,
+    replaced,
+    tensors_of,
+)
 
 # Whether a second run is under way: it keeps what it needs, since its gradient follows at once.
 _second_run = False
@@ -54,7 +62,7 @@ def recomputed(
     def call(*args: Any, **kwargs: Any) -> Any:
         if _second_run or not paddle.is_grad_enabled():
             return function(*args, **kwargs)
-        given = [tensor for tensor in _tensors((args, kwargs), _ALL) if not tensor.stop_gradient]
+        given = [tensor for tensor in tensors_of((args, kwargs), ALL) if not tensor.stop_gradient]
         if not given and all(parameter.stop_gradient for parameter in parameters()):
             return function(*args, **kwargs)
         run = _Run(function, args, kwargs, offload=offload)
@@ -115,21 +123,21 @@ class _Run:
     def first(self) -> list[paddle.Tensor]:
         """Run without a graph; returns the parameters among the results, which may have uses elsewhere."""
         args, kwargs = self._given or ((), {})
-        self._kept = _replaced((args, kwargs), lambda tensor: _Kept(tensor, offload=self._offload))
-        received = _lists(self._given)
-        mine = _replaced((args, kwargs), lambda tensor: tensor)  # lists are new, and empty
+        self._kept = replaced((args, kwargs), lambda tensor: _Kept(tensor, offload=self._offload))
+        received = lists_of(self._given)
+        mine = replaced((args, kwargs), lambda tensor: tensor)  # lists are new, and empty
         with paddle.no_grad():
             returned = self._function(*mine[0], **mine[1])
         self._given = None
-        given = {id(tensor) for tensor in _tensors((args, kwargs), _TENSORS)}
-        self._left = [returned, _lists(mine), received, given]
-        found = {id(tensor): tensor for tensor in _tensors(self._left[:2], _PARAMETERS | _LISTS)}
+        given = {id(tensor) for tensor in tensors_of((args, kwargs), TENSORS)}
+        self._left = [returned, lists_of(mine), received, given]
+        found = {id(tensor): tensor for tensor in tensors_of(self._left[:2], PARAMETERS | LISTS)}
         self._shared = [tensor for tensor in found.values() if not tensor.stop_gradient]
         return self._shared
 
     def made(self) -> tuple[paddle.Tensor, ...]:
         """The results that may get a gradient."""
-        found = _tensors(self._left[:2], _TENSORS | _LISTS)
+        found = tensors_of(self._left[:2], TENSORS | LISTS)
         return tuple(tensor for tensor in found if _may_need_gradient(tensor, self._left[3]))
 
     def finish(self, made: Any, discard: Sequence[int]) -> Any:
@@ -141,14 +149,14 @@ class _Run:
         def place(tensor: paddle.Tensor) -> paddle.Tensor:
             return next(fresh) if _may_need_gradient(tensor, given) else tensor
 
-        returned = _replaced(returned, place)
+        returned = replaced(returned, place)
         for target, items in zip(received, appended, strict=True):
-            target.extend(_replaced(item, place) for item in items)
+            target.extend(replaced(item, place) for item in items)
         self._mark(returned, discard)
         return returned
 
     def _mark(self, returned: Any, discard: Sequence[int]) -> None:
-        tensors = _tensors(returned, _TENSORS)
+        tensors = tensors_of(returned, TENSORS)
         for place in discard:
             tensor = tensors[place]
             recipe = remake.Recipe(self.again, (place,))
@@ -165,14 +173,14 @@ class _Run:
         if self._results is not None:
             return
         assert self._kept is not None, "a result was asked for after its gradient had been taken"
-        restored = _replaced(self._kept, lambda kept: kept.restore(), of=_Kept)
-        found = _tensors(restored, _TENSORS)
+        restored = replaced(self._kept, lambda kept: kept.restore(), of=_Kept)
+        found = tensors_of(restored, TENSORS)
         self._leaves = [tensor for tensor in found if not tensor.stop_gradient]
         with paddle.enable_grad():
             returned, appended = self._call(restored)
-        given = {id(tensor) for tensor in _tensors(restored, _TENSORS)}
-        self._returned = _tensors(returned, _TENSORS)
-        made = _tensors([returned, appended], _TENSORS | _LISTS)
+        given = {id(tensor) for tensor in tensors_of(restored, TENSORS)}
+        self._returned = tensors_of(returned, TENSORS)
+        made = tensors_of([returned, appended], TENSORS | LISTS)
         self._results = [tensor for tensor in made if _may_need_gradient(tensor, given)]
 
     def _call(self, restored: Any) -> tuple[Any, list[list[Any]]]:
@@ -182,7 +190,7 @@ class _Run:
         paddle.set_rng_state(self._generators)
         _second_run = True
         try:
-            return self._function(*restored[0], **restored[1]), _lists(restored)
+            return self._function(*restored[0], **restored[1]), lists_of(restored)
         finally:
             _second_run = before
             paddle.set_rng_state(now)
@@ -212,7 +220,7 @@ class _Kept:
 
     def __init__(self, tensor: paddle.Tensor, *, offload: bool) -> None:
         self.stop_gradient = tensor.stop_gradient
-        self._parameter = tensor if _is_parameter(tensor) else None
+        self._parameter = tensor if is_parameter(tensor) else None
         if offload and not tensor.stop_gradient and tensor.place.is_gpu_place():
             # Not executed in this project's CI.
             moved = tensor.detach().pin_memory()
@@ -270,11 +278,7 @@ def _forget(address: int, gone: Any) -> None:
 
 def _may_need_gradient(tensor: paddle.Tensor, given: set[int]) -> bool:
     """Whether a returned tensor is differentiable and made by the function: no parameter, no input."""
-    return id(tensor) not in given and not _is_parameter(tensor) and tensor.is_floating_point()
-
-
-def _is_parameter(tensor: paddle.Tensor) -> bool:
-    return isinstance(tensor, EagerParamBase)
+    return id(tensor) not in given and not is_parameter(tensor) and tensor.is_floating_point()
 
 
 @contextmanager
@@ -320,49 +324,3 @@ def _apart(gradients: list[paddle.Tensor | None]) -> tuple[paddle.Tensor | None,
             seen.add(gradient.data_ptr())
         apart.append(gradient)
     return tuple(apart)
-
-
-_TENSORS, _PARAMETERS, _LISTS = 1, 2, 4
-_ALL = _TENSORS | _PARAMETERS
-
-
-def _tensors(structure: Any, wanted: int) -> list[paddle.Tensor]:
-    """The tensors of a structure in order: plain ones, parameters, and whether those of lists."""
-    if isinstance(structure, paddle.Tensor):
-        return [structure] if wanted & (_PARAMETERS if _is_parameter(structure) else _TENSORS) else []
-    if isinstance(structure, list) and not wanted & _LISTS:
-        return []
-    return [found for part in _parts(structure) for found in _tensors(part, wanted)]
-
-
-def _lists(structure: Any) -> list[list[Any]]:
-    """All lists of a structure of arguments."""
-    if isinstance(structure, list):
-        return [structure]
-    return [found for part in _parts(structure) for found in _lists(part)]
-
-
-def _parts(structure: Any) -> Iterable[Any]:
-    if isinstance(structure, list | tuple):
-        return structure
-    if isinstance(structure, dict):
-        return structure.values()
-    if is_dataclass(structure) and not isinstance(structure, type):
-        return [getattr(structure, field.name) for field in fields(structure)]
-    return ()
-
-
-def _replaced(structure: Any, replace: Callable[[Any], Any], *, of: type = paddle.Tensor) -> Any:
-    """A copy of a structure with every `of` replaced; lists become new, empty ones."""
-    if isinstance(structure, of):
-        return replace(structure)
-    if isinstance(structure, list):
-        return []
-    if isinstance(structure, tuple):
-        return tuple(_replaced(part, replace, of=of) for part in structure)
-    if isinstance(structure, dict):
-        return {key: _replaced(part, replace, of=of) for key, part in structure.items()}
-    if is_dataclass(structure) and not isinstance(structure, type):
-        values = {f.name: _replaced(getattr(structure, f.name), replace, of=of) for f in fields(structure)}
-        return type(structure)(**values)
-    return structure
