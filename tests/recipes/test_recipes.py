@@ -41,7 +41,12 @@ def test_a_recipe_is_complete(recipe: Path) -> None:
 def test_commands_of_the_script_are_accepted(recipe: Path) -> None:
     script = (recipe / "run.sh").read_text(encoding="utf-8")
     assert subprocess.run(["sh", "-n", str(recipe / "run.sh")], check=False).returncode == 0
-    values = {"$config": f"recipes/{recipe.name}/sft.yaml", "$output": "output", "$recipe": "recipe"}
+    values = {
+        "$config": f"recipes/{recipe.name}/sft.yaml",
+        "$output": "output",
+        "$recipe/": f"recipes/{recipe.name}/",
+        "$recipe": "recipe",
+    }
     for name, value in values.items():
         script = script.replace(name, value)
     lines = command_lines(script.replace(' >"', ' > "').replace('"$question"', '"a question"'))
