@@ -105,7 +105,7 @@ def _time_operators(folder: Path, scratch: Path) -> float:
     thin.mkdir()
     ids = {key: 0 for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
     (thin / "config.json").write_text(json.dumps({**content, **THIN, **ids}), encoding="utf-8")
-    options = Namespace(mode="bf16", kernels="auto", random=True, sample=0)
+    options = Namespace(mode="bf16", kernels="auto", random=True, sample=0, lora_rank=0)
     step = build_step(Work(str(thin), 1, 8), options)
     return _median_of(step)
 

@@ -105,7 +105,9 @@ def _native(work: Work, options: Namespace) -> tuple[float, list[dict[str, Any]]
 
     clock = Clock()
     clock.watch(load())
-    step = build_step(work, Namespace(mode=options.mode, kernels="native", random=False, sample=0))
+    step = build_step(
+        work, Namespace(mode=options.mode, kernels="native", random=False, sample=0, lora_rank=0)
+    )
     for _ in range(work.warm_up):
         step()
     clock.reset()
@@ -127,7 +129,9 @@ def _paddle(work: Work, options: Namespace) -> tuple[float, list[dict[str, Any]]
     from paddle.profiler.profiler_statistic import StatisticData
     from step_ours import build_step
 
-    step = build_step(work, Namespace(mode=options.mode, kernels="paddle", random=False, sample=0))
+    step = build_step(
+        work, Namespace(mode=options.mode, kernels="paddle", random=False, sample=0, lora_rank=0)
+    )
     for _ in range(work.warm_up):
         step()
     with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda found: None) as found:
