@@ -15,8 +15,8 @@ mkdir -p "$output"
 say "the model"
 erniekit models get starter
 
-say "both configurations"
-erniekit config check "$recipe/sft.yaml" "$recipe/dpo.yaml"
+say "what is different from the defaults in preference training"
+erniekit config show "$recipe/dpo.yaml" --changed
 
 say "first half: SFT"
 erniekit train "$recipe/sft.yaml"
