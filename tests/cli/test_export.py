@@ -37,7 +37,8 @@ def test_what_a_run_holds_decides_and_not_fine_tuning(tiny_run: Path, told: Told
 
 
 def test_a_model_is_no_adapter(tiny_run: Path, told: Told) -> None:
-    code, _, err = told("export", tiny_run, f"lora_path={tiny_run}")
+    run = tiny_run / "run"
+    code, _, err = told("export", run, f"lora_path={run}")
     assert code == 1 and "holds a whole model and no adapter" in err
-    code, _, err = told("export", tiny_run, "lora_path=nowhere")
+    code, _, err = told("export", run, "lora_path=nowhere")
     assert code == 2 and "lora_path: there is no folder nowhere" in err
