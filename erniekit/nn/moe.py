@@ -52,7 +52,7 @@ class RouterRecord:
     dropped_Nk: bool, slots beyond an expert's capacity; None when nothing can be dropped.
     rows_N: int64 places of the tokens in the flattened batch [B * T]; None for all in order.
     token_types_N: int64 types of these tokens as given; None without them.
-    gate_weight_HE: the router's parameter (an adapter's part is not in it); correction_bias_E: its row of the bias.
+    gate_weight_HE: the router's parameter, without an adapter. correction_bias_E: its row of the bias.
     """
 
     layer: int
