@@ -13,6 +13,8 @@ from erniekit.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 # Logits held at once, at most: 256 MB in fp32. Larger chunks are no faster, only larger.
 MAX_LOGITS = 1 << 26
+# A gather costs a pass over the hidden states and a scatter backward: too much for the last of each row.
+GATHER_BELOW = 0.95
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ def chunked_cross_entropy(
         labels_N: int64 token ids, or -100 where nothing is to be predicted.
         chunk_tokens: positions whose logits are held at once (fewer where these were more than
             `MAX_LOGITS` numbers); the result does not depend on it beyond rounding.
-        only_labelled: gather the labelled positions before the head; the result is the same, what
-            is computed at the others is wasted.
+        only_labelled: gather the labelled positions before the head where they are few enough for that to
+            pay; the result is the same, what is computed at the others is wasted.
         scale: the loss is multiplied by it. Told here rather than by a product outside, it saves a pass
             over the gradient of the head, and a second buffer of its size when gradients of several
             batches are summed: `backward` must then follow, or the gradients be cleared.
@@ -57,10 +59,10 @@ def chunked_cross_entropy(
         The sum in nats (times `scale`), an fp32 scalar, and `num_tokens` and `num_correct` (greedy
         prediction right).
     """
-    if only_labelled:
+    num_tokens = int((labels_N != IGNORED).sum())
+    if only_labelled and num_tokens < GATHER_BELOW * labels_N.shape[0]:
         positions = paddle.nonzero(labels_N != IGNORED).flatten()
-        if positions.shape[0] < labels_N.shape[0]:
-            hidden_ND, labels_N = paddle.gather(hidden_ND, positions), paddle.gather(labels_N, positions)
+        hidden_ND, labels_N = paddle.gather(hidden_ND, positions), paddle.gather(labels_N, positions)
     vocab_size = head.weight.shape[0 if head.transposed else 1]
     chunk_tokens = max(1, min(chunk_tokens, MAX_LOGITS // vocab_size))
     loss, num_correct = linear_cross_entropy(
@@ -74,5 +76,4 @@ def chunked_cross_entropy(
         wanted=paddle.is_grad_enabled(),
         scale=scale,
     )
-    num_tokens = labels_N.shape[0] if only_labelled else float((labels_N != IGNORED).sum())
     return loss, {"num_tokens": float(num_tokens), "num_correct": float(num_correct)}

@@ -199,3 +199,29 @@ def test_a_scale_multiplies_the_loss_and_every_gradient():
         found.append([float(loss), hidden.grad.numpy(), gradients.of(weight).numpy()])
     for plain, scaled in zip(*found, strict=True):
         np.testing.assert_allclose(0.25 * plain, scaled, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_ignored", [0, 1, 4, 39, 40])
+def test_the_same_whether_few_or_many_are_labelled(num_ignored):
+    """On both sides of the share below which labelled positions are gathered."""
+    rng = np.random.default_rng(num_ignored)
+    hidden_array = rng.normal(size=(40, 6)).astype(np.float32)
+    labels = rng.integers(0, 9, 40)
+    labels[rng.permutation(40)[:num_ignored]] = -100
+    results = []
+    for only_labelled in (True, False):
+        hidden = paddle.to_tensor(hidden_array, stop_gradient=False)
+        weight = paddle.to_tensor(np.arange(54, dtype=np.float32).reshape(9, 6) / 20)
+        loss, metrics = chunked_cross_entropy(
+            hidden,
+            Head(weight, transposed=True),
+            paddle.to_tensor(labels),
+            chunk_tokens=7,
+            only_labelled=only_labelled,
+        )
+        loss.backward()
+        results.append((float(loss), hidden.grad.numpy(), metrics))
+    (gathered, to_gathered, told), (whole, to_whole, also_told) = results
+    assert gathered == pytest.approx(whole, rel=1e-6) and told == also_told
+    assert told["num_tokens"] == 40 - num_ignored
+    np.testing.assert_allclose(to_gathered, to_whole, rtol=1e-5, atol=1e-7)
