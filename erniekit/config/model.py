@@ -45,7 +45,8 @@ class Model:
     continue_training: bool = key(True, "start from the checkpoint's weights; false initialises them anew")
     compute_type: str = key(
         "auto",
-        "number type of weights and activations; auto is bf16 on a GPU and on a CPU whose native kernels multiply it (avx512bf16), fp32 elsewhere",
+        "number type of weights and activations; auto is bf16 on a GPU and on a CPU whose native kernels "
+        "multiply it (avx512bf16), fp32 elsewhere",
         choices=("auto", "fp32", "bf16"),
         synonyms={"bfloat16": "bf16", "float32": "fp32"},
         not_built={

@@ -221,8 +221,8 @@ def _recomputation(config: Config) -> RuleResult:
         yield (
             "refined_recompute",
             f"refined_recompute names operators, and recompute: {chosen.recompute} with "
-            f"recompute_granularity: {chosen.recompute_granularity} does not ask for them; write recompute: true and "
-            "recompute_granularity: selective",
+            f"recompute_granularity: {chosen.recompute_granularity} does not ask for them; write "
+            "recompute: true and recompute_granularity: selective",
         )
     if chosen.memory_limit_gb is not None and chosen.recompute != "auto":
         yield (

@@ -8,5 +8,5 @@ from erniekit.ops.backend import to_arithmetic, to_storage
 
 
 def concat(parts: Sequence[paddle.Tensor], axis: int = 0) -> paddle.Tensor:
-    """`paddle.concat` of tensors of one type, with gradients for bf16 on a CPU too (through fp32, exactly)."""
+    """`paddle.concat` of tensors of one type; bf16 has gradients on a CPU too (through fp32, exactly)."""
     return to_storage(paddle.concat(list(to_arithmetic(*parts)), axis=axis), parts[0].dtype)
