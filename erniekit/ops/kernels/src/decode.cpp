@@ -5,11 +5,11 @@
 //
 //   qkv | turn, store, attend | out | gate and up | down | next layer ... | head
 //
-// numbered through. A thread takes the number of its next task before it begins with the present one, asks
-// for the weights of both, waits until the phases before it are done, and computes. There is no barrier of
-// threads: one that sleeps without a task holds up nobody. Whoever does the last task of a phase ends the
-// phase: adds what was computed to the residual stream and normalises it. Other small work between products
-// belongs to the task that needs its result.
+// numbered through. A thread claims its next task of a phase before it begins with the present one, and asks
+// for the weights of both; at the end of a phase it guesses its task in the next one and asks for that. There
+// is no barrier of threads, and who waits holds no task, so one that sleeps holds up nobody. Whoever does the
+// last task of a phase ends the phase: adds what was computed to the residual stream and normalises it. Other
+// small work between products belongs to the task that needs its result.
 //
 // A product is cut into parts of its inputs, whole rows of the matrix, which are read in the order of
 // memory; the sums of the parts are added in order by whoever reads them. The number of parts is fixed, so
@@ -47,7 +47,7 @@ struct Decode {
 
 namespace {
 
-enum { kMostChunks = 16, kLeastChunk = 64, kPhases = 5, kPatience = 4096, kParts = 4, kPartUnit = 16 };
+enum { kMostChunks = 16, kLeastChunk = 128, kPhases = 5, kPatience = 256, kBetween = 64, kParts = 4, kPartUnit = 16 };
 
 EK_INLINE long chunk_of(long length) {
     return larger(kLeastChunk, round_up((length + kMostChunks - 1) / kMostChunks, 16));
@@ -57,7 +57,8 @@ EK_INLINE long chunk_of(long length) {
 struct Shared {
     long* taken;     // number of the next task
     long* done;      // tasks that are done
-    long* open;      // tasks before the last phase whose end is complete
+    long* open;      // tasks up to the last phase that ended
+    long* arrived;   // how often a thread found no more task in its phase
     float* x;        // [rows][hidden] residual stream
     void* normed;    // [rows][padded hidden] the same normalised, as an operand
     float *wide, *narrow;  // sums of the parts of a product, alternately
@@ -75,6 +76,7 @@ struct Shared {
         taken = (long*)take(16, 8);
         done = (long*)take(16, 8);
         open = (long*)take(16, 8);
+        arrived = (long*)take(16, 8);
         x = (float*)take(d.rows * d.hidden, 4);
         normed = take(d.rows * padded(d.hidden), 4);
         wide = (float*)take(kParts * d.rows * padded(width), 4);
@@ -112,17 +114,18 @@ struct Token {
     typedef typename Operand<C>::type Y;
     const Decode& d;
     const Shared shared;
-    const long width, group, wanted;
+    const long width, group, threads, wanted;
     const Cut<T> qkv, out, wide, down, head;
     const long head_tasks;
     long before[kPhases + 1];  // tasks of a layer before each phase, and all
     long total;
 
-    Token(const Decode& decode, long threads)
+    Token(const Decode& decode, long num_threads)
         : d(decode),
           shared(decode, (char*)decode.workspace),
           width((d.heads + 2 * d.key_heads) * d.dim),
           group(d.heads / d.key_heads),
+          threads(num_threads),
           wanted(2 * threads),
           qkv(d.hidden, width, kParts, wanted),
           out(d.heads * d.dim, d.hidden, kParts, wanted),
@@ -450,37 +453,67 @@ struct Token {
         }
     }
 
-    long take(Place* at, Ahead* ahead) const {
-        const long number = __atomic_fetch_add(shared.taken, 1, __ATOMIC_RELAXED);
-        if (number < total) {
-            *at = find(number);
-            const Region weights = region(*at);
-            if (weights.rows > 0) ahead->append(weights);
+    bool claim(long number) const {
+        return __atomic_compare_exchange_n(shared.taken, &number, number + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    }
+
+    // Claims the next task as soon as its phase is open; false when there is none. Nothing is held while
+    // waiting: on a busy machine whoever runs can then do all of the work.
+    bool take(Place* at) const {
+        long number = -1;
+        for (long spins = 1;; spins++) {
+            const long next = __atomic_load_n(shared.taken, __ATOMIC_RELAXED);
+            if (next >= total) return false;
+            if (next != number) *at = find(number = next);
+            if (__atomic_load_n(shared.open, __ATOMIC_ACQUIRE) >= at->first) {
+                if (claim(number)) return true;
+                number = -1;
+                continue;
+            }
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+            if (spins > kPatience && spins % kBetween == 0) sched_yield();
         }
-        return number;
+    }
+
+    // The task after this one in the same phase, claimed; else false, and a guess of what this thread will do
+    // in the next phase: those that arrive early get its first tasks.
+    bool take_another(const Place& at, Place* another) const {
+        for (;;) {
+            const long number = __atomic_load_n(shared.taken, __ATOMIC_RELAXED);
+            if (number >= at.after) break;
+            if (!claim(number)) continue;
+            *another = at;
+            another->task = number - at.first;
+            return true;
+        }
+        const long guess = at.after + __atomic_fetch_add(shared.arrived, 1, __ATOMIC_RELAXED) % threads;
+        *another = guess < total ? find(guess) : at;
+        return false;
     }
 
     // Takes tasks until none is left.
     void work(int thread) const {
         Ahead ahead;
-        Place at, next;
-        long number = take(&at, &ahead);
-        while (number < total) {
-            ahead.prime();
-            const long next_number = take(&next, &ahead);
-            for (long spins = 1; __atomic_load_n(shared.open, __ATOMIC_ACQUIRE) < at.first; spins++) {
-#if defined(__x86_64__)
-                __builtin_ia32_pause();
-#endif
-                if (spins % kPatience == 0) sched_yield();  // who holds the task may want this core
+        Place at{-1, 0, 0, 0, 0}, another = at;
+        for (bool held = false;;) {
+            if (!held) {
+                const Place guess = another;
+                if (!take(&at)) return;
+                if (at.first + at.task != guess.first + guess.task) ahead = Ahead();
+                if (ahead.lines == 0) ahead.append(region(at));
             }
+            held = take_another(at, &another);
+            const Region following = region(another);
+            if (following.rows > 0 && another.first + another.task != at.first + at.task) ahead.append(following);
+            ahead.prime();
             run(at, thread, &ahead);
             if (__atomic_add_fetch(shared.done, 1, __ATOMIC_ACQ_REL) == at.after) {
                 end(at);
                 __atomic_store_n(shared.open, at.after, __ATOMIC_RELEASE);
             }
-            number = next_number;
-            at = next;
+            if (held) at = another;
         }
     }
 };
@@ -489,7 +522,7 @@ template <class T, class C>
 static void decode(const Decode& d) {
     const long threads = ek_get_threads();
     const Token<T, C> token(d, threads);
-    *token.shared.taken = *token.shared.done = *token.shared.open = 0;
+    *token.shared.taken = *token.shared.done = *token.shared.open = *token.shared.arrived = 0;
     token.embed();
     token.normalise(d.layers[0].attention_norm);
     ek_parallel(threads, [&](long, int thread) { token.work(thread); });

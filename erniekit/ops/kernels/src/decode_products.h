@@ -211,7 +211,9 @@ EK_APART void sweep(const T* w, long stride, const typename Operand<T>::type* x,
 template <class T>
 static void multiply_columns(const T* w, long stride, const typename Operand<T>::type* x, long x_stride, long vectors,
                              long k, long columns, float* sums, Ahead* ahead) {
-    const long block = Operand<T>::columns, many = vectors >= 4 ? kManyRows : kFewRows, next = vectors * block;
+    const long block = Operand<T>::columns, next = vectors * block;
+    // What is not asked for in advance is small: its sums stay in registers over all rows.
+    const long many = ahead == nullptr ? k : vectors >= 4 ? kManyRows : kFewRows;
     memset(sums, 0, sizeof(float) * round_up(columns, block) * vectors);
     for (long k0 = 0; k0 < k; k0 += many, w += many * stride) {
         const long steps = smaller(many, k - k0);
