@@ -20,5 +20,6 @@ def test_it_runs(
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     parts = [figures[f"{name}_ms"] for name in ("operators", "data", "logs")]
     assert all(part > 0 for part in parts)
-    assert figures["share"] == pytest.approx(sum(parts) / 1e3 / figures["step_s"], rel=0.01)
+    # The step of so small a model is told in four decimals, two digits of it.
+    assert figures["share"] == pytest.approx(sum(parts) / 1e3 / figures["step_s"], rel=0.1)
     assert 0 < figures["start_screen_s"] < figures["end_of_the_first_step_s"]
