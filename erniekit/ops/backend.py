@@ -41,6 +41,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.cached_attention:cached_attention_reference",
         "native": "erniekit.ops.native.cached_attention:cached_attention",
     },
+    "add": {
+        "reference": "erniekit.ops.linear:add_reference",
+        "native": "erniekit.ops.native.add:add_native",
+    },
     "linear": {
         "reference": "erniekit.ops.linear:linear_reference",
         "native": "erniekit.ops.native.linear:linear_native",

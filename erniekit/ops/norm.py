@@ -14,7 +14,7 @@ import paddle
 from paddle.autograd import PyLayer
 
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
-from erniekit.ops.linear import add
+from erniekit.ops.linear import add, add_reference
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
@@ -45,7 +45,7 @@ def add_rms_norm_reference(
     x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """`add_rms_norm` by the two operators."""
-    total = add(x, delta)
+    total = add_reference(x, delta)
     return total, rms_norm(total, weight, epsilon)
 
 

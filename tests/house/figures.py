@@ -62,7 +62,7 @@ def ops(figures: Figures) -> str:
     """Forward / forward and backward in ms, with the rate of the native operator."""
     operators = figures["operators"]
     columns = list(dict.fromkeys(column for found in operators.values() for column in found["ms"]))
-    rows = [["ms, forward / both passes", *columns, "native bf16"]]
+    rows = [["ms, forward / both passes", *columns, "rate of native bf16"]]
     for name, found in operators.items():
         cells = [" / ".join(f"{ms:.2f}" for ms in found["ms"][column] if ms) for column in columns]
         rows.append([name, *cells, f"{found['rate']:.0f} {found['unit']}"])
@@ -126,13 +126,25 @@ def profile(figures: Figures) -> str:
     return table(rows) + f"\nA step of {shape}: {figures['step_s']:.2f} s.\n"
 
 
-def plain(figures: Figures) -> str:
-    """Numbers and words by name, for benchmarks without a table of their own."""
-    rows = [["", ""]]
-    for name, value in figures.items():
-        if isinstance(value, int | float | str) and name != "command":
-            rows.append([name.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value)])
-    return table(rows)
+def decode(figures: Figures) -> str:
+    """Every side, the bound by the rate of memory, and the ratio to the fastest peer."""
+    rows = [["", "tokens/s", "prompt tokens/s", "peak memory, GB"]]
+    for name, found in {**figures["ours"], **figures["peer"]}.items():
+        speeds = [f"{found['tokens_per_s']:.1f}", f"{found['prefill_tokens_per_s']:.0f}"]
+        rows.append([name, *speeds, f"{found['peak_rss_gb']:.2f}"])
+    bound = figures["bandwidth_gb_s"] * 1e9 / figures["bytes_per_token"]
+    said = (
+        f"\nA prompt of {figures['prompt_tokens']} tokens, an answer of {figures['tokens']}, batch 1. "
+        f"A token reads {figures['bytes_per_token'] / 1e6:.0f} MB, and this machine "
+        f"{figures['bandwidth_gb_s']:.1f} GB/s: at most {bound:.0f} tokens/s, of which ErnieKit reaches "
+        f"{figures['bandwidth_share']:.0%}.\n"
+    )
+    if figures["ratio_best"]:
+        said += (
+            f"\nTo the fastest peer: {figures['ratio_best']:.2f} times its speed of answering, "
+            f"{figures['prefill_ratio_best']:.2f} times that of reading the prompt.\n"
+        )
+    return table(rows) + said
 
 
 TABLES: dict[str, Callable[[Figures], str]] = {
@@ -143,5 +155,5 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "overhead": overhead,
     "profile_native": profile,
     "profile_paddle": profile,
-    "decode": plain,
+    "decode": decode,
 }
