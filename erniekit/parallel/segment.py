@@ -244,16 +244,20 @@ class _Kept:
 
 def _pack(tensor: paddle.Tensor) -> Any:
     """What Paddle is to save in place of a tensor."""
+    # Detached, since a result that its own node holds is a circle that only a backward pass undoes.
     found = _discarded.get(tensor.data_ptr()) if tensor.size else None
-    if found is None:
-        return tensor
-    original = found[0]()
-    if original is None or original.dtype != tensor.dtype or original.size != tensor.size:
-        return tensor
-    whole = original.is_contiguous() and tensor.is_contiguous()
-    if not whole and (original.shape, original.strides) != (tensor.shape, tensor.strides):
-        return tensor
+    original = found[0]() if found is not None else None
+    if found is None or original is None or not _same_memory(original, tensor):
+        return tensor.detach()
     return _Packed(found[1], tensor.shape)
+
+
+def _same_memory(original: paddle.Tensor, view: paddle.Tensor) -> bool:
+    """Whether a tensor at the address of another one is it, or all of it in another shape."""
+    if original.dtype != view.dtype or original.size != view.size:
+        return False
+    whole = original.is_contiguous() and view.is_contiguous()
+    return whole or (original.shape, original.strides) == (view.shape, view.strides)
 
 
 def _unpack(saved: Any) -> paddle.Tensor:

@@ -201,3 +201,17 @@ def test_what_is_kept_is_free_after_the_backward_pass() -> None:
     gc.collect()
     assert watched() is None
     assert not loss.stop_gradient
+
+
+def test_a_graph_without_a_backward_pass_is_freed() -> None:
+    """Hooks must not make circles of operators that save their own results."""
+    made = recomputed(lambda x: x * 3, discard=[0])
+    chain = without_discarded(lambda x: paddle.nn.functional.softmax(made(x)).exp())
+    x = leaf(512, 512)
+    held = []
+    for _ in range(3):
+        out = chain(x)
+        del out
+        gc.collect()
+        held.append(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
+    assert held[1] == held[0] and held[2] == held[0]
