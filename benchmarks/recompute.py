@@ -6,8 +6,8 @@
 Every configuration trains a model with random weights on random tokens in a process of its own, which
 takes the time of its steps (the median), of the clock and of the processors, which other work on the
 machine disturbs less, and the largest resident size that Linux saw of it. The last line is a JSON object
-with all figures; the exit status is 1 when a prediction is further off than `--tolerance`. Losses and gradients do not depend on the configuration, which the table shows by the
-sum of the losses.
+with all figures; the exit status is 1 when a prediction is further off than `--tolerance`.
+Losses and gradients do not depend on the configuration, which the table shows by the sum of the losses.
 """
 
 import argparse
