@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "train_step": ("train_step.py", ("--model", "starter", "--batch", "4", "--length", "512"), True),
     "ops": ("ops.py", (), True),
     "scaling": ("scaling.py", (), True),
+    "moe_step": ("moe_step.py", (), True),
     "decode": ("decode.py", (), False),
     "convergence": ("convergence.py", (), False),
     "overhead": ("overhead.py", (), False),

@@ -1,6 +1,6 @@
 """One mode of ErnieKit: a training step as the trainer does it, without data and logs.
 
-Run by train_step.py, lora_step.py and scaling.py.
+Run by train_step.py, lora_step.py, moe_step.py and scaling.py.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--random", action="store_true", help="fresh weights: only config.json is read")
     parser.add_argument("--lora-rank", type=int, default=0, help="rank of an adapter; 0 trains all")
+    parser.add_argument("--experts-in-a-loop", action="store_true", help="no grouped products of experts")
     options = parser.parse_args()
     from erniekit.cli.launch import require_paddle
 
@@ -39,10 +40,37 @@ def main() -> None:
     import paddle
 
     work = Work(**json.loads(options.work))
+    if options.experts_in_a_loop:
+        use_loop()
     step = build_step(work, options)
     from erniekit.ops.backend import kernels_in_words
 
     tell_result(timed(step, work, f"ErnieKit, {kernels_in_words()}, Paddle {paddle.__version__}"))
+
+
+def use_loop() -> None:
+    """From now on experts are a loop in Python, and Paddle's operators bring rows to them and back."""
+    from erniekit.ops.backend import IMPLEMENTATIONS
+
+    IMPLEMENTATIONS["grouped_linear"]["native"] = f"{__name__}:looped_linear"
+    for name in ("dispatch_rows", "combine_rows"):
+        del IMPLEMENTATIONS[name]["native"]
+
+
+def looped_linear(x_MI: Any, weight: Any, offsets: Any) -> Any:
+    """`grouped_linear` as one native product after the other."""
+    import paddle
+
+    from erniekit.ops.concat import concat
+    from erniekit.ops.linear import linear
+
+    bounds = offsets.tolist()
+    parts = [
+        linear(x_MI[start:stop], of_expert)
+        for start, stop, of_expert in zip(bounds[:-1], bounds[1:], paddle.unbind(weight, 0), strict=True)
+        if stop > start
+    ]
+    return concat(parts)
 
 
 def build_step(work: Work, options: argparse.Namespace) -> Any:

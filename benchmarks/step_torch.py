@@ -1,6 +1,6 @@
 """One mode of the peer: a training step of transformers on PyTorch, with the settings that serve it best.
 
-Run by train_step.py, lora_step.py and scaling.py with an interpreter that has torch and transformers.
+Run by train_step.py, lora_step.py, moe_step.py and scaling.py with an interpreter that has torch and transformers.
 
 * as many threads as cores, scaled-dot-product attention, the fused AdamW
 * logits only where there is a label; with `--chunk N` of N positions at a time, each differentiated at
@@ -28,10 +28,11 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0, help="positions whose logits are held; 0 for all")
     parser.add_argument("--random", action="store_true", help="fresh weights: only config.json is read")
     parser.add_argument("--lora-rank", type=int, default=0, help="rank of an adapter; 0 trains all")
+    parser.add_argument("--experts", help="implementation of a mixture of experts: eager, grouped_mm")
     options = parser.parse_args()
     torch.set_num_threads(usable_cores())
     work = Work(**json.loads(options.work))
-    model = load(work.folder, options.mode, fresh=options.random)
+    model = load(work.folder, options.mode, fresh=options.random, experts=options.experts)
     name = f"transformers {transformers.__version__}, torch {torch.__version__}"
     if options.lora_rank:
         model, version = adapted(model, options.lora_rank)
@@ -39,15 +40,16 @@ def main() -> None:
     tell_result(timed(Step(model, work, options.mode, options.chunk), work, name))
 
 
-def load(folder: str, mode: str, *, fresh: bool) -> Any:
+def load(folder: str, mode: str, *, fresh: bool, experts: str | None = None) -> Any:
     """The model in training mode."""
     dtype = torch.bfloat16 if mode == "bf16_pure" else torch.float32
     kind = transformers.AutoModelForCausalLM
+    chosen = {"attn_implementation": "sdpa", **({"experts_implementation": experts} if experts else {})}
     if fresh:
         config = transformers.AutoConfig.from_pretrained(folder)
-        model = kind.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = kind.from_config(config, dtype=dtype, **chosen)
     else:
-        model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        model = kind.from_pretrained(folder, dtype=dtype, **chosen)
     return model.train()
 
 

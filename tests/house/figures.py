@@ -147,6 +147,23 @@ def decode(figures: Figures) -> str:
     return table(rows) + said
 
 
+def moe_step(figures: Figures) -> str:
+    """Every shape and side, then the least of the ratios."""
+    rows = [["shape", "", "tokens/s", "s a step", "peak memory, GB", "MFU"]]
+    for name, shape in figures["shapes"].items():
+        for side, words in (("ours", "ErnieKit"), ("torch", "torch")):
+            for mode, found in shape[side].items():
+                measured = [f"{found['tokens_per_s']:.0f}", f"{found['seconds_per_step']:.2f}"]
+                measured += [f"{found['peak_rss_gb']:.2f}", f"{found['mfu']:.0%}"]
+                rows.append([name, f"{words} {mode}", *measured])
+    ratios = [["shape", "to the best mode of torch", "to the loop", "MFU over that of the dense model"]]
+    for name, shape in figures["shapes"].items():
+        keys = ("ratio_best", "ratio_loop", "ratio_dense_mfu")
+        ratios.append([name, *(f"{shape[key]:.2f}" if shape[key] else "-" for key in keys)])
+    said = f"\nSteps of {figures['batch']} x {figures['length']} tokens; ErnieKit grouped:\n\n"
+    return table(rows) + said + table(ratios)
+
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "train_step": train_step,
     "ops": ops,
@@ -156,4 +173,5 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "profile_native": profile,
     "profile_paddle": profile,
     "decode": decode,
+    "moe_step": moe_step,
 }

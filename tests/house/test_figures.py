@@ -79,6 +79,19 @@ SAMPLES: dict[str, dict] = {
         "ratio_best": 1.2,
         "prefill_ratio_best": 2.0,
     },
+    "moe_step": {
+        "shapes": {
+            "8-of-2": {
+                "ours": {"grouped": {**MODE, "mfu": 0.6}},
+                "torch": {"bf16_pure_eager": {**MODE, "mfu": 0.2}},
+                "ratio_best": 2.14,
+                "ratio_loop": None,
+                "ratio_dense_mfu": 0.881,
+            }
+        },
+        "batch": 4,
+        "length": 512,
+    },
 }
 SAMPLES["profile_paddle"] = SAMPLES["profile_native"]
 EXPECTED = {
@@ -102,6 +115,11 @@ EXPECTED = {
         "80%",
         "1.20 times",
         "2.00",
+    ],
+    "moe_step": [
+        "| 8-of-2 | torch bf16_pure_eager | 812 | 2.52 | 3.25 | 20% |",
+        "| 8-of-2 | 2.14 | - | 0.88 |",
+        "4 x 512 tokens",
     ],
 }
 
