@@ -20,9 +20,8 @@ import paddle
 from paddle import nn
 
 from erniekit.nn.mlp import GatedMLP
-from erniekit.ops import remake
 from erniekit.ops.concat import concat
-from erniekit.ops.linear import add, linear
+from erniekit.ops.linear import add, linear, views, widen
 from erniekit.ops.moe import (
     Routing,
     SortedSlots,
@@ -104,19 +103,11 @@ class Gate(nn.Layer):
 
     def forward(self, x_NH: paddle.Tensor, modality: int) -> paddle.Tensor:
         """Logits [N, E] in fp32."""
-        if x_NH.dtype != paddle.float32:
-            # The copy in fp32 is cheaper to make again than to keep.
-            kept = remake.keep(x_NH)
-            x_NH = remake.mark(x_NH.astype("float32"), _widen, kept)
-        return linear(x_NH, self.matrix(modality))
+        return linear(widen(x_NH), self.matrix(modality))
 
     def matrix(self, modality: int) -> paddle.Tensor:
         """The router's matrix of a modality."""
         return getattr(self, GATE_WEIGHTS[modality])
-
-
-def _widen(kept: Any) -> paddle.Tensor:
-    return remake.restore(kept).astype("float32")
 
 
 class MoeStatics(nn.Layer):
@@ -219,13 +210,15 @@ class MixtureOfExperts(nn.Layer):
             token_types_BT: int64, 0 for text, anything else for vision; None for text only.
             records: receives a RouterRecord for every modality that is present.
         """
-        x_NH = remake.mark(x_BTH.reshape([-1, x_BTH.shape[-1]]), _flatten, remake.keep(x_BTH))
+        shape = x_BTH.shape
+        flat = [shape[0] * shape[1], shape[2]]
+        x_NH, *to_shared = views(x_BTH, flat, *([] if self.shared_experts is None else [shape]))
         if len(self.num_experts) == 1 or token_types_BT is None:
             out_NH = self._of_modality(x_NH, TEXT, records, layer, None, None)
         else:
             out_NH = self._by_modality(x_NH, token_types_BT.flatten(), records, layer)
-        out_BTH = out_NH.reshape(x_BTH.shape)
-        return out_BTH if self.shared_experts is None else add(out_BTH, self.shared_experts(x_BTH))
+        (out_BTH,) = views(out_NH, shape)
+        return out_BTH if self.shared_experts is None else add(out_BTH, self.shared_experts(*to_shared))
 
     def _by_modality(
         self, x_NH: paddle.Tensor, types_N: paddle.Tensor, records: list[RouterRecord] | None, layer: int
@@ -254,7 +247,8 @@ class MixtureOfExperts(nn.Layer):
         rows_N: paddle.Tensor | None,
         token_types_N: paddle.Tensor | None,
     ) -> paddle.Tensor:
-        logits_NE, routing, gate_HE = self.choose_experts(x_NH, modality)
+        to_gate_NH, x_NH = views(x_NH, x_NH.shape, x_NH.shape)
+        logits_NE, routing, gate_HE = self.choose_experts(to_gate_NH, modality)
         num_experts, bias_E = logits_NE.shape[1], self.moe_statics.row(modality)
         if records is not None:
             records.append(
@@ -287,8 +281,3 @@ class MixtureOfExperts(nn.Layer):
         bias_E = self.moe_statics.row(modality)
         routing = route(logits_NE, bias_E, capacity=capacity, **self.routing)
         return logits_NE, routing, getattr(self.gate, GATE_WEIGHTS[modality])
-
-
-def _flatten(kept: Any) -> paddle.Tensor:
-    x = remake.restore(kept)
-    return x.reshape([-1, x.shape[-1]])

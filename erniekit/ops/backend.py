@@ -45,6 +45,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.linear:add_reference",
         "native": "erniekit.ops.native.add:add_native",
     },
+    "views": {
+        "reference": "erniekit.ops.linear:views_reference",
+        "native": "erniekit.ops.native.add:views_native",
+    },
+    "widen": {
+        "reference": "erniekit.ops.linear:widen_reference",
+        "native": "erniekit.ops.native.add:widen_native",
+    },
     "linear": {
         "reference": "erniekit.ops.linear:linear_reference",
         "native": "erniekit.ops.native.linear:linear_native",
@@ -77,6 +85,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "lora_linear": {
         "reference": "erniekit.ops.lora:lora_linear_reference",
         "native": "erniekit.ops.native.lora:lora_linear_native",
+    },
+    "top_k": {
+        "reference": "erniekit.ops.moe:top_k_reference",
+        "native": "erniekit.ops.native.moe:top_k_native",
+    },
+    "sort_slots": {
+        "reference": "erniekit.ops.moe:sort_slots_reference",
+        "native": "erniekit.ops.native.moe:sort_slots_native",
     },
     "dispatch_rows": {
         "reference": "erniekit.ops.moe:dispatch_rows_reference",

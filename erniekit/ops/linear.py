@@ -1,7 +1,10 @@
 """Matrix products and element sums in the storage type of their inputs (fp32 inside on a CPU)."""
 
+from collections.abc import Sequence
+
 import paddle
 
+from erniekit.ops import remake
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
 
 
@@ -25,6 +28,43 @@ def linear_reference(
 def add(x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:
     """The residual sum x + y, same shape."""
     return choose("add")(x, y)
+
+
+def views(x: paddle.Tensor, *shapes: Sequence[int]) -> tuple[paddle.Tensor, ...]:
+    """x in each of the shapes, for as many readers; their gradients are summed in the type of x."""
+    return choose("views")(x, *shapes)
+
+
+def views_reference(x: paddle.Tensor, *shapes: Sequence[int]) -> tuple[paddle.Tensor, ...]:
+    """`views` that leaves the sum to Paddle."""
+    return tuple(_viewed(x, list(shape)) for shape in shapes)
+
+
+def _viewed(x: paddle.Tensor, shape: list[int]) -> paddle.Tensor:
+    if shape == x.shape:
+        return x
+    return remake.mark(x.reshape(shape), _reshaped, remake.keep(x), shape)
+
+
+def _reshaped(kept: remake.Recipe, shape: list[int]) -> paddle.Tensor:
+    return remake.restore(kept).reshape(shape)
+
+
+def widen(x: paddle.Tensor) -> paddle.Tensor:
+    """x in fp32; its gradient comes back in the type of x."""
+    if x.dtype == paddle.float32:
+        return x
+    kept = remake.keep(x)  # the copy in fp32 is cheaper to make again than to keep
+    return remake.mark(choose("widen")(x), _widened, kept)
+
+
+def widen_reference(x: paddle.Tensor) -> paddle.Tensor:
+    """`widen` by Paddle's operator."""
+    return x.astype("float32")
+
+
+def _widened(kept: remake.Recipe) -> paddle.Tensor:
+    return choose("widen")(remake.restore(kept))
 
 
 def add_reference(x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:

@@ -79,15 +79,16 @@ def route(
     """
     assert scoring in SCORES, scoring
     num_tokens, num_experts = logits_NE.shape
-    groups = [num_tokens, top_k, num_experts // top_k] if grouped else [num_tokens, 1, num_experts]
-    grouped_logits = logits_NE.reshape(groups)
+    # Without groups nothing is reshaped: the gradient of a reshape is a copy.
+    grouped_logits = logits_NE.reshape([num_tokens, top_k, num_experts // top_k]) if grouped else logits_NE
     scores = F.softmax(grouped_logits, axis=-1) if scoring == "softmax" else F.sigmoid(grouped_logits)
     compared = scores.detach()
     if grouped:
         compared = compared / compared.max(-1, keepdim=True)
-    scores_NE = scores.reshape([num_tokens, num_experts])
-    compared_NE = compared.reshape([num_tokens, num_experts]) + bias_E.detach()
-    chosen_Nk = paddle.topk(compared_NE, top_k, axis=-1)[1]
+    if grouped:
+        scores, compared = scores.reshape(logits_NE.shape), compared.reshape(logits_NE.shape)
+    scores_NE, compared_NE = scores, compared + bias_E.detach()
+    chosen_Nk = choose("top_k")(compared_NE, top_k)
     weights_Nk = paddle.take_along_axis(scores_NE, chosen_Nk, axis=1)
     dropped_Nk = None
     if capacity is not None and capacity < num_tokens:
@@ -96,6 +97,11 @@ def route(
     if normalise:
         weights_Nk = weights_Nk / paddle.clip(weights_Nk.sum(-1, keepdim=True), min=norm_min)
     return Routing(scores_NE, chosen_Nk, weights_Nk, dropped_Nk)
+
+
+def top_k_reference(x_NE: paddle.Tensor, top_k: int) -> paddle.Tensor:
+    """int64 places [N, k] of the k largest of every row, largest first."""
+    return paddle.topk(x_NE, top_k, axis=-1)[1]
 
 
 def expert_capacity(
@@ -124,11 +130,18 @@ def beyond_capacity(chosen_Nk: paddle.Tensor, num_experts: int, capacity: int) -
     return (paddle.gather(rank, back) >= capacity).reshape(chosen_Nk.shape)
 
 
-@paddle.no_grad()
 def sort_slots(
     chosen_Nk: paddle.Tensor, num_experts: int, dropped_Nk: paddle.Tensor | None = None
 ) -> SortedSlots:
     """Sort the slots by expert; dropped ones are left out."""
+    return choose("sort_slots")(chosen_Nk, num_experts, dropped_Nk)
+
+
+@paddle.no_grad()
+def sort_slots_reference(
+    chosen_Nk: paddle.Tensor, num_experts: int, dropped_Nk: paddle.Tensor | None = None
+) -> SortedSlots:
+    """`sort_slots` by sorting twice."""
     top_k = chosen_Nk.shape[1]
     flat = chosen_Nk.flatten()
     if dropped_Nk is not None:  # to the end, as an expert that does not exist

@@ -1,4 +1,4 @@
-"""Rows to experts and back by native kernels, each in one pass, with gradients by hand.
+"""Choosing experts, and rows to them and back by native kernels, each in one pass, with gradients by hand.
 
 Dispatch copies rows; its gradient sums, for every token, those of its slots. Combine is the weighted
 sum of a token's slots; its gradient to a row is the token's times the weight, and to a weight the
@@ -13,7 +13,13 @@ from paddle.autograd import PyLayer
 
 from erniekit.ops import remake
 from erniekit.ops.kernels import library
-from erniekit.ops.moe import SortedSlots, combine_rows_reference, dispatch_rows_reference
+from erniekit.ops.moe import (
+    SortedSlots,
+    combine_rows_reference,
+    dispatch_rows_reference,
+    sort_slots_reference,
+    top_k_reference,
+)
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
 from erniekit.ops.native.memory import empty
 
@@ -34,6 +40,36 @@ def combine_rows_native(y_MH: paddle.Tensor, weights_Nk: paddle.Tensor, slots: S
     if not paddle.is_grad_enabled():
         return _sums(y_MH, weights_Nk, slots)
     return _Combine.apply(y_MH, weights_Nk, slots, remake.keep(y_MH))
+
+
+def top_k_native(x_NE: paddle.Tensor, top_k: int) -> paddle.Tensor:
+    """As `top_k_reference`; of equal numbers the first counts as the larger."""
+    if x_NE.dtype != paddle.float32:
+        return top_k_reference(x_NE, top_k)
+    x_NE = contiguous(x_NE)
+    chosen_Nk = paddle.empty([x_NE.shape[0], top_k], dtype="int64")
+    library.load().declare("ek_top_k", c_long, c_long, c_long, c_void_p, c_void_p)(
+        *x_NE.shape, top_k, x_NE.data_ptr(), chosen_Nk.data_ptr()
+    )
+    return chosen_Nk
+
+
+def sort_slots_native(
+    chosen_Nk: paddle.Tensor, num_experts: int, dropped_Nk: paddle.Tensor | None = None
+) -> SortedSlots:
+    """As `sort_slots_reference`, which also serves dropped slots."""
+    if dropped_Nk is not None or chosen_Nk.dtype != paddle.int64:
+        return sort_slots_reference(chosen_Nk, num_experts, dropped_Nk)
+    chosen_Nk = contiguous(chosen_Nk)
+    count = chosen_Nk.size
+    offsets = paddle.empty([num_experts + 1], dtype="int64")
+    tokens_M, slots_M = paddle.empty([count], dtype="int64"), paddle.empty([count], dtype="int64")
+    places_Nk = paddle.empty(chosen_Nk.shape, dtype="int64")
+    library.load().declare("ek_sort_slots", c_long, c_long, c_long, *[c_void_p] * 5)(
+        *(count, chosen_Nk.shape[1], num_experts, chosen_Nk.data_ptr(), offsets.data_ptr()),
+        *(tokens_M.data_ptr(), slots_M.data_ptr(), places_Nk.data_ptr()),
+    )
+    return SortedSlots(tokens_M, slots_M, places_Nk, offsets)
 
 
 def _copies(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:

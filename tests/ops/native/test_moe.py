@@ -101,3 +101,30 @@ def test_frozen_experts_and_frozen_routers(library: Library) -> None:
         y.stop_gradient, weights.stop_gradient = (not want for want in wanted)
         native.combine_rows_native(y, weights, slots).sum().backward()
         assert (y.grad is not None, weights.grad is not None) == wanted
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k"), [(1, 1, 1), (0, 4, 2), (50, 7, 3), (300, 64, 6), (40, 8, 8)]
+)
+def test_choices_and_sorted_slots(library: Library, tokens: int, experts: int, top_k: int) -> None:
+    random = np.random.default_rng(tokens)
+    # All different, so that which is larger is no question.
+    scores = paddle.to_tensor(
+        random.permuted(np.tile(np.arange(experts, dtype=np.float32), (tokens, 1)), axis=1)
+    )
+    chosen = native.top_k_native(scores, top_k)
+    assert chosen.dtype == paddle.int64 and chosen.shape == [tokens, top_k]
+    if not tokens:
+        return
+    np.testing.assert_array_equal(chosen.numpy(), moe.top_k_reference(scores, top_k).numpy())
+    found = native.sort_slots_native(chosen, experts)
+    expected = moe.sort_slots_reference(chosen, experts)
+    for name in ("tokens_M", "slots_M", "places_Nk", "offsets"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.dtype == other.dtype == paddle.int64
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_of_equal_scores_the_first_is_chosen(library: Library) -> None:
+    scores = paddle.to_tensor([[0.5, 0.25, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])
+    assert native.top_k_native(scores, 2).tolist() == [[0, 2], [0, 1]]

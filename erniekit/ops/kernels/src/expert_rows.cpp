@@ -1,4 +1,4 @@
-// Rows that went to experts, brought back to their tokens, and the gradients of that.
+// The choice of experts, their sorted slots, rows brought back to their tokens, and the gradients of that.
 //
 //   N tokens, k choices a token, M rows sorted by expert, H features; place -1 is a dropped choice
 #include "pool.h"
@@ -48,8 +48,50 @@ static void sum_backward(long m, long k, long h, const int64_t* slots, const flo
     });
 }
 
+// The k largest of every row, largest first; of equal ones the first.
+static void top_k(long n, long e, long k, const float* x, int64_t* chosen) {
+    ek_parallel((n + ROWS - 1) / ROWS, [&](long task, int thread) {
+        float* best = ek_scratch<float>(thread, 0, k);
+        for (long i = task * ROWS; i < n && i < (task + 1) * ROWS; i++) {
+            int64_t* out = chosen + i * k;
+            long filled = 0;
+            for (long j = 0; j < e; j++) {
+                const float y = x[i * e + j];
+                if (filled == k && !(y > best[k - 1])) continue;
+                long at = filled < k ? filled++ : k - 1;
+                for (; at > 0 && y > best[at - 1]; at--) {
+                    best[at] = best[at - 1];
+                    out[at] = out[at - 1];
+                }
+                best[at] = y;
+                out[at] = j;
+            }
+        }
+    });
+}
+
 }  // namespace
 }  // namespace EK_NS
+
+// chosen [N,k]: places of the k largest of every row of x [N,E].
+EK_EXPORT(ek_top_k)(long n, long e, long k, const float* x, int64_t* chosen) { EK_NS::top_k(n, e, k, x, chosen); }
+
+// Of slots with experts chosen [N k], none dropped: offsets [E+1], and in the order of experts, slots and
+// their tokens [N k]; places [N k] says where a slot went.
+EK_EXPORT(ek_sort_slots)(long count, long k, long e, const int64_t* chosen, int64_t* offsets, int64_t* tokens,
+                         int64_t* slots, int64_t* places) {
+    memset(offsets, 0, (e + 1) * sizeof(int64_t));
+    for (long i = 0; i < count; i++) offsets[chosen[i] + 1]++;
+    for (long j = 0; j < e; j++) offsets[j + 1] += offsets[j];
+    for (long i = 0; i < count; i++) {
+        const int64_t place = offsets[chosen[i]]++;
+        slots[place] = i;
+        tokens[place] = i / k;
+        places[i] = place;
+    }
+    for (long j = e; j > 0; j--) offsets[j] = offsets[j - 1];
+    offsets[0] = 0;
+}
 
 // out [N,H] of y [M,H] at places [N,k], with fp32 weights [N,k] or none.
 EK_EXPORT(ek_sum_places)(int type, long n, long k, long h, const int64_t* places, const void* y,

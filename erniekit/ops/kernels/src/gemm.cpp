@@ -427,8 +427,12 @@ void multiply(const Product& x) {
         return;
     }
     // Few panels are split along the rows, so that every core has something to do until the end.
+    // Inside a task there is one core, and every split would copy the panels of B again: there they only
+    // keep the sums of long products in the cache.
     long splits = 1;
-    while (plan.panels * splits < 16 && row_tiles >= 16 * splits) splits *= 2;
+    if (ek_pool_inside()) splits = (x.m + 1023) / 1024;
+    else
+        while (plan.panels * splits < 16 && row_tiles >= 16 * splits) splits *= 2;
     plan.block_rows = (row_tiles + splits - 1) / splits * MR;
     plan.row_blocks = (x.m + plan.block_rows - 1) / plan.block_rows;
     if (!plan.direct) {

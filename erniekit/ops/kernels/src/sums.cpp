@@ -1,4 +1,4 @@
-// Sums over rows and sums of two tensors.
+// Sums over rows, sums of two tensors, and copies in the other type.
 #include "pool.h"
 #include "vec.h"
 
@@ -30,8 +30,23 @@ static void add(long count, const T* x, const T* y, T* out) {
     });
 }
 
+template <class T, class U>
+static void convert(long count, const T* x, U* out) {
+    const long block = 1 << 14;
+    ek_parallel((count + block - 1) / block, [&](long task, int) {
+        const long end = count < (task + 1) * block ? count : (task + 1) * block;
+        for (long i = task * block; i < end; i += VW) vstore_n(out + i, vload_n(x + i, end - i), end - i);
+    });
+}
+
 }  // namespace
 }  // namespace EK_NS
+
+// out = x in the other type, `count` elements; `type` is that of x.
+EK_EXPORT(ek_convert)(int type, long count, const void* x, void* out) {
+    if (type == EK_BF16) EK_NS::convert(count, (const bf16*)x, (float*)out);
+    else EK_NS::convert(count, (const float*)x, (bf16*)out);
+}
 
 // out [N] (fp32) = factor out + the sum over M rows of x [M,N].
 EK_EXPORT(ek_sum_rows)(int type, long m, long n, const void* x, float* out, float factor) {
