@@ -1,6 +1,7 @@
 """One mode of the peer: a training step of transformers on PyTorch, with the settings that serve it best.
 
-Run by train_step.py, lora_step.py, moe_step.py and scaling.py with an interpreter that has torch and transformers.
+Run by train_step.py, lora_step.py, moe_step.py and scaling.py with an interpreter that has torch and
+transformers.
 
 * as many threads as cores, scaled-dot-product attention, the fused AdamW
 * logits only where there is a label; with `--chunk N` of N positions at a time, each differentiated at

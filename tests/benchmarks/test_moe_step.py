@@ -57,10 +57,12 @@ def test_ratios(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
             "bf16_pure_grouped_mm": runs(benchmark, 5.003, [5.0]),
         },
     }
-    work, failures = benchmark.Work("folder", 4, 512), []
+    failures: list[str] = []
+    work = benchmark.Work("folder", 4, 512)
     flops = {"moe": 11e6, "dense": 10e6}
     slow = benchmark.summarise("8-of-2", work, sides, flops, failures)
     assert (slow["ratio_best"], slow["ratio_loop"], slow["ratio_dense_mfu"]) == (2.5, 3.0, 0.825)
+    assert slow["ratio_same_states"] == pytest.approx(4.5, abs=1e-3)
     sides["torch"]["bf16_pure_grouped_mm"] = runs(benchmark, 6.0, [3.0])
     fast = benchmark.summarise("64-of-6", work, sides, flops, failures)
     assert len(failures) == 1 and "64-of-6: first losses differ" in failures[0]

@@ -156,9 +156,15 @@ def moe_step(figures: Figures) -> str:
                 measured = [f"{found['tokens_per_s']:.0f}", f"{found['seconds_per_step']:.2f}"]
                 measured += [f"{found['peak_rss_gb']:.2f}", f"{found['mfu']:.0%}"]
                 rows.append([name, f"{words} {mode}", *measured])
-    ratios = [["shape", "to the best mode of torch", "to the loop", "MFU over that of the dense model"]]
+    heads = [
+        "to the best mode of torch",
+        "to the best with fp32 states",
+        "to the loop",
+        "MFU to the dense one's",
+    ]
+    ratios = [["shape", *heads]]
     for name, shape in figures["shapes"].items():
-        keys = ("ratio_best", "ratio_loop", "ratio_dense_mfu")
+        keys = ("ratio_best", "ratio_same_states", "ratio_loop", "ratio_dense_mfu")
         ratios.append([name, *(f"{shape[key]:.2f}" if shape[key] else "-" for key in keys)])
     said = f"\nSteps of {figures['batch']} x {figures['length']} tokens; ErnieKit grouped:\n\n"
     return table(rows) + said + table(ratios)
