@@ -5,8 +5,8 @@
     python benchmarks/moe_step.py --quick
 
 The step is that of `train_step.py`. The models have random weights, which all sides read from one folder;
-first losses have to agree. Every side is a process of its own, and they take turns for several rounds, but the
-loop, and a mode of torch that takes over 1.5 times as long as its best one, are measured once:
+first losses have to agree. Every side is a process of its own, and they take turns for several rounds,
+but the loop, and a mode of torch that takes over 1.5 times as long as its best one, are measured once:
 
 * `grouped`: ErnieKit, bf16, all experts of a layer in one product over rows sorted by expert
 * `loop`: the same with a loop over experts in Python, each with the same native product, and with Paddle's
