@@ -124,7 +124,7 @@ class _Combine(PyLayer):
         slots, grad_NH = ctx.slots, contiguous(grad_NH)
         num_tokens, top_k = weights_Nk.shape
         num_rows, width = y_MH.shape
-        grad_y, grad_weights = paddle.empty_like(y_MH), paddle.empty_like(weights_Nk)
+        grad_y, grad_weights = empty(y_MH.shape, dtype=y_MH.dtype), paddle.empty_like(weights_Nk)
         signature = (c_int, *[c_long] * 4, *[c_void_p] * 6)
         library.load().declare("ek_sum_places_backward", *signature)(
             *(TYPES[y_MH.dtype], num_tokens, top_k, num_rows, width),
