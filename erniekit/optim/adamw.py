@@ -10,10 +10,14 @@ mantissa. The moments are fp32; with `use_lowprecision_moment` they are stored i
 down at random so that their mean stays, which costs a little noise and saves 4 bytes a parameter.
 
 The update itself is native or Paddle's (`native.py`, `plain.py`); a checkpoint is the same for both.
+
+Where several processes share the work (ZeRO, Rajbhandari et al. 2020), each holds the state of some
+parameters and updates these alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +42,7 @@ class AdamW:
         self,
         named_parameters: list[tuple[str, Any]],
         own_ratios: Mapping[str, float] = MappingProxyType({}),
+        held: Collection[str] | None = None,
         *,
         weight_decay: float,
         adam_beta1: float,
@@ -48,7 +53,10 @@ class AdamW:
         moe_gate_lr_ratio: float | None = None,
         use_lowprecision_moment: bool = False,
     ) -> None:
-        self._parameters = {name: p for name, p in named_parameters if not p.stop_gradient}
+        trained = {name: p for name, p in named_parameters if not p.stop_gradient}
+        before = accumulate((parameter.size for parameter in trained.values()), initial=0)
+        self._offsets = dict(zip(trained, before, strict=False))
+        self._parameters = {name: p for name, p in trained.items() if held is None or name in held}
         names = [name for name, _ in named_parameters]
         self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound, moe_gate_lr_ratio)
         for name, ratio in own_ratios.items():
@@ -86,13 +94,24 @@ class AdamW:
             parameter.grad = None  # clear_gradient would keep the memory
 
     @paddle.no_grad()
-    def grad_norm_and_clip(self) -> float:
+    def grad_norm_and_clip(
+        self,
+        counts: Callable[[str], bool] | None = None,
+        total: Callable[[float], float] | None = None,
+    ) -> float:
         """Global L2 norm of the gradients, before clipping; the next `step` scales them to the limit.
+
+        Args:
+            counts: which gradients this process is to count, where several processes hold some of them.
+            total: the sum of a number over the processes.
 
         Returns inf or nan when the gradients hold them; nothing has changed then.
         """
         self.accumulate_grads()
-        norm = math.sqrt(self._update.square_sum(gradient for _, gradient in self._gradients()))
+        squares = self._update.square_sum(
+            gradient for name, gradient in self._gradients() if counts is None or counts(name)
+        )
+        norm = math.sqrt(squares if total is None else total(squares))
         limit = self._max_grad_norm
         self._clip = limit / norm if limit > 0 and math.isfinite(norm) and norm > limit else 1.0
         return norm
@@ -102,23 +121,19 @@ class AdamW:
         """One update at the rate `lr` of every trained parameter that has a gradient."""
         self.accumulate_grads()
         self.num_updates += 1
-        found = dict(self._gradients())
-        entries, offset = [], 0
-        for name, parameter in self._parameters.items():
-            if name in found:
-                entries.append(
-                    Entry(
-                        name=name,
-                        parameter=parameter,
-                        gradient=found[name],
-                        exp_avg=self._exp_avg[name],
-                        exp_avg_sq=self._exp_avg_sq[name],
-                        rate=lr * self._ratios[name],
-                        decay=self._weight_decay if decays(name) else 0.0,
-                        offset=offset,
-                    )
-                )
-            offset += parameter.size
+        entries = [
+            Entry(
+                name=name,
+                parameter=self._parameters[name],
+                gradient=gradient,
+                exp_avg=self._exp_avg[name],
+                exp_avg_sq=self._exp_avg_sq[name],
+                rate=lr * self._ratios[name],
+                decay=self._weight_decay if decays(name) else 0.0,
+                offset=self._offsets[name],
+            )
+            for name, gradient in self._gradients()
+        ]
         beta1, beta2 = self._betas
         numbers = Numbers(self.num_updates, clip=self._clip, beta1=beta1, beta2=beta2, epsilon=self._epsilon)
         self._update.update(entries, numbers)

@@ -1,6 +1,6 @@
 """The table of optimisers, and the function that makes one from the keys of a configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +13,7 @@ OPTIMIZERS = {"adamw": "erniekit.optim.adamw:AdamW", "adamw_custom": "erniekit.o
 def build_optimizer(
     named_parameters: list[tuple[str, Any]],
     own_ratios: Mapping[str, float] | None = None,
+    held: Collection[str] | None = None,
     *,
     optim: str,
     learning_rate: float,
@@ -28,7 +29,8 @@ def build_optimizer(
     """An optimiser of the trained ones among `named_parameters`.
 
     `learning_rate` is the peak of the schedule; the rate of each update is given to `step`.
-    `own_ratios` says of parameters how much of it they get, beside what the other keys say.
+    `own_ratios` says of parameters how much of it they get, beside what the other keys say. `held` names
+    those that this process updates, where several share them; None for all.
 
     Raises:
         UnsupportedError: `optim` is not built.
@@ -39,6 +41,7 @@ def build_optimizer(
     return getattr(import_module(module), name)(
         named_parameters,
         own_ratios or {},
+        held,
         weight_decay=weight_decay,
         adam_beta1=adam_beta1,
         adam_beta2=adam_beta2,
