@@ -19,8 +19,9 @@ from erniekit.errors import DataError
 class Loader:
     """Global batches of a training set, for ever; an epoch ends with a batch of what is left.
 
-    A step takes `per_device_train_batch_size * gradient_accumulation_steps` rows in their order;
-    how they are cut into micro-batches changes nothing about which they are.
+    A step takes `per_device_train_batch_size * gradient_accumulation_steps * num_replicas` rows in their
+    order; how they are cut into micro-batches changes nothing about which they are. Every process makes
+    the micro-batches of all.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Loader:
     ) -> None:
         self._samples, self._seed = samples, seed
         self._batch_size = shape.per_device_train_batch_size
-        self._rows_per_step = self._batch_size * shape.gradient_accumulation_steps
+        self._rows_per_step = self._batch_size * shape.gradient_accumulation_steps * shape.num_replicas
         self._max_seq_len, self._packing, self._window_rows = max_seq_len, packing, buffer_size
         self._pad_to = max_seq_len if pad_to_max_seqlen else None
         self._pool = ThreadPoolExecutor(1, "loader") if dataloader_num_workers > 0 else None

@@ -16,11 +16,12 @@ from erniekit.data.sample import IGNORED, PairSample, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """How many rows the batches have."""
+    """How many rows the batches have; `num_replicas` processes share the micro-batches of a step."""
 
     per_device_train_batch_size: int
     per_device_eval_batch_size: int
     gradient_accumulation_steps: int
+    num_replicas: int = 1
 
 
 Pack = tuple[Sample, ...]
