@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import paddle
 
 from erniekit.ops.cross_entropy import IGNORED, linear_cross_entropy
+from erniekit.ops.log_probabilities import linear_log_probabilities
 
 # Logits held at once, at most: 256 MB in fp32. Larger chunks are no faster, only larger.
 MAX_LOGITS = 1 << 26
@@ -30,6 +31,40 @@ class Head:
         weight = self.weight.astype("float32")
         logits = paddle.matmul(hidden_ND.astype("float32"), weight, transpose_y=self.transposed)
         return logits if self.bias is None else logits + self.bias.astype("float32")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows or columns of the weight that is here."""
+        return self.weight.shape[0 if self.transposed else 1]
+
+    def cross_entropy(
+        self, hidden_ND: paddle.Tensor, labels_N: paddle.Tensor, *, chunk_tokens: int, scale: float | None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """See `ops/cross_entropy.py`."""
+        return linear_cross_entropy(
+            hidden_ND,
+            self.weight,
+            self.bias,
+            labels_N,
+            transposed=self.transposed,
+            chunk_tokens=chunk_tokens,
+            # Inside a PyLayer gradients are always off, so what is wanted is asked here.
+            wanted=paddle.is_grad_enabled(),
+            scale=scale,
+        )
+
+    def log_probabilities(
+        self, hidden_ND: paddle.Tensor, labels_N: paddle.Tensor, *, chunk_tokens: int
+    ) -> paddle.Tensor:
+        """See `ops/log_probabilities.py`."""
+        return linear_log_probabilities(
+            hidden_ND,
+            self.weight,
+            self.bias,
+            labels_N,
+            transposed=self.transposed,
+            chunk_tokens=chunk_tokens,
+        )
 
 
 def chunked_cross_entropy(
@@ -63,17 +98,6 @@ def chunked_cross_entropy(
     if only_labelled and num_tokens < GATHER_BELOW * labels_N.shape[0]:
         positions = paddle.nonzero(labels_N != IGNORED).flatten()
         hidden_ND, labels_N = paddle.gather(hidden_ND, positions), paddle.gather(labels_N, positions)
-    vocab_size = head.weight.shape[0 if head.transposed else 1]
-    chunk_tokens = max(1, min(chunk_tokens, MAX_LOGITS // vocab_size))
-    loss, num_correct = linear_cross_entropy(
-        hidden_ND,
-        head.weight,
-        head.bias,
-        labels_N,
-        transposed=head.transposed,
-        chunk_tokens=chunk_tokens,
-        # Inside a PyLayer gradients are always off, so what is wanted is asked here.
-        wanted=paddle.is_grad_enabled(),
-        scale=scale,
-    )
+    chunk_tokens = max(1, min(chunk_tokens, MAX_LOGITS // head.vocab_size))
+    loss, num_correct = head.cross_entropy(hidden_ND, labels_N, chunk_tokens=chunk_tokens, scale=scale)
     return loss, {"num_tokens": float(num_tokens), "num_correct": float(num_correct)}

@@ -24,7 +24,6 @@ import paddle
 from erniekit.data.sample import IGNORED
 from erniekit.errors import DataError, RunError
 from erniekit.losses.preference import REFERENCE_FREE, Answers, Preferences, preference_loss
-from erniekit.ops.log_probabilities import linear_log_probabilities
 from erniekit.train.evaluation import EvaluationResult
 
 LN2 = math.log(2.0)
@@ -89,15 +88,8 @@ def answer_log_probabilities(model: Any, batch: Any, *, loss_subbatch_seqlen: in
     columns = batch.input_ids.shape[1]
     places, segments = _labelled(batch)
     hidden_NH = paddle.gather(hidden_BTH.reshape([-1, hidden_BTH.shape[-1]]), paddle.to_tensor(places))
-    head = model.head()
-    log_p_N = linear_log_probabilities(
-        hidden_NH,
-        head.weight,
-        head.bias,
-        paddle.to_tensor(batch.labels.reshape(-1)[places]),
-        transposed=head.transposed,
-        chunk_tokens=loss_subbatch_seqlen,
-    )
+    labels_N = paddle.to_tensor(batch.labels.reshape(-1)[places])
+    log_p_N = model.head().log_probabilities(hidden_NH, labels_N, chunk_tokens=loss_subbatch_seqlen)
     assert columns * len(batch.input_ids) > places.max(), "positions beyond the batch"
     sums = paddle.geometric.segment_sum(log_p_N, paddle.to_tensor(segments)).reshape([-1, 2])
     return Answers(sums[:, 0], sums[:, 1])
