@@ -16,13 +16,16 @@ the largest of their group for the choice, so that without a bias every group gi
     N tokens, E experts, k experts a token, M = N k slots less the dropped ones, H, I, O features
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import paddle
 import paddle.nn.functional as F
+from paddle.autograd import PyLayer
 
-from erniekit.ops import remake
+from erniekit.ops import gradients, remake
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
 
 SCORES = ("softmax", "sigmoid")
@@ -177,6 +180,12 @@ def grouped_linear_reference(
     dtype = x_MI.dtype
     bounds = offsets.tolist()
     assert bounds[-1] == x_MI.shape[0], (bounds, x_MI.shape)
+    if gradients.are_put_off() and not weight.stop_gradient and paddle.is_grad_enabled():
+        return _LaterGroups.apply(x_MI, weight, remake.keep(x_MI), tuple(bounds))
+    return to_storage(_by_expert(x_MI, weight, bounds), dtype)
+
+
+def _by_expert(x_MI: paddle.Tensor, weight: paddle.Tensor, bounds: Sequence[int]) -> paddle.Tensor:
     x_MI, weight = to_arithmetic(x_MI, weight)
     parts = [
         paddle.matmul(x_MI[start:stop], of_expert)
@@ -184,8 +193,38 @@ def grouped_linear_reference(
         if stop > start
     ]
     if not parts:
-        return paddle.zeros([0, weight.shape[-1]], dtype=dtype)
-    return to_storage(paddle.concat(parts), dtype)
+        return paddle.zeros([0, weight.shape[-1]], dtype=x_MI.dtype)
+    return paddle.concat(parts)
+
+
+class _LaterGroups(PyLayer):
+    """The products whose weight gradient may be put off, as `gradients.contribute` decides."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MI: paddle.Tensor, weight: paddle.Tensor, kept: remake.Recipe, bounds: tuple[int, ...]
+    ) -> paddle.Tensor:
+        ctx.weight, ctx.kept, ctx.bounds, ctx.to_x = weight, kept, bounds, not x_MI.stop_gradient
+        return to_storage(_by_expert(x_MI, weight, bounds), x_MI.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MO: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        x_MI, weight, bounds = remake.restore(ctx.kept), ctx.weight, ctx.bounds
+        ctx.kept = None
+        to_weight = gradients.contribute(weight, partial(_groups_gradient, x_MI, grad_MO, bounds))
+        if not ctx.to_x:
+            return None, to_weight
+        to_x = _by_expert(grad_MO, weight.transpose([0, 2, 1]), bounds)
+        return to_storage(to_x, x_MI.dtype), to_weight
+
+
+def _groups_gradient(
+    x_MI: paddle.Tensor, grad_MO: paddle.Tensor, bounds: Sequence[int], weight: paddle.Tensor
+) -> paddle.Tensor:
+    x_MI, grad_MO = to_arithmetic(x_MI, grad_MO)
+    pairs = zip(bounds[:-1], bounds[1:], strict=True)
+    found = [paddle.matmul(x_MI[one:end], grad_MO[one:end], transpose_x=True) for one, end in pairs]
+    return gradients.add_up(weight, paddle.stack(found))
 
 
 def dispatch_rows(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:

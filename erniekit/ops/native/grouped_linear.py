@@ -5,6 +5,7 @@ dW_e = x_e^T g_e, in fp32 and added to the main gradient of the stacked weight.
 """
 
 from ctypes import c_float, c_int, c_long, c_void_p
+from functools import partial
 from typing import Any
 
 import paddle
@@ -72,13 +73,20 @@ class _GroupedLinear(PyLayer):
         if ctx.wanted[1]:
             x_MI = contiguous(remake.restore(ctx.kept))
             ctx.kept = None
-            written, factor = gradients.target(weight)
-            signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_float)
-            library.load().declare("ek_grouped_gemm_gradient", *signature)(
-                *(TYPES[x_MI.dtype], weight.shape[0], offsets.data_ptr(), x_MI.shape[1], grad_MO.shape[1]),
-                *(x_MI.data_ptr(), grad_MO.data_ptr(), written.data_ptr(), factor),
-            )
-            grad_weight = gradients.hand_over(weight, written)
+            grad_weight = gradients.contribute(weight, partial(_weight_gradient, x_MI, grad_MO, offsets))
+            del x_MI
         if ctx.wanted[0]:
             grad_x = _product(grad_MO, weight, offsets, transposed=True)
         return grad_x, grad_weight
+
+
+def _weight_gradient(
+    x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: paddle.Tensor, weight: paddle.Tensor
+) -> paddle.Tensor:
+    written, factor = gradients.target(weight)
+    signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_float)
+    library.load().declare("ek_grouped_gemm_gradient", *signature)(
+        *(TYPES[x_MI.dtype], weight.shape[0], offsets.data_ptr(), x_MI.shape[1], grad_MO.shape[1]),
+        *(x_MI.data_ptr(), grad_MO.data_ptr(), written.data_ptr(), factor),
+    )
+    return written
