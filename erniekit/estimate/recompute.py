@@ -255,9 +255,11 @@ def _attention(config: Any, width: int, attended: float, native: bool) -> dict[s
     projections = query + 2 * key
     core: float = width * query + 4 * heads
     if not native:
-        weights = heads * (attended + _TILE) / 2 if attended <= _KEEP_WEIGHTS_UP_TO else 0.0
+        # On a CPU Paddle's operators keep fp32, whatever is stored; on a GPU no weights are kept.
+        on_cpu = width == 4
+        weights = heads * (attended + _TILE) / 2 if on_cpu and attended <= _KEEP_WEIGHTS_UP_TO else 0.0
         # With the turned queries and keys, which attention reads as parts of one tensor.
-        core = 4 * (query + weights + query + key)
+        core = width * (query + weights + query + key)
     return {
         "norm": Cost(0 if native else 2 * width * hidden, 10.0 * hidden),
         "qkv": Cost(width * projections, 2.0 * hidden * projections),

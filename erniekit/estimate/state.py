@@ -1,6 +1,23 @@
 """What a run holds from its first to its last step, exactly: weights, gradients, optimizer state."""
 
+from dataclasses import dataclass
+
 BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What one of several processes holds, where it is not what the numbers of its part say.
+
+    activations: bytes at the most, of all micro-batches that are under way.
+    weights, gradients, states: of how many parameters they are here. head: whether the loss is.
+    """
+
+    activations: float
+    weights: float
+    gradients: float
+    states: float
+    head: bool
 
 
 def training_state(num_parameters: int, num_trained: int, *, compute_type: str) -> dict[str, int]:

@@ -1,0 +1,230 @@
+"""What one process of several holds of a model, and the numbers of a model that would be just that part.
+
+Costs of a part are those of a smaller model: fewer blocks, fewer heads, narrower MLPs, fewer rows for
+experts. So `Share` answers to the same names as a model's config, and what is estimated of a whole model
+is estimated of a part by the same functions.
+
+Parameters are counted name by name: `models/<family>/plan.py` says which are split, and how.
+
+| parameters | over the tensor axis | copies, with D = data x sharding x context |
+|---|---|---|
+| column, row, embedding, head | split | D |
+| norms, routers, biases of row | the same | D x tensor |
+| experts by `moe_group` mp or world | whole ones | D x tensor / expert |
+| experts by dp or dummy | split, beside the expert axis | D / expert |
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Over how many processes a run is spread, by axis; what costs depend on of a layout.
+
+    moe_group: the ranks that experts are spread over: mp (those of the tensor axis), dp, world; dummy is
+        none. sharding_stage: 1 shares states of the optimizer, 2 also gradients, 3 also weights.
+    """
+
+    data: int = 1
+    sharding: int = 1
+    pipeline: int = 1
+    tensor: int = 1
+    context: int = 1
+    expert: int = 1
+    moe_group: str = "dummy"
+    sharding_stage: int = 1
+    sequence_parallel: bool = False
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.data * self.sharding * self.pipeline * self.tensor * self.context
+
+    @property
+    def batch(self) -> int:
+        """Processes that have sequences of their own in a step, of those that hold the same part."""
+        return self.data * self.sharding
+
+    @property
+    def expert_tensor(self) -> int:
+        """Processes that share the matrices of one expert."""
+        return 1 if self.moe_group in ("mp", "world") else self.tensor
+
+    @property
+    def expert_copies(self) -> int:
+        """Processes that hold the same experts."""
+        return self.batch * self.context * self.tensor // (self.expert * self.expert_tensor)
+
+    @property
+    def expert_sharding(self) -> int:
+        """Processes that share the optimizer states of the same experts."""
+        if self.moe_group == "mp":
+            return self.sharding
+        inner = self.context * self.tensor if self.moe_group == "world" else 1
+        return max(1, self.sharding // max(1, self.expert // inner))
+
+    @property
+    def activation_split(self) -> int:
+        """Processes of the tensor axis that hold different positions of the stream between layers."""
+        return self.tensor if self.sequence_parallel else 1
+
+    def expert_rows_per_choice(self) -> float:
+        """Rows in a process's experts for each choice of one of its own tokens, load being even."""
+        if self.sequence_parallel:
+            # Every rank of the tensor axis needs all rows where it has a part of each matrix.
+            return float(self.expert_tensor)
+        return 1 / self.expert if self.moe_group == "mp" else 1.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters by what becomes of them: split over tensor ranks, the same there, experts."""
+
+    split: float = 0
+    same: float = 0
+    experts: float = 0
+
+    @property
+    def dense(self) -> float:
+        """All but the experts."""
+        return self.split + self.same
+
+    @property
+    def total(self) -> float:
+        """All."""
+        return self.split + self.same + self.experts
+
+
+class Share:
+    """The part of a model in the processes of one pipeline rank, or in one stage; see the module.
+
+    blocks: of the whole model. first, last: whether it has the embedding, and norm, head and loss.
+    weights, trained: what is held here, and what is trained of it.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        spread: Spread,
+        blocks: Sequence[int],
+        *,
+        first: bool,
+        last: bool,
+        weights: Counts,
+        trained: Counts,
+    ) -> None:
+        self.whole, self.spread, self.blocks = config, spread, tuple(blocks)
+        self.first, self.last, self.weights, self.trained = first, last, weights, trained
+        # With sequence parallelism the positions are split instead, by whoever counts tokens.
+        split = 1 if spread.sequence_parallel else spread.tensor
+        self.hidden_size, self.head_dim = config.hidden_size, config.head_dim
+        self.num_hidden_layers = len(self.blocks)
+        self.num_attention_heads = config.num_attention_heads / split
+        self.num_key_value_heads = config.num_key_value_heads / split
+        self.intermediate_size = config.intermediate_size / split
+        self.vocab_size = -(-config.vocab_size // spread.tensor)
+        self.num_nextn_predict_layers = config.num_nextn_predict_layers if last else 0
+        if hasattr(config, "moe_k"):
+            self.moe_k = config.moe_k * spread.expert_rows_per_choice()
+            self.moe_num_experts = config.moe_num_experts
+            self.moe_intermediate_size = [n / spread.expert_tensor for n in config.moe_intermediate_size]
+            self._shared = config.shared_intermediate_size() / split
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether the block at this place holds experts."""
+        return bool(self.whole.is_moe_layer(self.blocks[layer]))
+
+    def shared_intermediate_size(self) -> float:
+        """Width of the part of the shared experts."""
+        return self._shared
+
+    def num_parameters(self) -> float:
+        """Parameters that are here."""
+        return self.weights.total
+
+
+def build_shares(
+    config: Any,
+    spread: Spread,
+    stages: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: Any,
+    is_trained: Mapping[str, bool] | None = None,
+    beside: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[Share]:
+    """The part of every holder of stages.
+
+    Args:
+        stages: the blocks of each.
+        places: the stages of each holder.
+        shapes: of every parameter by its name in memory.
+        parts: the family's `plan` module.
+        is_trained: by name; None for all.
+        beside: an adapter's matrices, which are trained too; named after what they are beside.
+    """
+    last = len(stages) - 1
+    holders = {stage: holder for holder, own in enumerate(places) for stage in own}
+    owners = {block: holders[stage] for stage, blocks in enumerate(stages) for block in blocks}
+    zero = {"split": 0.0, "same": 0.0, "experts": 0.0}
+    weights, trained = [dict(zero) for _ in places], [dict(zero) for _ in places]
+    for source in (shapes, beside or {}):
+        adapter = source is not shapes
+        for name, shape in source.items():
+            kind, split = _placed(name, spread, parts, adapter=adapter)
+            for holder in _holders(name, owners, (holders[0], holders[last]), config, parts):
+                weights[holder][kind] += prod(shape) / split
+                if adapter or is_trained is None or is_trained[name]:
+                    trained[holder][kind] += prod(shape) / split
+    return [
+        Share(
+            config,
+            spread,
+            [block for stage in own for block in stages[stage]],
+            first=0 in own,
+            last=last in own,
+            weights=Counts(**weights[holder]),
+            trained=Counts(**trained[holder]),
+        )
+        for holder, own in enumerate(places)
+    ]
+
+
+def _holders(
+    name: str, owners: Mapping[int, int], ends: tuple[int, int], config: Any, parts: Any
+) -> tuple[int, ...]:
+    """Who holds a parameter."""
+    block = re.match(rf"{re.escape(parts.BLOCKS)}\.(\d+)\.", name)
+    if block:
+        return (owners[int(block[1])],)
+    first, last = ends
+    if name.startswith(parts.EMBEDDING):
+        return (first, last) if config.tie_word_embeddings and first != last else (first,)
+    return (last,)
+
+
+def _placed(name: str, spread: Spread, parts: Any, *, adapter: bool) -> tuple[str, int]:
+    """The kind of a parameter, and over how many processes it is split."""
+    module, _, own = name.rpartition(".")
+    if any(module.endswith(experts) for experts in parts.EXPERTS):
+        split = spread.expert_tensor if not adapter or _is_split(parts.EXPERTS, module, own) else 1
+        return "experts", spread.expert * split
+    for table in (parts.LINEARS, parts.SHARED_EXPERTS):
+        if any(module.endswith(linear) for linear in table) and _is_split(table, module, own):
+            return "split", spread.tensor
+    if module in (parts.EMBEDDING, parts.HEAD) and not adapter:
+        return "split", spread.tensor
+    return "same", 1
+
+
+def _is_split(table: Mapping[str, str], module: str, own: str) -> bool:
+    """Whether a tensor of a column or row matrix is split: of an adapter, one of its two matrices."""
+    way = next(way for linear, way in table.items() if module.endswith(linear))
+    if own == "weight":
+        return True
+    return own in ({"bias", "lora_B"} if way == "column" else {"lora_A"})
