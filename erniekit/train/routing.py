@@ -115,10 +115,13 @@ class RouterTraining(RouterWatch):
     """Adds the losses of routers, balances experts, and warns when a router collapses.
 
     `average` and `total` are the mean and the sum over the ranks of a tensor, where there are several.
+    `of_weights` is this process's share of the gradients of losses of weights alone, where several
+    processes compute the same ones and their gradients are summed.
     """
 
     average: Callable[[paddle.Tensor], paddle.Tensor] | None = None
     total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
+    of_weights = 1.0
 
     def __init__(
         self,
@@ -168,7 +171,8 @@ class RouterTraining(RouterWatch):
         if name == "z_loss":
             return router_z_loss(record.logits_NE, counted_N=counted_N)
         if name == "orthogonal_loss":
-            return orthogonal_loss(record.gate_weight_HE, groups=place.groups())
+            loss = orthogonal_loss(record.gate_weight_HE, groups=place.groups())
+            return loss if self.of_weights == 1.0 else self._shared(loss)
         routing = place.layer.routing
         return load_balance_loss(
             record.probabilities_NE,
@@ -178,6 +182,10 @@ class RouterTraining(RouterWatch):
             normalise=routing["scoring"] != "softmax",
             average=self.average,
         )
+
+    def _shared(self, loss: paddle.Tensor) -> paddle.Tensor:
+        """The same value, with a share of its gradient."""
+        return loss * self.of_weights + loss.detach() * (1.0 - self.of_weights)
 
     @paddle.no_grad()
     def after_update(self) -> None:

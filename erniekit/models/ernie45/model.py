@@ -140,7 +140,6 @@ class _Decoder(nn.Layer):
     def __init__(self, config: Ernie45Config, *, dtype: str) -> None:
         super().__init__()
         self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
-        self.num_turned_heads = config.num_attention_heads + config.num_key_value_heads
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.LayerList(
             [_Block(config, layer, dtype=dtype) for layer in range(config.num_hidden_layers)]
@@ -170,7 +169,9 @@ class _Decoder(nn.Layer):
         num_past = cache.length if cache is not None else 0
         running = backend.current_backend()
         visible = visibility(attend_from_BT, num_past=num_past, backend=running)
-        copies = 1 if running == "native" and cache is None else self.num_turned_heads
+        attention = next(iter(self.layers)).self_attn
+        num_turned = attention.num_heads + attention.num_kv_heads
+        copies = 1 if running == "native" and cache is None else num_turned
         turns = rotations(position_ids_BT, self.head_dim, self.rope_theta, num_heads=copies)
         stream, delta = self.embed_tokens(input_ids_BT), None
         for index, block in enumerate(self.layers):

@@ -21,6 +21,7 @@ SHARED_EXPERTS = {"mlp.shared_experts.up_gate_proj": "column", "mlp.shared_exper
 ROUTERS = ("mlp.gate.weight", "mlp.gate.weight_1", "mlp.moe_statics.e_score_correction_bias")
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
+FINAL_NORM = "model.norm"
 BLOCKS = "model.layers"
 # Multi-token prediction: blocks, and what joins the hidden state and the next token's embedding before them.
 AHEAD_BLOCKS = "model.mtp_block"

@@ -1,0 +1,148 @@
+"""Expert parallelism: the experts of a layer are spread over the processes of a group.
+
+The dispatcher of `nn/moe.py`, between router and experts, becomes one that sends. Tokens are sorted by
+expert once; the rows for the experts of each process go there in one all-to-all with unequal splits,
+are sorted there by expert, computed as one grouped product, and come back the way they went. Nothing is
+dropped for it, and no expert is asked for alone: what a process has to know about the others' rows are
+the counts of their experts, exchanged once a layer.
+
+Process r of n has the experts r E/n to (r + 1) E/n of every modality, so both stay spread evenly.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+
+from erniekit.errors import ConfigError
+from erniekit.nn.moe import MixtureOfExperts
+from erniekit.ops.moe import (
+    Routing,
+    SortedSlots,
+    combine_rows,
+    dispatch_rows,
+    sort_slots,
+)
+from erniekit.parallel import comm
+from erniekit.parallel.differentiable import all_to_all_rows, copy_to, reduce_from
+from erniekit.parallel.parts import find, narrow
+from erniekit.parallel.placement import Placement
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What brings results back: the slots here, how the received rows are sorted, and the counts."""
+
+    slots: SortedSlots
+    arrived: SortedSlots
+    send_counts: list[int]
+    recv_counts: list[int]
+
+
+class ExpertDispatcher:
+    """Brings rows to the processes of their experts, and the results back.
+
+    `received` counts the rows that this process's experts had, since it was last set to 0.
+    """
+
+    def __init__(self, group: comm.Group) -> None:
+        self.group = group
+        self.received = 0
+
+    def dispatch(
+        self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
+    ) -> tuple[paddle.Tensor, paddle.Tensor, _Sent]:
+        """Rows sorted by the experts of this process, and their offsets [E / n + 1]."""
+        slots = sort_slots(routing.chosen_Nk, num_experts, routing.dropped_Nk)
+        own = num_experts // self.group.size
+        counts_E = np.diff(slots.offsets.numpy())
+        counts_nE = comm.all_gather(paddle.to_tensor(counts_E), self.group).numpy().reshape([-1, num_experts])
+        first = self.group.rank * own
+        # Rows of each of our experts (columns) from each process (rows).
+        incoming = counts_nE[:, first : first + own]
+        send_counts = counts_E.reshape([self.group.size, own]).sum(1).tolist()
+        recv_counts = incoming.sum(1).tolist()
+        rows_MH = all_to_all_rows(dispatch_rows(x_NH, slots), send_counts, recv_counts, self.group)
+        self.received += rows_MH.shape[0]
+        # They came sorted within each process; one more sort makes them so over all.
+        expert_M1 = np.tile(np.arange(own), self.group.size).repeat(incoming.reshape(-1)).reshape([-1, 1])
+        arrived = sort_slots(paddle.to_tensor(expert_M1), own)
+        return (
+            dispatch_rows(rows_MH, arrived),
+            arrived.offsets,
+            _Sent(slots, arrived, send_counts, recv_counts),
+        )
+
+    def combine(self, y_MH: paddle.Tensor, routing: Routing, state: _Sent) -> paddle.Tensor:
+        """The weighted sum of each token's results, [N, H]."""
+        ordered_MH = paddle.gather(y_MH, state.arrived.places_Nk.flatten())
+        back_MH = all_to_all_rows(ordered_MH, state.recv_counts, state.send_counts, self.group)
+        return combine_rows(back_MH, routing.weights_Nk, state.slots)
+
+
+class OwnExpertsDispatcher:
+    """For processes that hold the same tokens: each brings them to its own experts; results are summed."""
+
+    def __init__(self, group: comm.Group) -> None:
+        self.group = group
+        self.received = 0
+
+    def dispatch(
+        self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
+    ) -> tuple[paddle.Tensor, paddle.Tensor, SortedSlots]:
+        """Rows sorted by the experts of this process, and their offsets [E / n + 1]."""
+        own = num_experts // self.group.size
+        first = self.group.rank * own
+        elsewhere_Nk = (routing.chosen_Nk < first) | (routing.chosen_Nk >= first + own)
+        if routing.dropped_Nk is not None:
+            elsewhere_Nk = elsewhere_Nk | routing.dropped_Nk
+        slots = sort_slots(routing.chosen_Nk, num_experts, elsewhere_Nk)
+        rows_MH = dispatch_rows(copy_to(x_NH, self.group), slots)
+        self.received += rows_MH.shape[0]
+        return rows_MH, slots.offsets[first : first + own + 1], slots
+
+    def combine(self, y_MH: paddle.Tensor, routing: Routing, state: SortedSlots) -> paddle.Tensor:
+        """The weighted sum of each token's results, [N, H]."""
+        # Each process sees the results of its experts, so a part of the weights' gradient.
+        weights_Nk = copy_to(routing.weights_Nk, self.group)
+        return reduce_from(combine_rows(y_MH, weights_Nk, state), self.group)
+
+
+def apply_expert_parallel(
+    model: Any, plan: Any, group: comm.Group, *, same_tokens: bool = False
+) -> dict[str, Placement]:
+    """Spread the experts of a model that has no weights yet; returns what each process holds of them.
+
+    Args:
+        model: of the model contract; parameters of experts are replaced by those of some experts.
+        plan: the family's module: BLOCKS, AHEAD_BLOCKS, EXPERTS, EXPERTS_LAYER.
+        same_tokens: whether the processes of the group hold the same tokens.
+
+    Raises:
+        ConfigError: the number of experts is not divisible, or the model has none.
+    """
+    if group.size == 1:
+        return {}
+    placements: dict[str, Placement] = {}
+    for root in (plan.BLOCKS, plan.AHEAD_BLOCKS):
+        for index, block in enumerate(find(model, root) or ()):
+            layer = find(block, plan.EXPERTS_LAYER)
+            if not isinstance(layer, MixtureOfExperts):
+                continue
+            for number in layer.num_experts:
+                if number % group.size:
+                    raise ConfigError(
+                        f"expert_parallel_degree: {group.size} does not divide the {number} experts of a "
+                        f"layer; write a divisor of {number}"
+                    )
+            layer.dispatcher = (OwnExpertsDispatcher if same_tokens else ExpertDispatcher)(group)
+            for path in plan.EXPERTS:
+                matrices = find(block, path)
+                if matrices is not None:
+                    placements[f"{root}.{index}.{path}.weight"] = narrow(matrices, "weight", 0, group)
+    if not placements:
+        raise ConfigError(
+            f"expert_parallel_degree: {group.size} spreads experts, and this model has none; leave it out"
+        )
+    return placements
