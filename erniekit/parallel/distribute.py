@@ -25,18 +25,22 @@ class Distribution:
     Args:
         experts: parameters that are spread by experts: their copies are elsewhere than those of others.
         partial: parameters whose gradient here is of a part of the tokens, summed over the tensor group.
-        elsewhere: parameters that another process saves and counts.
+        split: parameters of which the processes of the tensor group hold different parts.
     """
 
     mesh: Mesh
     placements: Mapping[str, Placement]
     experts: frozenset[str] = frozenset()
     partial: frozenset[str] = frozenset()
-    elsewhere: frozenset[str] = frozenset()
+    split: frozenset[str] = frozenset()
 
     def counts(self, name: str) -> bool:
         """Whether this process is the one to save and count what it holds of a parameter."""
         return self.placements[name].counted
+
+    def answers(self, name: str) -> bool:
+        """Whether this process or one of its `copies` is the one to save and count it."""
+        return name in self.split or self.mesh.tensor.rank == 0
 
     def copies(self, name: str) -> comm.Group:
         """The processes that hold the same of a parameter, for other sequences."""
@@ -94,16 +98,12 @@ def distribute(model: Any, plan: Any, mesh: Mesh, *, sequence_parallel: bool = F
     for parameter in model.parameters():
         if not parameter._is_initialized():
             parameter.initialize()
+    split = frozenset(over_tensor) | (frozenset(over_experts) if layout.moe_group == "mp" else frozenset())
     placements: dict[str, Placement] = {}
     for name, shape in shapes.items():
         placement = over_tensor.get(name) or over_experts.get(name) or whole(shape)
         copies = mesh.expert_replicas if name in over_experts else mesh.replicas
-        first = copies.rank == 0 and (
-            mesh.tensor.rank == 0
-            or name in over_tensor
-            or (name in over_experts and layout.moe_group == "mp")
-        )
-        placements[name] = replace(placement, counted=first)
-    split = {*over_tensor, *over_experts}
-    partial = frozenset(shapes) - split if sequence_parallel else frozenset()
-    return Distribution(mesh, placements, frozenset(over_experts), partial)
+        answers = name in split or mesh.tensor.rank == 0
+        placements[name] = replace(placement, counted=answers and copies.rank == 0)
+    partial = frozenset(shapes) - {*over_tensor, *over_experts} if sequence_parallel else frozenset()
+    return Distribution(mesh, placements, frozenset(over_experts), partial, split)

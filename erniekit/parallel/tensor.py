@@ -192,7 +192,7 @@ def _split_tokens(layer: MixtureOfExperts, group: comm.Group, split_experts: boo
             out = forward(x_BTH, types, own, layer)
             for record in own or ():
                 names = ("logits_NE", "probabilities_NE", "selected_Nk", "combine_weights_Nk")
-                parts = {name: whole(getattr(record, name), x_BTH.shape[0]) for name in names}
+                parts: dict[str, Any] = {name: whole(getattr(record, name), x_BTH.shape[0]) for name in names}
                 assert records is not None
                 records.append(replace(record, **parts))
             return out

@@ -1,0 +1,122 @@
+"""The processes of a run, as its loop sees them: whose micro-batches, what is summed, what is agreed.
+
+Every process makes the micro-batches of the whole step, so that what they are divided by needs no
+exchange; those that read other sequences ("replicas") compute them in turn. A step whose number they
+cannot share evenly is filled up with micro-batches that count nothing, because experts spread over
+replicas need all of them in every forward pass.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erniekit.parallel import comm
+from erniekit.parallel.distribute import Distribution
+from erniekit.parallel.placement import share_out
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A micro-batch for this process: its number in the step, and whether it counts."""
+
+    number: int
+    batch: Any
+    counts: bool = True
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process, or those over which a model is spread.
+
+    Args:
+        owners: of sharded optimizer states, which of its copies updates a parameter.
+    """
+
+    spread: Distribution | None = None
+    owners: Mapping[str, int] | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.spread is None or self.spread.mesh.world.rank == 0
+
+    @property
+    def num_replicas(self) -> int:
+        """Processes that compute other micro-batches of a step."""
+        return 1 if self.spread is None else self.spread.mesh.batch.size
+
+    def turns(self, batches: Sequence[Any]) -> Iterator[Turn]:
+        """This process's micro-batches of a step."""
+        size = self.num_replicas
+        rank = 0 if self.spread is None else self.spread.mesh.batch.rank
+        for first in range(0, len(batches), size):
+            number = first + rank
+            if number < len(batches):
+                yield Turn(number, batches[number])
+            else:
+                yield Turn(number, batches[first], counts=False)
+
+    def sum_gradients(self, parameters: Mapping[str, Any]) -> None:
+        """Make the gradients of this process those of the step."""
+        if self.spread is not None:
+            self.spread.sum_gradients(parameters, self.owners)
+
+    def share_updates(self, parameters: Mapping[str, Any]) -> None:
+        """Take over what others have updated."""
+        if self.spread is not None and self.owners is not None:
+            self.spread.share_updates(parameters, self.owners)
+
+    def held(self) -> frozenset[str] | None:
+        """Parameters that this process updates; None for all."""
+        spread, owners = self.spread, self.owners
+        if spread is None or owners is None:
+            return None
+        return frozenset(name for name, owner in owners.items() if owner == spread.copies(name).rank)
+
+    def counts(self, name: str) -> bool:
+        """Whether this process counts the gradient of a parameter: one of those that have it does."""
+        spread, owners = self.spread, self.owners
+        if spread is None:
+            return True
+        if owners is None:
+            return spread.counts(name)
+        return spread.answers(name) and owners[name] == spread.copies(name).rank
+
+    def sum_of(self, number: float) -> float:
+        """The sum of a number over all processes."""
+        if self.spread is None:
+            return number
+        return sum(comm.gather_objects(number, self.spread.mesh.world))
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums of named numbers over the processes that have parts of them."""
+        if self.spread is None:
+            return dict(values)
+        mesh = self.spread.mesh
+        # Processes that split matrices compute the same numbers: the first of them tells.
+        own = dict(values) if mesh.tensor.rank == 0 else {}
+        found: dict[str, float] = {}
+        for part in comm.gather_objects(own, mesh.world):
+            for name, value in part.items():
+                found[name] = found.get(name, 0.0) + value
+        return found
+
+    def agree(self, signal: int | None) -> int | None:
+        """The largest of what the processes were told, so that all stop at the same step."""
+        if self.spread is None:
+            return signal
+        return max(comm.gather_objects(signal or 0, self.spread.mesh.world)) or None
+
+
+def share_states(spread: Distribution, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Which of its copies updates each trained parameter, so that all hold about as much.
+
+    Args:
+        sizes: numbers of each trained parameter that this process holds.
+    """
+    owners: dict[str, int] = {}
+    for names in ([n for n in sizes if n not in spread.experts], [n for n in sizes if n in spread.experts]):
+        if names:
+            shares = share_out([sizes[name] for name in names], spread.copies(names[0]).size)
+            owners |= dict(zip(names, shares, strict=True))
+    return owners

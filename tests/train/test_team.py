@@ -1,0 +1,48 @@
+"""Whose micro-batches, in one process and in several that are made by hand."""
+
+from types import SimpleNamespace
+
+from erniekit.parallel.comm import Group
+from erniekit.train.team import Team, share_states
+
+
+def spread(rank, size, experts=()):
+    group = Group(tuple(range(size)), rank)
+    mesh = SimpleNamespace(batch=group, world=group, tensor=Group())
+    return SimpleNamespace(
+        mesh=mesh,
+        experts=frozenset(experts),
+        copies=lambda name: Group() if name in experts else group,
+        answers=lambda name: True,
+        counts=lambda name: rank == 0,
+    )
+
+
+def test_one_process_does_everything():
+    team = Team()
+    assert [(turn.number, turn.batch, turn.counts) for turn in team.turns("ab")] == [
+        (0, "a", True),
+        (1, "b", True),
+    ]
+    assert team.is_first and team.num_replicas == 1 and team.held() is None and team.counts("w")
+    assert team.total({"loss": 2.0}) == {"loss": 2.0} and team.sum_of(3.0) == 3.0
+    assert team.agree(None) is None and team.agree(15) == 15
+
+
+def test_every_micro_batch_has_its_turn_once_and_all_have_as_many():
+    for count in range(1, 9):
+        turns = [list(Team(spread(rank, 3)).turns(range(count))) for rank in range(3)]
+        assert len({len(of_rank) for of_rank in turns}) == 1
+        counted = [turn.number for of_rank in turns for turn in of_rank if turn.counts]
+        assert sorted(counted) == list(range(count))
+        assert all(turn.batch == turn.number for of_rank in turns for turn in of_rank if turn.counts)
+
+
+def test_states_are_shared_among_the_copies_of_a_parameter():
+    sizes = {"a": 5, "b": 3, "e": 9, "c": 2}
+    owners = share_states(spread(0, 2, experts=("e",)), sizes)
+    assert owners == {"a": 0, "b": 1, "c": 1, "e": 0}
+    held = [Team(spread(rank, 2, experts=("e",)), owners) for rank in range(2)]
+    assert held[0].held() == {"a", "e"} and not held[0].counts("b")
+    # Experts without copies are updated where they are.
+    assert held[1].counts("b") and "b" in held[1].held()
