@@ -14,6 +14,7 @@ from erniekit.errors import DataError
 from erniekit.train.objectives import Objective
 from erniekit.train.router_stats import RouterFigures
 from erniekit.train.step_loss import Companion
+from erniekit.train.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -38,45 +39,54 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None = None
+    model: Any,
+    batches: Iterable[Any],
+    objective: Objective,
+    companion: Companion | None = None,
+    team: Team = ALONE,
 ) -> EvaluationResult:
     """Run `objective` over `batches` without gradients and dropout; leaves the model in its mode.
 
     Args:
         companion: looks at every forward pass; what it adds to a loss is left out.
+        team: the processes that share the batches.
 
     Raises:
         DataError: no token of the held-out set is trained on, so there is no loss.
     """
     import paddle
 
-    total_loss, num_tokens, num_correct = 0.0, 0, 0
+    found = {"total_loss": 0.0, "num_tokens": 0.0, "num_correct": 0.0}
     sums: dict[str, float] = {}
     was_training = model.training
     model.eval()
     try:
         with paddle.no_grad():
-            for batch in batches:
-                if companion is not None:
+            for turn in team.turns(batches):
+                if companion is not None and turn.counts:
                     companion.before_forward(model)
-                loss_sum, metrics = objective(model, batch)
+                loss_sum, metrics = objective(model, turn.batch)
+                if not turn.counts:
+                    continue
                 if companion is not None:
-                    companion.after_forward(model, batch)
-                total_loss += float(loss_sum)
-                num_tokens += int(metrics["num_tokens"])
-                num_correct += int(metrics["num_correct"])
+                    companion.after_forward(model, turn.batch)
+                found["total_loss"] += float(loss_sum)
+                for name in ("num_tokens", "num_correct"):
+                    found[name] += metrics[name]
                 for name, value in metrics.get("sums", {}).items():
                     sums[name] = sums.get(name, 0.0) + value
     finally:
         if was_training:
             model.train()
+    found, sums = team.total(found), team.total(sums)
+    num_tokens = int(found["num_tokens"])
     if num_tokens == 0:
         raise DataError("the held-out set has no token to predict: check eval_dataset_path and its `label`s")
     if sums:
         return objective.result(sums)  # type: ignore[attr-defined]
-    loss = total_loss / num_tokens
+    loss = found["total_loss"] / num_tokens
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return EvaluationResult(loss, perplexity, num_correct / num_tokens, num_tokens)
+    return EvaluationResult(loss, perplexity, found["num_correct"] / num_tokens, num_tokens)
 
 
 class EvaluationPlan:

@@ -6,8 +6,9 @@ cannot share evenly is filled up with micro-batches that count nothing, because 
 replicas need all of them in every forward pass.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 from erniekit.parallel import comm
@@ -45,16 +46,17 @@ class Team:
         """Processes that compute other micro-batches of a step."""
         return 1 if self.spread is None else self.spread.mesh.batch.size
 
-    def turns(self, batches: Sequence[Any]) -> Iterator[Turn]:
-        """This process's micro-batches of a step."""
+    def turns(self, batches: Iterable[Any]) -> Iterator[Turn]:
+        """This process's micro-batches of a step, or of an evaluation."""
         size = self.num_replicas
         rank = 0 if self.spread is None else self.spread.mesh.batch.rank
-        for first in range(0, len(batches), size):
-            number = first + rank
-            if number < len(batches):
-                yield Turn(number, batches[number])
-            else:
-                yield Turn(number, batches[first], counts=False)
+        rest = iter(batches)
+        for first in count(step=size):
+            found = list(islice(rest, size))
+            if not found:
+                return
+            counts = rank < len(found)
+            yield Turn(first + rank, found[rank if counts else 0], counts)
 
     def sum_gradients(self, parameters: Mapping[str, Any]) -> None:
         """Make the gradients of this process those of the step."""
@@ -120,3 +122,6 @@ def share_states(spread: Distribution, sizes: Mapping[str, int]) -> dict[str, in
             shares = share_out([sizes[name] for name in names], spread.copies(names[0]).size)
             owners |= dict(zip(names, shares, strict=True))
     return owners
+
+
+ALONE = Team()

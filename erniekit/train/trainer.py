@@ -22,8 +22,9 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.reporting import Reporter
 from erniekit.train.saving import SavingPlan
-from erniekit.train.signals import StopOnSignal
+from erniekit.train.signals import StopOnSignal, exit_code_of
 from erniekit.train.step_loss import StepLoss
+from erniekit.train.team import ALONE, Team
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Trainer:
     dropout: DropoutWarmup
     total_steps: int
     seed: int
+    team: Team = ALONE
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> int:
@@ -68,11 +70,12 @@ class Trainer:
                 self._evaluate_before()
                 while self.progress.step < self.total_steps and not self.evaluation.should_stop():
                     stopped_early = self._one_step()
-                    if stop.received is not None:
+                    received = self.team.agree(stop.received)
+                    if received is not None:
                         self._save_if_new()
                         self.store.wait()
                         logger.warning(f"stopped at step {self.progress.step}; start again to continue")
-                        return stop.exit_code
+                        return exit_code_of(received)
                     if stopped_early:
                         break
                 self._save_if_new()
@@ -89,7 +92,7 @@ class Trainer:
         step = progress.step + 1
         batches = self.loader.next_step()
         grad_norm = self._forward_backward(batches, step)
-        losses, num_tokens = self.step_loss.values(), self.step_loss.num_tokens
+        losses, num_tokens = self.step_loss.values(self.team.total), self.step_loss.num_tokens
         accepted = self.nonfinite.accepts(
             step=step,
             loss=losses["loss"],
@@ -100,6 +103,7 @@ class Trainer:
         learning_rate = self.schedule(step - 1)
         if accepted:
             self.optimizer.step(learning_rate)
+            self.team.share_updates(self._parameters)
             for companion in self.step_loss.companions:
                 companion.after_update()
             for name, value in losses.items():
@@ -121,13 +125,19 @@ class Trainer:
         """Accumulate the gradient of a global batch; returns its norm."""
         self.dropout.begin_step(step)
         self.step_loss.begin(batches)
-        for index, batch in enumerate(batches):
-            paddle.seed(_seed_of(self.seed, step, index))
-            loss = self.step_loss(self.model, batch)
+        for turn in self.team.turns(batches):
+            paddle.seed(_seed_of(self.seed, step, turn.number))
+            run = self.step_loss if turn.counts else self.step_loss.without_effect
+            loss = run(self.model, turn.batch)
             loss.backward()
             self.optimizer.accumulate_grads()
             del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
-        return self.optimizer.grad_norm_and_clip()
+        self.team.sum_gradients(self._parameters)
+        return self.optimizer.grad_norm_and_clip(self.team.counts, self.team.sum_of)
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        return dict(self.model.named_parameters())
 
     def _log(self, learning_rate: float, grad_norm: float) -> None:
         progress, companions = self.progress, self.step_loss.companions

@@ -1,0 +1,119 @@
+"""What a process of several writes into a checkpoint, and reads out of one: its parts of whole tensors.
+
+The files are those of one process, whatever the plan (`checkpoint/crew.py`), so a run goes on under any
+other plan, and whoever reads a model folder reads this one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from erniekit.assemble import to_raw
+from erniekit.checkpoint.crew import SharedTensors
+from erniekit.checkpoint.header import TensorInfo
+from erniekit.checkpoint.shared_files import Part
+from erniekit.models.registry import load_family
+from erniekit.parallel.placement import Placement, whole
+from erniekit.train.team import Team
+
+Item = tuple[str, str, np.ndarray]
+COUNT = "num_updates"
+
+
+def model_tensors(model: Any, config: Any, team: Team) -> SharedTensors:
+    """The weights in Hugging Face's layout: what this process is the one to save."""
+    spread = team.spread
+    assert spread is not None
+    weights = load_family(config).weights
+    own = {name: p for name, p in model.named_parameters() if spread.counts(name)}
+    targets = weights.stored_by_parameter(config, "hf")
+    places = {
+        stored.name: place
+        for place, stored in enumerate(stored for group in targets.values() for stored in group)
+    }
+    words = {name: to_raw(parameter)[0] for name, parameter in own.items()}
+    specs = [
+        (places[stored.name], (stored.name, words[name], stored.shape))
+        for name in own
+        for stored in targets[name]
+    ]
+
+    def parts() -> Iterator[Part]:
+        for name, parameter in own.items():
+            for start, block in spread.placements[name].give(to_raw(parameter)[1]):
+                for stored, place, array in weights.parts_in_files(start, block, targets[name]):
+                    yield Part(stored, place, array)
+
+    return SharedTensors("model", {"format": "pt"}, specs, parts)
+
+
+def optimizer_tensors(optimizer: Any, names: Iterable[str], team: Team) -> SharedTensors:
+    """The state of the optimizer: what this process is the one to save.
+
+    Args:
+        names: of all parameters of the whole model, in its order.
+    """
+    spread = team.spread
+    assert spread is not None
+    order = {name: place for place, name in enumerate(names)}
+    kinds: dict[str, int] = {}
+
+    def own() -> Iterator[tuple[int, str, str, Placement, np.ndarray]]:
+        for stored, word, array in optimizer.state_items():
+            if stored == COUNT:
+                if team.is_first:
+                    yield -1, stored, word, _WHOLE_COUNT, array
+                continue
+            kind, _, name = stored.partition(".")
+            if team.counts(name):
+                place = kinds.setdefault(kind, len(kinds)) * len(order) + order[name]
+                yield place, stored, word, spread.placements[name], array
+
+    specs = [(place, (stored, word, placed.shape)) for place, stored, word, placed, _ in own()]
+
+    def parts() -> Iterator[Part]:
+        for _, stored, _, placed, array in own():
+            for start, block in placed.give(array):
+                yield Part(stored, start, block)
+
+    return SharedTensors("optimizer", {}, specs, parts)
+
+
+class PlacedTensors:
+    """The tensors of an optimizer's state as this process holds them, of files that hold the whole ones."""
+
+    def __init__(self, tensors: Any, placements: Mapping[str, Placement], held: frozenset[str]) -> None:
+        self.folder = tensors.folder
+        self._tensors, self._placements, self._held = tensors, placements, held
+
+    def names(self) -> list[str]:
+        """Those of the parameters that this process updates."""
+        return [name for name in self._tensors.names() if name == COUNT or _parameter(name) in self._held]
+
+    def info(self, name: str) -> TensorInfo:
+        """As of the whole tensor, with the shape of the part."""
+        found = self._tensors.info(name)
+        if name == COUNT:
+            return found
+        shape = self._placements[_parameter(name)].part_shape
+        return TensorInfo(found.dtype, shape, found.file, found.start, found.stop)
+
+    def read(self, name: str) -> np.ndarray:
+        """Raw bits of the part."""
+        array = self._tensors.read(name)
+        return array if name == COUNT else self._placements[_parameter(name)].take(array)
+
+
+def placed_items(items: Iterable[Item], placements: Mapping[str, Placement]) -> Iterator[Item]:
+    """Of whole parameters what this process holds of those that it has."""
+    for name, word, array in items:
+        if name in placements:
+            yield name, word, placements[name].take(array)
+
+
+def _parameter(stored: str) -> str:
+    return stored.partition(".")[2]
+
+
+_WHOLE_COUNT = whole([1])
