@@ -15,6 +15,8 @@ RENAMED = {
     "tensor_model_parallel_size": "tensor_parallel_degree",
     "pipeline_model_parallel_size": "pipeline_parallel_degree",
     "sharding_degree": "sharding_parallel_degree",
+    "context_parallel_size": "context_parallel_degree",
+    "expert_model_parallel_size": "expert_parallel_degree",
     "use_recompute": "recompute",
 }
 # key -> (key, value) that the older key means when it is true; false means nothing.

@@ -12,6 +12,7 @@ from erniekit.config.lora import Lora
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
+from erniekit.config.parallel_words import ParallelWords
 from erniekit.config.preference import Preference
 from erniekit.config.recompute import Recompute
 from erniekit.config.reporting import Reporting
@@ -39,6 +40,7 @@ SECTIONS: dict[str, type] = {
     "saving": Saving,
     "reporting": Reporting,
     "parallel": Parallel,
+    "parallel_words": ParallelWords,
     "generation": Generation,
     "export": Export,
 }
@@ -64,6 +66,7 @@ class Config:
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)
     parallel: Parallel = field(default_factory=Parallel)
+    parallel_words: ParallelWords = field(default_factory=ParallelWords)
     generation: Generation = field(default_factory=Generation)
     export: Export = field(default_factory=Export)
 

@@ -37,16 +37,26 @@ def state_of(numbers: Any, freeze: Sequence[str], compute_type: str) -> dict[str
 def require_devices(
     state: Callable[[], dict[str, int] | None],
     available: Callable[[], int],
+    num_processes: int = 1,
     *,
+    nproc_per_node: int,
     tensor_parallel_degree: int,
+    sequence_parallel: bool,
+    context_parallel_degree: int,
     pipeline_parallel_degree: int,
+    virtual_pp_degree: int,
+    pp_seg_method: str,
+    sharding: str,
     sharding_parallel_degree: int,
+    moe_group: str,
+    expert_parallel_degree: int,
 ) -> None:
     """Refuse a run that needs several devices.
 
     Args:
         state: bytes that the run holds on one device, by cause; None when they are not known.
         available: bytes of memory that this process may take.
+        num_processes: processes of the run.
 
     Raises:
         UnsupportedError: several devices are asked for, or the memory of one does not do; says how
@@ -55,9 +65,15 @@ def require_devices(
     asked = {
         "tensor_parallel_degree": tensor_parallel_degree,
         "pipeline_parallel_degree": pipeline_parallel_degree,
+        "context_parallel_degree": context_parallel_degree,
         "sharding_parallel_degree": sharding_parallel_degree,
+        "expert_parallel_degree": expert_parallel_degree,
     }
-    devices = prod(max(1, degree) for degree in asked.values())
+    # Experts are spread over devices that the other degrees count.
+    devices = prod(max(1, degree) for key, degree in asked.items() if key != "expert_parallel_degree")
+    devices = max(devices, expert_parallel_degree, num_processes)
+    if num_processes > 1:
+        asked["nproc_per_node"] = max(nproc_per_node, num_processes)
     held = state()
     total = sum(held.values()) if held else 0
     if devices == 1 and total <= available():
@@ -74,7 +90,7 @@ def require_devices(
             "here."
         )
     if total <= available():
-        lines.append("Leave the degrees out to run on one device.")
+        lines.append("Leave the degrees out (and write nproc_per_node: 1) to run on one device.")
     else:
         lines.append(
             "That takes several devices, which are not built yet. Take a smaller model, or train only a "

@@ -30,6 +30,7 @@ from erniekit.log import logger
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
 from erniekit.parallel.recomputation import Recomputation
+from erniekit.parallel.rendezvous import own_place
 from erniekit.train.contents import checkpoint_contents
 from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
 from erniekit.train.dropout import DropoutWarmup
@@ -71,7 +72,9 @@ def train_session(loaded: "LoadedConfig") -> int:
         eval_session(config, find_model(config))
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
-    require_devices(lambda: state_of_run(config), lambda: free_memory(device), **asdict(config.parallel))
+    require_devices(
+        lambda: state_of_run(config), lambda: free_memory(device), own_place()[1], **asdict(config.parallel)
+    )
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))

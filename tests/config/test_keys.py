@@ -10,10 +10,11 @@ from tests.config.loading import load
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\ncontext_parallel_degree: 2\n")
+        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\nsep_parallel_degree: 2\n")
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
         "not built yet: unpaired preference training (stage: KTO)",
-        "not built yet: context parallelism (context_parallel_degree: 2)",
+        "not built yet: sequence (sep) parallelism (context_parallel_degree shares sequences too) "
+        "(sep_parallel_degree: 2)",
     ]
 
 
@@ -36,7 +37,7 @@ def test_degrees_of_parallelism_are_right_under_either_name(tmp_path: Path) -> N
 
 
 def test_keys_without_effect_are_told_once_by_reason(tmp_path: Path) -> None:
-    notices = load(tmp_path, "fuse_rope: true\nuse_flash_attention: 1\nsharding: stage1\n").notices
+    notices = load(tmp_path, "fuse_rope: true\nuse_flash_attention: 1\nuse_sp_callback: true\n").notices
     assert len(notices) == 2
     assert notices[0].startswith("fuse_rope, use_flash_attention: ")
 

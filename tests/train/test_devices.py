@@ -1,5 +1,7 @@
 """What takes several devices is refused with the memory it would need."""
 
+from dataclasses import asdict
+
 import pytest
 
 from erniekit.checkpoint.presets import find_preset
@@ -10,13 +12,13 @@ from erniekit.testing.tiny_checkpoint import tiny_config, write_tiny_checkpoint
 from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
 from erniekit.train.session import train_session
 
-ONE = {"tensor_parallel_degree": 1, "pipeline_parallel_degree": 1, "sharding_parallel_degree": 1}
+ONE = asdict(Parallel())
 
 
-def refused(free: int, **degrees: int) -> str:
+def refused(free: int, num_processes: int = 1, **degrees: int) -> str:
     state = {"weights": 2 * 10**9, "gradients": 4 * 10**9, "optimizer": 12 * 10**9}
     with pytest.raises(UnsupportedError) as caught:
-        require_devices(lambda: state, lambda: free, **{**ONE, **degrees})
+        require_devices(lambda: state, lambda: free, num_processes, **{**ONE, **degrees})
     return str(caught.value)
 
 
@@ -27,6 +29,11 @@ def test_degrees_are_refused_with_what_one_device_would_hold() -> None:
     assert "10 GB are free here" in text and "Take a smaller model" in text
     fitting = refused(10**11, sharding_parallel_degree=2)
     assert "Leave the degrees out" in fitting and "smaller" not in fitting
+
+
+def test_several_processes_are_refused() -> None:
+    assert refused(10**11, 2).startswith("nproc_per_node: 2 asks for 2 devices, and running on several")
+    assert "expert_parallel_degree: 4 asks for 4 devices" in refused(10**11, expert_parallel_degree=4)
 
 
 def test_a_run_too_large_for_one_device_is_refused() -> None:

@@ -1,0 +1,158 @@
+"""Several processes under one parent: failures told, ends bounded, signals passed on, nobody left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import erniekit
+
+# What each rank runs: a few lines instead of a training.
+WORK = """
+import os, signal, sys, time
+rank, folder = int(os.environ["PADDLE_TRAINER_ID"]), sys.argv[1]
+open(f"{folder}/pid-{rank}", "w").write(str(os.getpid()))
+def save(number, frame):
+    open(f"{folder}/saved-{rank}", "w").write("yes")
+    sys.exit(128 + number)
+"""
+# What the parent runs: two or three ranks of it, as the command does.
+PARENT = """
+import os, sys
+from pathlib import Path
+from erniekit.cli.launch import Node, rank_environments
+from erniekit.cli.processes import Watch
+from erniekit.log import set_up_logging
+set_up_logging()
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+places = {
+    rank: (environment, folder / "logs" / f"rank-{rank}.log" if rank else None)
+    for rank, environment in rank_environments(Node(0, 1, "127.0.0.1:4000"), size).items()
+}
+sys.exit(Watch().run([sys.executable, str(folder / "work.py"), str(folder)], places))
+"""
+
+
+def start(folder: Path, work: str, size: int = 2) -> "subprocess.Popen[str]":
+    (folder / "work.py").write_text(WORK + work, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder), str(size)],
+        env={**os.environ, "PYTHONPATH": str(Path(erniekit.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(parent: "subprocess.Popen[str]", timeout: float = 60) -> str:
+    try:
+        return parent.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        parent.kill()
+        raise
+
+
+def pids(folder: Path, size: int, timeout: float = 30) -> list[int]:
+    end = time.monotonic() + timeout
+    paths = [folder / f"pid-{rank}" for rank in range(size)]
+    while not all(path.is_file() and path.read_text() for path in paths):
+        assert time.monotonic() < end, "the ranks did not start"
+        time.sleep(0.02)
+    return [int(path.read_text()) for path in paths]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_all_end_well(tmp_path: Path) -> None:
+    parent = start(tmp_path, "print('rank', rank, 'of', os.environ['PADDLE_TRAINERS_NUM'])", 3)
+    said = finish(parent)
+    assert parent.returncode == 0 and said == "rank 0 of 3\n"
+    assert (tmp_path / "logs/rank-2.log").read_text() == "rank 2 of 3\n"
+
+
+def test_the_first_failure_is_told_and_the_rest_ended(tmp_path: Path) -> None:
+    """Rank 1 fails; rank 0 loses it, and ends with the code for that; rank 2 hangs and ignores SIGTERM."""
+    work = """
+if rank == 1:
+    time.sleep(0.5)
+    raise ValueError("the reason")
+if rank == 0:
+    time.sleep(0.2)
+    sys.exit(76)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(300)
+"""
+    began = time.monotonic()
+    parent = start(tmp_path, work, 3)
+    said = finish(parent)
+    assert parent.returncode == 1
+    assert "rank 1 failed first (exit code 1)" in said and "rank-1.log" in said
+    assert "Traceback (most recent call last)" in said and "ValueError: the reason" in said
+    assert time.monotonic() - began < 40  # 10 s, and a busy machine
+    assert not any(alive(pid) for pid in pids(tmp_path, 3))
+
+
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    parent = start(tmp_path, "time.sleep(300)")
+    os.kill(pids(tmp_path, 2)[1], signal.SIGKILL)
+    said = finish(parent)
+    assert parent.returncode == 1 and "rank 1 failed first (ended by SIGKILL)" in said
+    assert not any(alive(pid) for pid in pids(tmp_path, 2))
+
+
+def test_wrong_input_keeps_its_exit_code(tmp_path: Path) -> None:
+    parent = start(tmp_path, "sys.exit(2)")
+    finish(parent)
+    assert parent.returncode == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_every_rank_save(tmp_path: Path, number: int, code: int) -> None:
+    work = """
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
+open(f"{folder}/ready-{rank}", "w").write("yes")
+time.sleep(300)
+"""
+    parent = start(tmp_path, work)
+    ready = [tmp_path / f"ready-{rank}" for rank in range(2)]
+    pids(tmp_path, 2)
+    end = time.monotonic() + 30
+    while not all(path.is_file() for path in ready):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    parent.send_signal(number)
+    finish(parent)
+    assert parent.returncode == code
+    assert all((tmp_path / f"saved-{rank}").is_file() for rank in range(2))
+
+
+def test_ranks_end_with_their_parent(tmp_path: Path) -> None:
+    work = """
+from erniekit.cli.launch import end_with_parent
+end_with_parent()
+open(f"{folder}/ready-{rank}", "w").write("yes")
+time.sleep(300)
+"""
+    parent = start(tmp_path, work)
+    ready = [tmp_path / f"ready-{rank}" for rank in range(2)]
+    held, end = pids(tmp_path, 2), time.monotonic() + 30
+    while not all(path.is_file() for path in ready):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    parent.kill()
+    finish(parent)
+    end = time.monotonic() + 10
+    while any(alive(pid) for pid in held):
+        assert time.monotonic() < end, "a rank outlived its parent"
+        time.sleep(0.02)
