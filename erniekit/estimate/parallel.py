@@ -94,7 +94,7 @@ class Estimate:
     @property
     def utilisation(self) -> float:
         """Model FLOPs utilisation against the peak of all devices."""
-        return self.model_flops / (self.seconds * self.spread.world * self.machine.peak)
+        return self.model_flops / (self.seconds * self.spread.world_size * self.machine.peak)
 
 
 def estimate_run(
@@ -129,7 +129,7 @@ def estimate_run(
         stage_times(share, workload, machine, sent) for share, sent in zip(by_stage, traffic, strict=True)
     ]
     message = pipeline_messages(by_stage[0], tokens=local_tokens(workload, spread), width=workload.width)
-    apart = spread.world // spread.pipeline * 2
+    apart = spread.world_size // spread.pipeline * 2
     run = simulate(
         schedule,
         forward=[forward for forward, _, _ in times],

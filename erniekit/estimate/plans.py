@@ -7,6 +7,7 @@ from typing import Any
 from erniekit.errors import ConfigError
 from erniekit.estimate.machines import Machine
 from erniekit.estimate.parallel import Estimate, estimate_run, model_costs
+from erniekit.estimate.recompute import cheapest_that_fits, operator_costs
 from erniekit.estimate.shares import Spread
 from erniekit.estimate.step_time import Workload
 from erniekit.parallel.recomputation import Recomputation
@@ -82,6 +83,41 @@ def make_plan(
     )
 
 
+def automatic(model: Model, estimate: Estimate, pipelining: Pipelining) -> Estimate:
+    """The estimate with the cheapest recomputation that fits into every rank (`recompute: auto`).
+
+    Raises:
+        ConfigError: not even with every block recomputed does it fit.
+    """
+    workload, numbers = estimate.workload, model.numbers
+    none = Recomputation(((),) * numbers.num_hidden_layers)
+
+    def plan(chosen: Recomputation) -> Estimate:
+        again = None if chosen.is_nothing() else chosen
+        changed = replace(workload, recomputation=again)
+        return make_plan(model, estimate.spread, changed, estimate.machine, pipelining)
+
+    def memory(chosen: Recomputation) -> float:
+        tried = plan(chosen)
+        return float(tried.ranks[tried.worst].total)
+
+    native = workload.native
+    chosen = cheapest_that_fits(
+        numbers,
+        memory,
+        estimate.allowed,
+        costs={
+            block: operator_costs(
+                numbers, block, width=workload.width, attended=workload.attended, native=native
+            )
+            for block in range(numbers.num_hidden_layers)
+        },
+        tokens=workload.rows * workload.seq_len // (estimate.spread.tensor * estimate.spread.context),
+        start=workload.recomputation or none,
+    )
+    return plan(chosen)
+
+
 def remedies(
     model: Model, estimate: Estimate, pipelining: Pipelining, *, most: int = 5
 ) -> Iterator[tuple[str, Estimate]]:
@@ -134,14 +170,14 @@ def _changes(estimate: Estimate, numbers: Any) -> Iterator[tuple[str, Spread, Wo
             wider = replace(spread, sharding=spread.sharding * times)
             yield (
                 f"sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
-                f"{less.micro_batches} ({wider.world} devices)",
+                f"{less.micro_batches} ({wider.world_size} devices)",
                 wider,
                 less,
                 machine,
             )
         longer = replace(spread, pipeline=spread.pipeline * times)
         yield (
-            f"pipeline_parallel_degree: {longer.pipeline} ({longer.world} devices)",
+            f"pipeline_parallel_degree: {longer.pipeline} ({longer.world_size} devices)",
             longer,
             lean,
             machine,

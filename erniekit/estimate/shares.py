@@ -20,29 +20,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from erniekit.parallel.layout import Layout
+
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Over how many processes a run is spread, by axis; what costs depend on of a layout.
+class Spread(Layout):
+    """A layout, and what else costs depend on.
 
-    moe_group: the ranks that experts are spread over: mp (those of the tensor axis), dp, world; dummy is
-        none. sharding_stage: 1 shares states of the optimizer, 2 also gradients, 3 also weights.
+    sharding_stage: 1 shares states of the optimizer, 2 also gradients, 3 also weights.
+    sequence_parallel: ranks of the tensor axis hold different positions between the matrices.
     """
 
-    data: int = 1
-    sharding: int = 1
-    pipeline: int = 1
-    tensor: int = 1
-    context: int = 1
-    expert: int = 1
-    moe_group: str = "dummy"
     sharding_stage: int = 1
     sequence_parallel: bool = False
-
-    @property
-    def world(self) -> int:
-        """Processes in all."""
-        return self.data * self.sharding * self.pipeline * self.tensor * self.context
 
     @property
     def batch(self) -> int:

@@ -115,6 +115,6 @@ def speed(machine: Machine, spread: Spread, axis: str) -> float:
         "sharding": inner * spread.sharding,
         "data": inner * spread.batch,
         "expert": experts,
-        "pipeline": spread.world,
+        "pipeline": spread.world_size,
     }[axis]
     return machine.bandwidth(span)

@@ -76,7 +76,7 @@ def test_biases_of_columns_are_split_and_of_rows_not():
 def test_experts_and_their_copies(spread, experts, copies):
     (share,) = shares(EXPERTS, spread, [range(3)])
     assert share.weights.experts == 2 * experts * EXPERT
-    assert spread.expert_copies == copies
+    assert spread.expert_copies == copies == len(spread.ranks_along("expert_replicas", 0))
 
 
 def test_states_of_experts_are_shared_by_those_that_hold_the_same():
