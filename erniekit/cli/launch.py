@@ -126,6 +126,7 @@ def rank_environments(node: Node, here: int) -> dict[int, dict[str, str]]:
             "MASTER_PORT": port,
             "PADDLE_CURRENT_ENDPOINT": f"{own}:{int(port) + 1 + local}",
             "FLAGS_selected_gpus": str(local),
+            "GLOG_minloglevel": os.environ.get("GLOG_minloglevel", "1"),  # not how the store connects
             _PARENT: str(os.getpid()),
         }
         for local in range(here)

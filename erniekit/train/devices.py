@@ -1,7 +1,9 @@
 """Whether a run can be had on the devices that are here, told before anything is downloaded or built."""
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,24 @@ def require_devices(
             "part of it: what freeze names needs no gradients and no optimizer state."
         )
     raise UnsupportedError("\n".join(lines))
+
+
+def run_identity(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What has to be equal in all processes of a run, for `parallel.comm.open_world`.
+
+    Args:
+        settings: the resolved configuration.
+    """
+    import paddle
+
+    from erniekit import __version__
+
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return {
+        "version of ErnieKit": __version__,
+        "version of Paddle": str(paddle.__version__),
+        "configuration": hashlib.sha256(text.encode()).hexdigest()[:12],
+    }
 
 
 def free_memory(device: str) -> int:

@@ -9,7 +9,7 @@ from erniekit.config.load import config_from_dict
 from erniekit.config.parallel import Parallel
 from erniekit.errors import UnsupportedError
 from erniekit.testing.tiny_checkpoint import tiny_config, write_tiny_checkpoint
-from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
+from erniekit.train.devices import free_memory, known_numbers, require_devices, run_identity, state_of
 from erniekit.train.session import train_session
 
 ONE = asdict(Parallel())
@@ -91,3 +91,13 @@ def test_a_session_refuses_before_it_downloads() -> None:
 
 def test_memory_of_this_machine() -> None:
     assert 0 < free_memory("cpu") < 2**50
+
+
+def test_processes_with_other_configurations_are_told_apart() -> None:
+    one = config_from_dict({"model_name_or_path": "starter", "train_dataset_path": "a", "seed": 1}).config
+    two = config_from_dict({"model_name_or_path": "starter", "train_dataset_path": "a", "seed": 2}).config
+    assert run_identity(one.values()) == run_identity(one.values())
+    differing = {
+        key for key, value in run_identity(one.values()).items() if run_identity(two.values())[key] != value
+    }
+    assert differing == {"configuration"}
