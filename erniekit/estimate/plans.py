@@ -140,48 +140,35 @@ def _changes(estimate: Estimate, numbers: Any) -> Iterator[tuple[str, Spread, Wo
     """What could be written instead, one change after the other and then together."""
     spread, workload, machine = estimate.spread, estimate.workload, estimate.machine
     whole = Recomputation((("block",),) * numbers.num_hidden_layers, mtp=True, head=True)
-    words = "recompute: true, use_recompute_loss_fn: true"
     lean = replace(workload, recomputation=whole)
-    if workload.recomputation is None or not all("block" in own for own in workload.recomputation.operators):
-        yield words, spread, lean, machine
+    already = workload.recomputation
+    also = ""
+    if already is None or not all("block" in own for own in already.operators):
+        yield "recompute: true, use_recompute_loss_fn: true", spread, lean, machine
+        also = "recompute: true, use_recompute_loss_fn: true, "
     if workload.rows > 1:
-        one = replace(workload, rows=1, micro_batches=workload.micro_batches * workload.rows)
-        yield (
-            f"per_device_train_batch_size: 1, gradient_accumulation_steps: {one.micro_batches}",
-            spread,
-            one,
-            machine,
-        )
-    for sharding_stage in range(spread.sharding_stage + 1, 4):
+        fewer = replace(workload, rows=1, micro_batches=workload.micro_batches * workload.rows)
+        words = f"per_device_train_batch_size: 1, gradient_accumulation_steps: {fewer.micro_batches}"
+        yield words, spread, fewer, machine
+    for stage in range(spread.sharding_stage + 1, 4):
         if spread.sharding > 1:
-            yield (
-                f"sharding: stage{sharding_stage}",
-                replace(spread, sharding_stage=sharding_stage),
-                lean,
-                machine,
-            )
+            yield f"{also}sharding: stage{stage}", replace(spread, sharding_stage=stage), lean, machine
     if not workload.offload_optimizer:
-        yield "offload_optim: true", spread, replace(lean, offload_optimizer=True), machine
+        yield f"{also}offload_optim: true", spread, replace(lean, offload_optimizer=True), machine
     if not spread.sequence_parallel and spread.tensor > 1:
-        yield "sequence_parallel: true", replace(spread, sequence_parallel=True), lean, machine
+        yield f"{also}sequence_parallel: true", replace(spread, sequence_parallel=True), lean, machine
     for times in (2, 3, 4, 6, 8, 12, 16, 32):
         if workload.micro_batches % times == 0:
             less = replace(lean, micro_batches=workload.micro_batches // times)
             wider = replace(spread, sharding=spread.sharding * times)
-            yield (
-                f"sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
-                f"{less.micro_batches} ({wider.world_size} devices)",
-                wider,
-                less,
-                machine,
+            words = (
+                f"{also}sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
+                f"{less.micro_batches} ({wider.world_size} devices)"
             )
+            yield words, wider, less, machine
         longer = replace(spread, pipeline=spread.pipeline * times)
-        yield (
-            f"pipeline_parallel_degree: {longer.pipeline} ({longer.world_size} devices)",
-            longer,
-            lean,
-            machine,
-        )
+        words = f"{also}pipeline_parallel_degree: {longer.pipeline} ({longer.world_size} devices)"
+        yield words, longer, lean, machine
 
 
 def search(

@@ -42,7 +42,7 @@ def test_the_same_for_programs(configuration, capsys):
 
 
 def test_what_does_not_fit_says_what_to_change(configuration, capsys):
-    words = (configuration, "memory_gb=0.42", "max_seq_len=16384", "per_device_train_batch_size=4")
+    words = (configuration, "memory_gb=0.5", "max_seq_len=16384", "per_device_train_batch_size=4")
     text = told(capsys, 1, *words).out
     assert "DOES NOT FIT" in text and "it fits with:" in text
     assert "per_device_train_batch_size: 1, gradient_accumulation_steps: 32" in text

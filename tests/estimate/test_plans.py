@@ -34,7 +34,7 @@ def test_a_balanced_cut_is_no_slower():
 
 
 def test_remedies_fit_and_keep_the_sequences():
-    small = MACHINE.changed(memory=0.42 * GIB)
+    small = MACHINE.changed(memory=0.46 * GIB)
     tight = make_plan(MODEL, Spread(tensor=2), LONG, small, Pipelining())
     assert not tight.fits
     found = dict(remedies(MODEL, tight, Pipelining()))
