@@ -100,7 +100,7 @@ def build_schedule(
         ConfigError: the numbers do not fit the schedule.
     """
     _check_numbers(name, num_ranks, num_micro_batches, virtual_pp_degree, activation_cap)
-    places = _places(num_ranks, virtual_pp_degree, folded=name == "memory_capped")
+    places = places_of(name, num_ranks, virtual_pp_degree)
     if name == "1f1b":
         orders = [_one_by_one(num_ranks - rank, num_micro_batches) for rank in range(num_ranks)]
     elif name == "interleaved":
@@ -160,11 +160,11 @@ def _check_numbers(name: str, num_ranks: int, num_micro: int, num_chunks: int, c
         )
 
 
-def _places(num_ranks: int, num_chunks: int, *, folded: bool) -> tuple[tuple[int, ...], ...]:
-    """Stages in rounds over the ranks; folded, every second round goes back."""
+def places_of(name: str, num_ranks: int, num_chunks: int) -> tuple[tuple[int, ...], ...]:
+    """Stages of every rank: in rounds over the ranks, of which memory_capped goes every second one back."""
 
     def stage(rank: int, chunk: int) -> int:
-        back = folded and chunk % 2
+        back = name == "memory_capped" and chunk % 2
         return chunk * num_ranks + (num_ranks - 1 - rank if back else rank)
 
     return tuple(tuple(stage(rank, chunk) for chunk in range(num_chunks)) for rank in range(num_ranks))
