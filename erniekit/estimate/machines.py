@@ -39,7 +39,7 @@ class Machine:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
-_NODE = {"devices_per_node": 8, "host": 25e9, "efficiency": 0.6}
+_NODE: dict[str, Any] = {"devices_per_node": 8, "host": 25e9, "efficiency": 0.6}
 MACHINES = {
     "H800": Machine(
         name="H800", memory=80 * GIB, peak=989e12, peak_fp8=1979e12, within=160e9, between=40e9, **_NODE

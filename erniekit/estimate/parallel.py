@@ -16,7 +16,6 @@ one waits for the other; messages between stages go on beside the arithmetic; th
 hides behind the last backward pass as far as that is long enough.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +27,7 @@ from erniekit.estimate.recompute import SHARE_OF_FREE
 from erniekit.estimate.shares import Share, Spread, build_shares
 from erniekit.estimate.state import Held
 from erniekit.estimate.step_time import Workload, local_tokens, recomputed_of, speed, stage_times
-from erniekit.estimate.traffic import Traffic, gradient_traffic, pipeline_messages, stage_traffic
+from erniekit.estimate.traffic import Sent, Traffic, gradient_traffic, pipeline_messages, stage_traffic
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.parallel.schedule import SENDS, Schedule, Simulated, simulate
 from erniekit.parallel.stages import Cost, ModelCosts
@@ -215,8 +214,8 @@ def _traffic(share: Share, workload: Workload) -> Traffic:
 def _sum(parts: Any) -> Traffic:
     whole = Traffic()
     for part in parts:
-        whole.forward.update(part.forward)
-        whole.backward.update(part.backward)
+        whole.forward.add(part.forward)
+        whole.backward.add(part.backward)
     return whole
 
 
@@ -312,7 +311,7 @@ def _buffers(share: Share, workload: Workload) -> float:
     return size
 
 
-def _gradients(share: Share, workload: Workload) -> Counter[str]:
+def _gradients(share: Share, workload: Workload) -> Sent:
     tied = share.whole.tie_word_embeddings and share.first != share.last
     return gradient_traffic(share, width=workload.width, micro_batches=workload.micro_batches, tied=tied)
 

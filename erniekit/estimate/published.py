@@ -18,8 +18,8 @@ from erniekit.parallel.recomputation import Recomputation
 _BLOCKS = 54
 _WHOLE = Recomputation((("block",),) * _BLOCKS, mtp=True, head=True)
 _INNER = Recomputation((("norm", "gate_up", "activation"),) * _BLOCKS, head=True)
-_SFT = {"rows": 1, "seq_len": 8192, "attended": 8192, "logits_rows": 4096, "micro_batches": 8}
-_PT = {"rows": 1, "seq_len": 4096, "attended": 4096, "logits_rows": 4096, "micro_batches": 90}
+_SFT: dict[str, Any] = {"rows": 1, "seq_len": 8192, "attended": 8192, "logits_rows": 4096, "micro_batches": 8}
+_PT: dict[str, Any] = {"rows": 1, "seq_len": 4096, "attended": 4096, "logits_rows": 4096, "micro_batches": 90}
 _OVER_TENSOR: dict[str, Any] = {"tensor": 8, "expert": 8, "moe_group": "mp", "sequence_parallel": True}
 _LEAN: dict[str, Any] = {"recomputation": _WHOLE, "low_precision_moments": True}
 

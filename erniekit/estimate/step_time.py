@@ -76,10 +76,9 @@ def stage_times(
         forward += 2.0 * share.whole.vocab_size * share.hidden_size * workload.labelled_share
     if share.last and share.num_nextn_predict_layers:
         forward += 2.0 * share.whole.ahead_weights()
-    if workload.recomputation is not None:
-        again = recomputed_flops(
-            _Blocks(share), recomputed_of(workload.recomputation, share), attended=workload.attended
-        )
+    chosen = recomputed_of(workload.recomputation, share)
+    if chosen is not None:
+        again = recomputed_flops(_Blocks(share), chosen, attended=workload.attended)
     trained = min(1.0, share.trained.total / max(share.weights.total, 1))
     rate = tokens / (machine.peak * machine.efficiency)
     ahead, back = (

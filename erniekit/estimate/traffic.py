@@ -24,7 +24,8 @@ before the head. Recomputing a whole block repeats what its forward pass sends. 
 are a few numbers and are left out.
 """
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,13 +35,25 @@ GRADIENT = 4
 _KEYS = ("data", "sharding", "tensor", "sequence", "context", "expert", "pipeline")
 
 
+class Sent(defaultdict[str, float]):
+    """Bytes by axis; an axis that is not there has sent nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    def add(self, other: Mapping[str, float]) -> None:
+        """Bytes that are sent besides."""
+        for axis, size in other.items():
+            self[axis] += size
+
+
 @dataclass
 class Traffic:
     """Bytes sent by axis: in the forward and the backward pass of a micro-batch, and once a step."""
 
-    forward: Counter[str] = field(default_factory=Counter)
-    backward: Counter[str] = field(default_factory=Counter)
-    step: Counter[str] = field(default_factory=Counter)
+    forward: Sent = field(default_factory=Sent)
+    backward: Sent = field(default_factory=Sent)
+    step: Sent = field(default_factory=Sent)
 
     def total(self, micro_batches: int) -> dict[str, float]:
         """Bytes of a step by axis."""
@@ -76,10 +89,10 @@ def stage_traffic(
     spread = share.spread
     for block in share.blocks:
         forward, backward = _block(share.whole, spread, block, tokens, width, dispatch or width)
-        traffic.forward.update(forward)
-        traffic.backward.update(backward)
+        traffic.forward.add(forward)
+        traffic.backward.add(backward)
         if block in rerun:
-            traffic.backward.update(forward)
+            traffic.backward.add(forward)
     stream, axis = tokens * share.hidden_size * width, _tensor_axis(spread)
     half = gather(stream, spread.tensor)
     if share.first:
@@ -124,14 +137,14 @@ def pipeline_messages(share: Share, *, tokens: float, width: int) -> float:
     return tokens * share.hidden_size * width / share.spread.activation_split
 
 
-def gradient_traffic(share: Share, *, width: int, micro_batches: int, tied: bool) -> Counter[str]:
+def gradient_traffic(share: Share, *, width: int, micro_batches: int, tied: bool) -> Sent:
     """What a rank sends once a step for its gradients and updated weights.
 
     Args:
         tied: the embedding is also the head of another pipeline rank.
     """
     spread, trained = share.spread, share.trained
-    sent: Counter[str] = Counter()
+    sent = Sent()
     times = micro_batches if spread.sharding_stage >= 2 else 1
     for numbers, weights, copies, sharding in (
         (trained.dense, share.weights.dense, spread.batch * spread.context, spread.sharding),
