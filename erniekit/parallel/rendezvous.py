@@ -9,13 +9,15 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from paddle.base import core
 
 from erniekit.errors import ConfigError, PeerError
 
 _POLL_SECONDS = 0.02
+_HEARD_SECONDS = 5.0
 _STORE_SECONDS = 900  # of Paddle's own waits, which none of ours reaches
 
 
@@ -69,29 +71,22 @@ class Store:
 
     def publish(self, key: str, value: str) -> None:
         """Tell a value; a key is told once."""
-        self._store.set(key, value)
-        self._store.add(f"{key}?", 1)
+        with self._held_by_rank_0(key):
+            self._store.set(key, value)
+            self._store.add(f"{key}?", 1)
 
-    def read(self, key: str, rank: int, *, patience: float | None = None) -> str:
+    def read(self, key: str, rank: int) -> str:
         """The value that `rank` tells under the key; waits for it.
 
         Raises:
             PeerError: the rank did not tell it in time, or the store is gone.
         """
-        limit = self.patience if patience is None else patience
-        end = time.monotonic() + limit
-        try:
-            while not self._store.add(f"{key}?", 0):
-                if time.monotonic() > end:
-                    raise PeerError(
-                        f"rank {self.rank} has waited for rank {rank} for {limit:g} s ({key.split('/')[0]})"
-                    )
-                time.sleep(_POLL_SECONDS)
-            return bytes(self._store.get(key)).decode()
-        except (RuntimeError, OSError) as error:
+        if not self._comes(key, time.monotonic() + self.patience):
             raise PeerError(
-                f"rank 0, which holds the store of the run, has ended ({key.split('/')[0]})"
-            ) from error
+                f"rank {self.rank} has waited for rank {rank} for {self.patience:g} s ({key.split('/')[0]})"
+            )
+        with self._held_by_rank_0(key):
+            return bytes(self._store.get(key)).decode()
 
     def all_present(self, identity: Mapping[str, str]) -> None:
         """Return when every process has come with the same identity (version, configuration ...).
@@ -102,13 +97,13 @@ class Store:
         """
         self.publish(f"arrival/{self.rank}", json.dumps(dict(identity)))
         end = time.monotonic() + self.patience
-        answers: dict[int, dict[str, str]] = {}
-        for rank in range(self.size):
-            try:
-                left = max(0.0, end - time.monotonic())
-                answers[rank] = json.loads(self.read(f"arrival/{rank}", rank, patience=left))
-            except PeerError:
-                continue
+        present = [rank for rank in range(self.size) if self._comes(f"arrival/{rank}", end)]
+        answers = {rank: json.loads(self.read(f"arrival/{rank}", rank)) for rank in present}
+        self.publish(f"heard/{self.rank}", "")
+        if self.rank == 0:  # the store ends with this process, which may be about to fail
+            end = time.monotonic() + _HEARD_SECONDS
+            for rank in present:
+                self._comes(f"heard/{rank}", end)
         absent = [rank for rank in range(self.size) if rank not in answers]
         if absent:
             raise PeerError(
@@ -122,6 +117,25 @@ class Store:
                     f"{_ranks(others)} has another {key} than rank 0 ({answers[others[0]].get(key)} and "
                     f"{answers[0].get(key)}): all processes of a run have to be started alike"
                 )
+
+    def _comes(self, key: str, end: float) -> bool:
+        """Whether a key is told before a time of the monotonic clock."""
+        with self._held_by_rank_0(key):
+            while not self._store.add(f"{key}?", 0):
+                if time.monotonic() > end:
+                    return False
+                time.sleep(_POLL_SECONDS)
+        return True
+
+    @contextmanager
+    def _held_by_rank_0(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        # Which of these Paddle raises depends on where the connection broke.
+        except (RuntimeError, ValueError, OSError) as error:
+            raise PeerError(
+                f"rank 0, which holds the store of the run, has ended ({key.split('/')[0]})"
+            ) from error
 
 
 def free_port() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import erniekit
+from erniekit.parallel.rendezvous import free_port
 
 # What each rank runs: a few lines instead of a training.
 WORK = """
@@ -24,24 +25,24 @@ def save(number, frame):
 PARENT = """
 import os, sys
 from pathlib import Path
-from erniekit.cli.launch import Node, rank_environments
+from erniekit.cli.launch import rank_environments, this_node
 from erniekit.cli.processes import Watch
 from erniekit.log import set_up_logging
 set_up_logging()
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 places = {
     rank: (environment, folder / "logs" / f"rank-{rank}.log" if rank else None)
-    for rank, environment in rank_environments(Node(0, 1, "127.0.0.1:4000"), size).items()
+    for rank, environment in rank_environments(this_node(), size).items()
 }
 sys.exit(Watch().run([sys.executable, str(folder / "work.py"), str(folder)], places))
 """
 
 
-def start(folder: Path, work: str, size: int = 2) -> "subprocess.Popen[str]":
+def start(folder: Path, work: str, size: int = 2, **environment: str) -> "subprocess.Popen[str]":
     (folder / "work.py").write_text(WORK + work, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, "-c", PARENT, str(folder), str(size)],
-        env={**os.environ, "PYTHONPATH": str(Path(erniekit.__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(erniekit.__file__).parent.parent), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -156,3 +157,48 @@ time.sleep(300)
     while any(alive(pid) for pid in held):
         assert time.monotonic() < end, "a rank outlived its parent"
         time.sleep(0.02)
+
+
+MEET = """
+import paddle
+from erniekit.parallel import comm
+world = comm.open_world(identity={"configuration": os.environ.get("OTHER", "same")}, patience=5)
+print("sum", float(comm.all_reduce(paddle.to_tensor(float(rank + 1)), world)))
+"""
+
+
+def machines(folder: Path, count: int, **other: str) -> list["subprocess.Popen[str]"]:
+    """Parents that stand for machines, of `count` that are to come, with one rank each."""
+    meeting = {"NNODES": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = []
+    for number in range(2):
+        more = {**meeting, "NODE_RANK": str(number), "OMP_NUM_THREADS": "1", **(other if number else {})}
+        started.append(start(folder, "try:" + MEET.replace("\n", "\n    ") + TELL, 1, **more))
+    return started
+
+
+TELL = """
+except Exception as error:
+    print(error)
+    sys.exit(getattr(error, "exit_code", 1))
+"""
+
+
+def test_machines_meet(tmp_path: Path) -> None:
+    first, second = machines(tmp_path, 2)
+    assert "sum 3.0" in finish(first) and first.returncode == 0
+    finish(second)
+    assert second.returncode == 0 and "sum 3.0" in (tmp_path / "logs/rank-1.log").read_text()
+
+
+def test_a_machine_that_does_not_come_is_named(tmp_path: Path) -> None:
+    first, second = machines(tmp_path, 3)
+    assert "of 3 processes rank 2 did not come within 5 s" in finish(first) and first.returncode == 1
+    assert "of 3 processes rank 2 did not come" in finish(second) and second.returncode == 1
+
+
+def test_a_machine_with_another_configuration_is_named(tmp_path: Path) -> None:
+    first, second = machines(tmp_path, 2, OTHER="changed")
+    assert "rank 1 has another configuration than rank 0 (changed and same)" in finish(first)
+    assert "rank 1 has another configuration" in finish(second)
+    assert first.returncode == second.returncode == 2
