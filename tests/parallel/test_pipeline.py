@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.parallel.schedule import build_schedule, simulate
+from erniekit.ops.kernels.library import find_library
+from erniekit.parallel.schedule import FORWARD, build_schedule, simulate
 from erniekit.parallel.stages import choose_stages
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
@@ -224,20 +225,34 @@ CASES: dict[tuple[int, str], dict[str, Any]] = {
     },
     (2, "experts one micro-batch"): {"kind": "experts", "count": 1, "keys": SCHEDULES["1f1b"]},
 }
-_results: dict[int, list[dict[str, Any]]] = {}
+# With the native kernels, which put gradients off in their own way.
+NATIVE = {
+    f"{kind} {schedule}": CASES[2, f"{kind} {schedule}"]
+    for kind, schedule in (("dense", "zero_bubble"), ("experts", "folded"))
+}
 
 
-def results_of(ranks: int) -> list[dict[str, Any]]:
-    if ranks not in _results:
-        cases = {name: case for (number, name), case in CASES.items() if number == ranks}
-        _results[ranks] = run_distributed(f"{HERE}:run_cases", ranks, cases, timeout=400)
-    return _results[ranks]
+@cache
+def results_of(ranks: int, kernels: str = "paddle") -> list[dict[str, Any]]:
+    cases = {name: case for (number, name), case in CASES.items() if number == ranks}
+    cases = NATIVE if kernels == "native" else cases
+    return run_distributed(f"{HERE}:run_cases", ranks, cases, timeout=400, ERNIEKIT_KERNELS=kernels)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_equal_to_one_process_with_native_kernels(name: str) -> None:
+    if find_library().library is None:
+        pytest.skip("native kernels do not run here")
+    check_equal(NATIVE[name], [result[name] for result in results_of(2, "native")])
 
 
 @pytest.mark.parametrize(("ranks", "name"), CASES)
 def test_equal_to_one_process(ranks: int, name: str) -> None:
-    case = CASES[ranks, name]
-    results = [result[name] for result in results_of(ranks)]
+    check_equal(CASES[ranks, name], [result[name] for result in results_of(ranks)])
+
+
+def check_equal(case: dict[str, Any], results: list[SimpleNamespace]) -> None:
+    """Losses, gradients and evaluation of the ranks against those of this process."""
     steps, evaluated = alone(case["kind"], case["count"], case.get("dropout", 0.0))
     for step, (values, gradients) in enumerate(steps):
         together: dict[str, np.ndarray] = {}
@@ -281,3 +296,47 @@ def test_a_rank_holds_its_own_parameters() -> None:
     folded = [result["tied folded"] for result in results_of(4)]
     assert [embedding in part.names for part in folded] == [True, False, False, False]
     assert not any(part.copies for part in folded)
+
+
+def measure_memory(names: list[str]) -> dict[str, tuple[int, int, int]]:
+    """Bytes that the first forward of a step keeps, the most after any, and the engine's peak."""
+    import paddle
+
+    from erniekit.models.ernie45 import plan
+    from erniekit.parallel.comm import open_world
+    from erniekit.parallel.pipeline import PipelineEngine
+
+    world = open_world()
+    found = {}
+    for name in names:
+        keys = SCHEDULES[name]
+        model = build("dense")
+        stages = choose_stages(["block"] * 9, world.size * keys.get("virtual_pp_degree", 1))
+        engine = PipelineEngine(model, plan, world, stages=stages, **keys)
+        step_loss = step_loss_of(model, "dense")
+        batches = batches_of(0, 1) * 6
+        kept: list[int] = []
+
+        def look(action: Any, start: float, end: float, kept: list[int] = kept) -> None:
+            assert end >= start
+            if action.kind == FORWARD:
+                kept.append(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
+
+        step_loss.begin(batches)
+        engine.run(batches, step_loss, seed_of=seed_of(0))  # makes the gradients' memory
+        engine.observe = look
+        step_loss.begin(batches)
+        before = paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+        engine.run(batches, step_loss, seed_of=seed_of(0))
+        found[name] = (kept[0] - before, max(kept) - before, engine.peak)
+        assert len(kept) == 6 * keys.get("virtual_pp_degree", 1)
+    return found
+
+
+def test_memory_follows_the_activations_that_are_held() -> None:
+    """On the first rank, whose chunks are alike: as many times what one activation takes."""
+    names = ["1f1b", "interleaved", "zero_bubble", "capped"]
+    first, _ = run_distributed(f"{HERE}:measure_memory", 2, names)
+    assert [first[name][2] for name in names] == [2, 5, 2, 1]
+    for name, (one, most, peak) in first.items():
+        assert most / one == pytest.approx(peak, rel=0.01), name
