@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from erniekit.errors import ConfigError
 from erniekit.estimate.machines import Machine
 from erniekit.estimate.parallel import Estimate, estimate_run, model_costs
-from erniekit.estimate.recompute import cheapest_that_fits, operator_costs
+from erniekit.estimate.recompute import SHARE_OF_FREE, cheapest_that_fits, operator_costs
 from erniekit.estimate.shares import Spread
 from erniekit.estimate.step_time import Workload
 from erniekit.parallel.recomputation import Recomputation
@@ -184,7 +185,7 @@ def search(
     whole = Recomputation((("block",),) * model.numbers.num_hidden_layers, mtp=True, head=True)
     for spread in spreads(model.numbers, devices, machine, seq_len=workload.seq_len):
         micro_batches, rest = divmod(sequences, spread.batch * workload.rows)
-        if rest or not micro_batches:
+        if rest or not micro_batches or _least(model, spread, workload) > SHARE_OF_FREE * machine.memory:
             continue
         for pipelining in _pipelinings(spread, micro_batches, model.numbers.num_hidden_layers):
             for recomputation in (None, whole):
@@ -197,6 +198,20 @@ def search(
                     found.append((estimate, pipelining))
                     break
     return sorted(found, key=lambda plan: plan[0].seconds)
+
+
+def _least(model: Model, spread: Spread, workload: Workload) -> float:
+    """Bytes below which the average rank cannot be: weights, and the gradients of stage 1."""
+    experts = 1 if spread.moe_group == "mp" else spread.expert
+    trained = sum(
+        prod(shape)
+        for name, shape in model.shapes.items()
+        if model.is_trained is None or model.is_trained[name]
+    )
+    gradients = 4 * trained if spread.sharding_stage == 1 else 0
+    width = 1 if workload.compute_type == "fp8" else workload.width
+    weights = width * model.numbers.num_parameters() if spread.sharding_stage < 3 else 0
+    return float(weights + gradients) / (spread.pipeline * spread.tensor * experts)
 
 
 def spreads(numbers: Any, devices: int, machine: Machine, *, seq_len: int) -> Iterator[Spread]:
