@@ -120,11 +120,13 @@ class Store:
 
     def _comes(self, key: str, end: float) -> bool:
         """Whether a key is told before a time of the monotonic clock."""
+        pause = _POLL_SECONDS / 20
         with self._held_by_rank_0(key):
             while not self._store.add(f"{key}?", 0):
                 if time.monotonic() > end:
                     return False
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)
+                pause = min(_POLL_SECONDS, pause * 1.5)
         return True
 
     @contextmanager

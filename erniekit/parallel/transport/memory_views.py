@@ -54,12 +54,13 @@ def combine(sources: Sequence[np.ndarray], out: np.ndarray, dtype: paddle.dtype,
     operation, word = OPERATIONS[op], np.dtype(_WORDS[dtype])
     numbers, result = [source.view(word) for source in sources], out.view(word)
     wide = dtype == paddle.bfloat16
-    for start in range(0, len(result), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        total = _widen(numbers[0][part]) if wide else numbers[0][part].copy()
-        for other in numbers[1:]:
-            operation(total, _widen(other[part]) if wide else other[part], out=total)
-        result[part] = _narrow(total) if wide else total
+    with np.errstate(all="ignore"):  # what is not finite is the training's to tell
+        for start in range(0, len(result), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            total = _widen(numbers[0][part]) if wide else numbers[0][part].copy()
+            for other in numbers[1:]:
+                operation(total, _widen(other[part]) if wide else other[part], out=total)
+            result[part] = _narrow(total) if wide else total
 
 
 def _widen(bits: np.ndarray) -> np.ndarray:
