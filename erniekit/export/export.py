@@ -5,7 +5,7 @@ renamed. So a destination either does not exist or holds a model that was loaded
 the answers of its source:
 
 * every tensor read back equals the source's tensor, converted, bit by bit;
-* the logits of probe tokens, computed from both folders, are equal where the number format holds
+* the logits of probe texts, computed from both folders, are equal where the number format holds
   the source's values, and within the format's bound where it does not.
 
 An adapter is merged on the way, in fp32 and rounded once; its source is the model with the adapter
@@ -27,7 +27,8 @@ from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
-from erniekit.export.proof import compare_logits
+from erniekit.export.probe import probe_rows
+from erniekit.export.proof import Comparison, compare_logits
 from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
@@ -44,24 +45,17 @@ class Exported:
     folder: Path
     dtype: str
     num_parameters: int
-    max_difference: float
-    largest_logit: float
+    compared: Comparison
     merged: bool = False
 
     def describe(self) -> str:
         """The comparison in one sentence."""
         if self.merged:
-            return (
-                f"the adapter merged in fp32, rounded once to {self.dtype}; largest difference of the probe "
-                f"tokens' logits, merged and unmerged, {self.max_difference:.3g} (largest logit "
-                f"{self.largest_logit:.3g})"
-            )
-        if self.max_difference == 0.0:
-            return "all tensors and the logits of the probe tokens are equal to the source's"
-        return (
-            f"all tensors are the source's, rounded to {self.dtype}; largest difference of the probe tokens' "
-            f"logits {self.max_difference:.3g} (largest logit {self.largest_logit:.3g})"
-        )
+            merged = f"the adapter merged in fp32, rounded once to {self.dtype}"
+            return f"{merged}; merged and unmerged, {self.compared}"
+        if self.compared.difference == 0.0:
+            return "all tensors and the logits of probe texts are equal to the source's"
+        return f"all tensors are the source's, rounded to {self.dtype}; {self.compared}"
 
 
 def export_model(
@@ -125,12 +119,13 @@ def export_model(
             chat_template=facts.settings.get("chat_template"),
         )
         num_parameters = _compare_tensors(weights, source, folder, target)
-        largest, difference = compare_logits(
-            source.folder, folder, source.adapter, exact=source.is_exact(target), dtype=dtype
+        rows = probe_rows(
+            source.companions, source.config.vocab_size, chat_template=facts.settings.get("chat_template")
         )
-        exported = Exported(
-            destination, dtype, num_parameters, difference, largest, source.adapter is not None
+        compared = compare_logits(
+            source.folder, folder, rows, source.adapter, exact=source.is_exact(target), dtype=dtype
         )
+        exported = Exported(destination, dtype, num_parameters, compared, source.adapter is not None)
         card = build_card(
             facts,
             title=destination.resolve().name if export_dir else output_dir.resolve().name,

@@ -34,7 +34,7 @@ def logits(folder: Path, *adapters: Path) -> np.ndarray:
 def test_an_adapter_is_merged(tmp_path: Path, method: str) -> None:
     source, trained = adapter(tmp_path, method)
     exported = export_model(trained, tmp_path)
-    assert exported.merged and 0.0 < exported.max_difference < 1e-4 * exported.largest_logit
+    assert exported.merged and 0.0 < exported.compared.difference < 1e-4 * exported.compared.largest
     assert "merged in fp32" in exported.describe()
     expected, plain = logits(trained), logits(source)
     found = logits(exported.folder)
