@@ -24,6 +24,7 @@ import paddle.nn.functional as F
 
 from erniekit.ops import remake
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
+from erniekit.ops.quantised import QuantisedMatrix, quantised_grouped_linear
 
 SCORES = ("softmax", "sigmoid")
 
@@ -160,13 +161,17 @@ def _offsets(experts: paddle.Tensor, num_experts: int) -> paddle.Tensor:
     return paddle.concat([paddle.zeros([1], dtype="int64"), counts.cumsum().astype("int64")])
 
 
-def grouped_linear(x_MI: paddle.Tensor, weight: paddle.Tensor, offsets: paddle.Tensor) -> paddle.Tensor:
+def grouped_linear(
+    x_MI: paddle.Tensor, weight: paddle.Tensor | QuantisedMatrix, offsets: paddle.Tensor
+) -> paddle.Tensor:
     """Rows offsets[e] to offsets[e + 1] of x [M, I] times weight[e] of [E, I, O]; in the type of x.
 
     Args:
         offsets: int64 [E + 1] on the CPU, ascending from 0 to M; experts without rows get no gradient
             but zeros.
     """
+    if isinstance(weight, QuantisedMatrix):
+        return quantised_grouped_linear(x_MI, weight, offsets)
     return choose("grouped_linear")(x_MI, weight, offsets)
 
 
