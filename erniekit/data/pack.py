@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from erniekit.data.sample import IGNORED, PairSample, Sample
+from erniekit.data.vision_tokens import VisionTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,13 @@ def pack(samples: Sequence[Sample], max_seq_len: int) -> list[Pack]:
     return [tuple(row) for row in rows]
 
 
-def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) -> Batch:
-    """Rows side by side, padded on the right to the longest one (rounded up to 8) or to `pad_to`."""
+def collate(
+    packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None, vision: VisionTokens | None = None
+) -> Batch:
+    """Rows side by side, padded on the right to the longest one (rounded up to 8) or to `pad_to`.
+
+    `vision` are the tokens that are no text.
+    """
     longest = max(sum(map(len, row)) for row in packs)
     width = pad_to or -(-longest // _ROUND_TO) * _ROUND_TO
     shape = (len(packs), width)
@@ -126,6 +132,7 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) ->
         attend_from = np.concatenate([attend_from[..., None], gaps], axis=-1)
     return Batch(
         *(input_ids, labels, position_ids, attend_from, sum(lengths), origins, tuple(lengths)),
+        token_types=vision.types_of(input_ids) if vision is not None else None,
         pairs=tuple(pairs),
     )
 

@@ -26,6 +26,7 @@ from erniekit.errors import DataError, RunError
 from erniekit.losses.preference import REFERENCE_FREE, Answers, Preferences, preference_loss
 from erniekit.ops.log_probabilities import linear_log_probabilities
 from erniekit.train.evaluation import EvaluationResult
+from erniekit.train.objectives import inputs_of
 
 LN2 = math.log(2.0)
 # How far the first loss may be from ln 2: rounding of a reference that was computed in other batches.
@@ -83,9 +84,7 @@ class Reference(Protocol):
 
 def answer_log_probabilities(model: Any, batch: Any, *, loss_subbatch_seqlen: int) -> Answers:
     """Summed log-probabilities of the answers of a batch's pairs."""
-    hidden_BTH = model(
-        *(paddle.to_tensor(part) for part in (batch.input_ids, batch.position_ids, batch.attend_from))
-    )
+    hidden_BTH = model(**inputs_of(batch))
     columns = batch.input_ids.shape[1]
     places, segments = _labelled(batch)
     hidden_NH = paddle.gather(hidden_BTH.reshape([-1, hidden_BTH.shape[-1]]), paddle.to_tensor(places))

@@ -27,6 +27,7 @@ from erniekit.data.report import DataReport
 from erniekit.data.sets import TrainSamples
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
+from erniekit.models.registry import read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
 from erniekit.parallel.recomputation import Recomputation
@@ -171,6 +172,7 @@ def reader_of(config: Config, folder: Path) -> SampleReader:
     return open_reader(
         companions_folder(folder),
         config.run.stage,
+        read_vision_tokens(folder),
         tokenizer=config.model.tokenizer,
         **{key: getattr(sequences, key) for key in READER_KEYS},
     )

@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from erniekit.data.pack import collate
+from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import DataError, RunError
 from erniekit.ops import gradients
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
@@ -33,7 +34,10 @@ def alone(model, side):
     """Summed log-probability of an answer from the logits of its own forward pass."""
     batch = collate([(side,)], pad_id=0)
     inputs = [paddle.to_tensor(x) for x in (batch.input_ids, batch.position_ids, batch.attend_from)]
-    hidden = model(*inputs)[0, : len(side)]
+    types = {}
+    if model.config.vision_tokens().types:
+        types["token_type_ids_BT"] = paddle.to_tensor((batch.input_ids % 2 == 0).astype("int64"))
+    hidden = model(*inputs, **types)[0, : len(side)]
     log_p = paddle.nn.functional.log_softmax(model.logits(hidden).astype("float64"), axis=-1).numpy()
     return sum(log_p[t, label] for t, label in enumerate(side.labels) if label != -100)
 
@@ -61,12 +65,17 @@ def shifted(model, by):
     )
 
 
-@pytest.mark.parametrize("kind", ["dense", "experts"])
+@pytest.mark.parametrize("kind", ["dense", "experts", "two modalities"])
 def test_shared_prompts_change_no_log_probability(kind, folder, tmp_path):
-    if kind == "experts":
-        folder = write_tiny_checkpoint(tmp_path / "moe", tiny_moe_config())
+    if kind != "dense":
+        two = kind == "two modalities"
+        numbers = tiny_moe_config(2, im_patch_id=4) if two else tiny_moe_config()
+        folder = write_tiny_checkpoint(tmp_path / "moe", numbers)
     model = build(folder)
-    batch = collate([tuple(PAIRS[:2]), tuple(PAIRS[2:])], pad_id=0)
+    # Every second id is a vision token.
+    even = VisionTokens(dict.fromkeys(range(0, 300, 2), 1)) if kind == "two modalities" else None
+    batch = collate([tuple(PAIRS[:2]), tuple(PAIRS[2:])], pad_id=0, vision=even)
+    assert (batch.token_types is not None) == (even is not None)
     answers = answer_log_probabilities(model, batch, loss_subbatch_seqlen=4)
     for number, pair in enumerate(PAIRS):
         assert float(answers.chosen_P[number]) == pytest.approx(alone(model, pair.chosen()), abs=1e-4)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import CheckpointError, UnsupportedError
 
 MODEL_TYPE = "ernie4_5"
@@ -131,6 +132,10 @@ class Ernie45Config:
     def is_moe_layer(self, layer: int) -> bool:
         """Whether a layer holds experts instead of an MLP: none of a dense model does."""
         return False
+
+    def vision_tokens(self) -> VisionTokens:
+        """The tokens that are no text; a dense model has none."""
+        return VisionTokens()
 
     def flops_per_token(self, seq_len: int) -> float:
         """FLOPs of one forward pass per token, in a causal sequence of `seq_len` (mean over positions).
