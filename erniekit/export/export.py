@@ -9,7 +9,7 @@ the answers of its source:
   the source's values, and within the format's bound where it does not.
 
 An adapter is merged on the way, in fp32 and rounded once; its source is the model with the adapter
-beside it, unmerged.
+beside it, unmerged. Or it is written alone (`adapter.py`).
 """
 
 import json
@@ -23,12 +23,13 @@ import numpy as np
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.export.adapter import ExportedAdapter, export_adapter
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
 from erniekit.export.probe import probe_rows
-from erniekit.export.proof import Comparison, compare_logits
+from erniekit.export.proof import Comparison, compare_logits, probe_logits
 from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
@@ -69,7 +70,8 @@ def export_model(
     max_shard_size: float | str = 5,
     copy_tokenizer: bool = True,
     export_dir: str | None = None,
-) -> Exported:
+    merge_adapter: bool = True,
+) -> Exported | ExportedAdapter:
     """Write a checkpoint as a model folder, and prove it.
 
     Args:
@@ -82,6 +84,8 @@ def export_model(
         export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16.
         max_shard_size: of one safetensors file; a number is in GB.
         copy_tokenizer: write tokenizer and chat template too.
+        merge_adapter: merge an adapter into its model; otherwise it is written alone, in the format of
+            peft (`hf`) or of PaddleFormers (`paddle`).
 
     Raises:
         CheckpointError: the source is damaged, the adapter is of other weights, the destination is
@@ -90,46 +94,64 @@ def export_model(
     """
     check_word("export_layout", export_layout, EXPORT_LAYOUTS)
     check_word("export_dtype", export_dtype, ("auto", *EXPORT_DTYPES))
-    max_shard_bytes = shard_bytes(max_shard_size)
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
     source = open_source(checkpoint, adapter)
     for folder in {source.folder, source.adapter or source.folder}:
         check_destination(destination, folder, overwrite=overwrite)
         verify_source(folder)
+    form: dict[str, Any] = {
+        "overwrite": overwrite,
+        "layout": export_layout,
+        "target": EXPORT_DTYPES.get(export_dtype),
+        "max_shard_bytes": shard_bytes(max_shard_size),
+        "copy_tokenizer": copy_tokenizer,
+    }
+    if not merge_adapter:
+        return export_adapter(source, destination, **form)
+    title = (destination if export_dir else output_dir).resolve().name
+    return _export_whole(source, destination, title, **form)
+
+
+def _export_whole(
+    source: Source,
+    destination: Path,
+    title: str,
+    *,
+    overwrite: bool,
+    layout: str,
+    target: str | None,
+    max_shard_bytes: int,
+    copy_tokenizer: bool,
+) -> Exported:
     weights = load_family(source.config).weights
     facts = read_run_facts(source.checkpoint)
-    target = EXPORT_DTYPES.get(export_dtype)
+    template = facts.settings.get("chat_template")
     merging = f", merged into {source.folder}" if source.adapter else ""
     logger.info(f"exporting {source.checkpoint}{merging}, to {destination}")
     with write_folder(destination, overwrite=overwrite) as folder:
         write_tensors(
             folder,
-            weights.save_layout(source.items(target), export_layout, source.config),
+            weights.save_layout(source.items(target), layout, source.config),
             max_shard_bytes=max_shard_bytes,
-            metadata={"format": "pt" if export_layout == "hf" else "np"},
+            metadata={"format": "pt" if layout == "hf" else "np"},
         )
         dtype = CONFIG_DTYPES[target or stored_dtype(source.folder)]
-        write_json(folder / "config.json", config_content(source.config, export_layout, dtype))
+        write_json(folder / "config.json", config_content(source.config, layout, dtype))
         has_template = write_companions(
-            source.companions,
-            folder,
-            source.config,
-            copy_tokenizer=copy_tokenizer,
-            chat_template=facts.settings.get("chat_template"),
+            source.companions, folder, source.config, copy_tokenizer=copy_tokenizer, chat_template=template
         )
         num_parameters = _compare_tensors(weights, source, folder, target)
-        rows = probe_rows(
-            source.companions, source.config.vocab_size, chat_template=facts.settings.get("chat_template")
-        )
-        compared = compare_logits(
-            source.folder, folder, rows, source.adapter, exact=source.is_exact(target), dtype=dtype
-        )
+        rows = probe_rows(source.companions, source.config.vocab_size, chat_template=template)
+        # One model is in memory at a time.
+        expected = probe_logits(source.folder, rows, source.adapter)
+        found = probe_logits(folder, rows)
+        compared = compare_logits(expected, found, folder, exact=source.is_exact(target), dtype=dtype)
         exported = Exported(destination, dtype, num_parameters, compared, source.adapter is not None)
         card = build_card(
             facts,
-            title=destination.resolve().name if export_dir else output_dir.resolve().name,
-            layout=export_layout,
+            title=title,
+            layout=layout,
             dtype=dtype,
             num_parameters=num_parameters,
             verified=exported.describe(),

@@ -37,36 +37,26 @@ class Comparison:
 
 
 def compare_logits(
-    source: Path,
-    export: Path,
-    rows: Sequence[Sequence[int]],
-    adapter: Path | None = None,
-    *,
-    exact: bool,
-    dtype: str,
+    expected: np.ndarray, found: np.ndarray, place: Path, *, exact: bool, dtype: str
 ) -> Comparison:
-    """Compare the logits of rows of tokens, computed in fp32 from both folders.
-
-    One model is in memory at a time.
+    """Compare logits [N, V] of the source and of what was written.
 
     Args:
-        adapter: what the source is used with, unmerged.
+        place: what was written, for messages.
         exact: no tensor was rounded, so the logits have to be equal.
-        dtype: number format of the export, as in config.json.
+        dtype: number format of what was written, as in config.json.
 
     Raises:
         CheckpointError: they differ by more than the format explains.
     """
-    expected = probe_logits(source, rows, adapter)
-    found = probe_logits(export, rows)
     if expected.shape != found.shape:
-        raise CheckpointError(f"{export}: logits of shape {found.shape}, the source's have {expected.shape}")
+        raise CheckpointError(f"{place}: logits of shape {found.shape}, the source's have {expected.shape}")
     largest = float(np.abs(expected).max())
     difference = float(np.abs(expected - found).max())
     bound = 0.0 if exact else _BOUNDS.get(dtype, _MERGED) * largest
     if not difference <= bound:
         raise CheckpointError(
-            f"{export}: logits of probe texts differ by {difference:.3g} from the source's (largest logit "
+            f"{place}: logits of probe texts differ by {difference:.3g} from the source's (largest logit "
             f"{largest:.3g}, allowed {bound:.3g}); nothing was exported"
         )
     same = int((expected.argmax(-1) == found.argmax(-1)).sum())
@@ -74,15 +64,20 @@ def compare_logits(
 
 
 def probe_logits(folder: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None) -> np.ndarray:
-    """Logits [N, V] of all tokens of rows, which do not see each other, computed in fp32."""
+    """`packed_logits` of a model folder, with an adapter on it or without, in fp32."""
     from erniekit.assemble import load_for_inference
 
     built = load_for_inference(folder, [adapter] if adapter else [], compute_type="fp32")
-    starts = np.concatenate(
-        [np.full(len(row), sum(map(len, rows[:index]))) for index, row in enumerate(rows)]
-    )
+    return packed_logits(built.model, rows)
+
+
+def packed_logits(model: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Logits [N, V] of all tokens of rows, which do not see each other."""
+    lengths = [len(row) for row in rows]
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
     ids_BT = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])[None]
-    return _logits(built.model, ids_BT, starts[None])[0]
+    logits: np.ndarray = _logits(model, ids_BT, starts[None])[0]
+    return logits
 
 
 def logits_of(model: Any, ids_BT: np.ndarray) -> np.ndarray:

@@ -221,11 +221,9 @@ def test_export_that_differs_never_gets_its_name(
 def test_logits_that_differ_are_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erniekit.export import proof
-
-    true_logits = proof.probe_logits
+    true_logits = module.probe_logits
     monkeypatch.setattr(
-        proof,
+        module,
         "probe_logits",
         lambda folder, *rest: true_logits(folder, *rest) * (1.0 if folder == source else 1.001),
     )

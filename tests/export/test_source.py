@@ -1,6 +1,7 @@
 """Exports of adapters: merged, proven, refused over other weights; and what a source is made of."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from tests.adapters.models import disturb
 from tests.train.test_contents import build, write
 
 
-def adapter(folder: Path, method: str = "LoRA", *, seed: int = 0, **numbers) -> tuple[Path, Path]:
+def adapter(
+    folder: Path, method: str = "LoRA", *, seed: int = 0, keys: dict[str, Any] | None = None, **numbers: Any
+) -> tuple[Path, Path]:
     """A model and an adapter that has been trained for it."""
     source = write_tiny_checkpoint(folder / "model", tiny_config(**numbers), seed=seed)
-    built = build(source, method)
+    built = build(source, method, **(keys or {}))
     built.model.eval()
     disturb(built.adapter)
     return source, write(folder / "adapter", built, source)
