@@ -132,9 +132,18 @@ def collate(
         attend_from = np.concatenate([attend_from[..., None], gaps], axis=-1)
     return Batch(
         *(input_ids, labels, position_ids, attend_from, sum(lengths), origins, tuple(lengths)),
-        token_types=vision.types_of(input_ids) if vision is not None else None,
+        token_types=_types(input_ids, lengths, vision or VisionTokens()),
         pairs=tuple(pairs),
     )
+
+
+def _types(input_ids: np.ndarray, lengths: Sequence[int], vision: VisionTokens) -> np.ndarray | None:
+    """Types of the tokens; padding is what comes before it, so that it brings no modality of its own."""
+    types = vision.types_of(input_ids)
+    if types is not None:
+        for number, stop in enumerate(lengths):
+            types[number, stop:] = types[number, stop - 1]
+    return types
 
 
 def _place(sample: PairSample, row: int, start: int) -> PairPlace:

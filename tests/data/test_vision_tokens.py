@@ -57,6 +57,10 @@ def test_a_batch_carries_types_only_where_it_has_vision_tokens() -> None:
     mixed = collate([(sample(1, 6, 2), sample(3, 4)), (sample(3, 2, 4),)], pad_id=0, vision=VISION)
     assert mixed.token_types is not None and mixed.token_types.tolist() == [[0, 1] + [0] * 6, [0] * 8]
     assert collate([(sample(3, 2, 4),)], pad_id=0, vision=VISION).token_types is None
+    # Vision tokens alone: padding does not bring text in.
+    alone = collate([(sample(6, 6, 2),), (sample(5, 8, 8, 2),)], pad_id=0, vision=VISION)
+    assert alone.token_types is not None
+    assert alone.token_types.tolist() == [[1] * 8, [1, 2] + [2] * 6]
 
 
 def test_the_reader_the_loader_and_the_report(tmp_path) -> None:
