@@ -1,8 +1,8 @@
 """The one place where configuration meets a model.
 
-Order, fixed: build -> load -> adapt -> quantise -> distribute -> recompute -> shard. Each stage
-logs what it touched. Today's stages are the first three and recomputation; the others join in this
-order when their rooms are built.
+Order, fixed: build -> load, quantising weights that stay frozen -> adapt -> distribute -> recompute ->
+shard. Each stage logs what it touched. Distribution and sharding join in this order when their rooms
+are built.
 """
 
 import re
@@ -19,6 +19,7 @@ from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 from erniekit.parallel.recomputation import Recomputation
+from erniekit.quant.schemes import SCHEMES
 
 if TYPE_CHECKING:
     import paddle
@@ -51,7 +52,8 @@ class Assembled:
 
     Args:
         adapter: what is on it (an `adapters.lora.Applied`), or None.
-        fingerprint: of the weights under an adapter.
+        fingerprint: of the weights under an adapter, as they are in files.
+        scheme: what the frozen weights are quantised by.
     """
 
     model: Any
@@ -61,6 +63,11 @@ class Assembled:
     num_trained: int
     adapter: Any = None
     fingerprint: str | None = None
+    scheme: str | None = None
+
+    def numbers_in_words(self) -> str:
+        """Number types of weights and arithmetic."""
+        return _in_words(self.compute_dtype, self.scheme)
 
 
 def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
@@ -87,13 +94,27 @@ def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
     return device
 
 
-def resolve_compute_type(compute_type: str) -> str:
-    """`auto` is bf16 where matrices are multiplied in it, GPUs and CPUs with the instructions; else fp32."""
+def number_types(compute_type: str) -> tuple[str, str | None]:
+    """The type that is computed and stored in, and the scheme that frozen weights are quantised by, if any.
+
+    `auto`, and every scheme, computes in bf16 where matrices are multiplied in it (GPUs, and CPUs with the
+    instructions), else in fp32.
+    """
     from erniekit.ops.backend import multiplies_bf16
 
-    if compute_type != "auto":
-        return compute_type
-    return "bf16" if multiplies_bf16() else "fp32"
+    scheme = compute_type if compute_type in SCHEMES else None
+    if scheme is None and compute_type != "auto":
+        return compute_type, None
+    return "bf16" if multiplies_bf16() else "fp32", scheme
+
+
+def numbers_in_words(compute_type: str) -> str:
+    """What `Assembled.numbers_in_words` says of a model that is built so."""
+    return _in_words(*number_types(compute_type))
+
+
+def _in_words(compute_dtype: str, scheme: str | None) -> str:
+    return compute_dtype if scheme is None else f"{scheme} with {compute_dtype}"
 
 
 def build_model(
@@ -193,6 +214,12 @@ def apply_recomputation(
     """
     from erniekit.parallel.recompute import apply_recompute
 
+    trained_on = open_adapter(folder).facts.get("scheme")
+    if trained_on != built.scheme:
+        logger.info(
+            f"adapter {folder}: trained on weights in {trained_on or 'full'}, and these are in "
+            f"{built.scheme or 'full'}; compute_type says in which"
+        )
     plan = load_family(built.config).plan
     return apply_recompute(built.model, plan, chosen, offload_recompute_inputs=offload_recompute_inputs)
 
@@ -271,47 +298,74 @@ def _build(folder: Path, *, compute_type: str, load: bool, adapted: bool = False
         raise CheckpointError(
             f"{folder} holds an adapter and no model: name the model, and the adapter as lora_path={folder}"
         )
-    compute_dtype = resolve_compute_type(compute_type)
+    compute_dtype, scheme = number_types(compute_type)
     config = read_model_config(folder)
-    _require_memory(config, compute_dtype, folder)
+    _require_memory(config, compute_dtype, scheme, folder)
     family = load_family(config)
-    model = family.build(config, dtype=compute_dtype)
-    if load:
+    fingerprint = None
+    if scheme is not None:
+        assert load, f"compute_type: {scheme} without weights"
+        model, fingerprint = _build_quantised(folder, config, compute_dtype, scheme)
+    elif load:
+        model = family.build(config, dtype=compute_dtype)
         items = family.weights.load_weights(folder, config)
         taken = Fingerprint()
         load_weights(model, taken.watch(items) if adapted else items)
         fingerprint = taken.text() if adapted else None
     else:
         model.initialise_weights()
-        fingerprint = None
     release_free_memory()
-    return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint)
+    return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
 
 
-def _require_memory(config: Any, compute_dtype: str, folder: Path) -> None:
+
+    family = load_family(config)
+    with paddle.LazyGuard():  # no memory for parameters before they have a value
+        model = family.build(config, dtype=compute_dtype)
+    taken = Fingerprint()
+    items = taken.watch(family.weights.load_weights(folder, config))
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[compute_dtype]
+    load_weights(model, weight_only.apply(model, family.plan.ROLES, scheme, items, dtype=dtype))
+    matrices = weight_only.quantised_matrices(model)
+    logger.info(
+        f"quantised: {len(matrices)} weights in {scheme} ({SCHEMES[scheme].words}), "
+        f"{sum(m.num_bytes for m in matrices.values()) / 2**20:,.0f} MiB, "
+        f"{8 * sum(m.num_bytes for m in matrices.values()) / sum(m.size for m in matrices.values()):.2f} "
+        f"bits a weight; {', '.join(dict.fromkeys(n.split('.')[-2] for n in matrices))}"
+    )
+    return model, taken.text()
+
+
+def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:
     """Refuse weights that cannot lie in this machine's memory, before any of it is taken."""
     import paddle
 
     from erniekit.estimate.hardware import available_memory
-    from erniekit.estimate.state import BYTES, gigabytes
+    from erniekit.estimate.state import gigabytes, model_bytes
 
-    needed = BYTES[compute_dtype] * config.num_parameters()
+    needed = model_bytes(config, compute_type=compute_dtype, scheme=scheme)
     if paddle.device.get_device() == "cpu" and needed > (free := available_memory()):
         raise UnsupportedError(
-            f"{folder}: the weights of {config.num_parameters():,} parameters in {compute_dtype} need "
-            f"{gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model over "
-            "several devices is not built yet"
+            f"{folder}: the weights of {config.num_parameters():,} parameters in {scheme or compute_dtype} "
+            f"need {gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model "
+            "over several devices is not built yet"
         )
 
 
 def load_weights(model: Any, items: Any) -> None:
     """Copy raw tensors (name, safetensors dtype, array) in memory layout into the model, casting each once.
 
+        model = family.build(config, dtype=compute_dtype)
     The source has already checked names and shapes; a name the model does not have is our own fault.
     """
     parameters = dict(model.named_parameters())
     missing = set(parameters)
     for name, dtype, array in items:
+def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
+    """The model with its weights quantised while they are read, and their fingerprint."""
+    import paddle
+
+    from erniekit.quant import weight_only
         parameters[name].set_value(to_tensor(array, dtype).astype(parameters[name].dtype))
         missing.discard(name)
     assert not missing, f"tensors without a source: {sorted(missing)}"
@@ -340,3 +394,7 @@ def _describe(built: Assembled) -> Assembled:
         num_parameters=int(sum(size for size, _ in sizes)),
         num_trained=int(sum(size for size, trained in sizes if trained)),
     )
+    if built.scheme is not None:
+        from erniekit.quant.weight_only import quantised_matrices
+
+        sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]

@@ -18,6 +18,7 @@ from erniekit.adapters.targets import EXPERTS, ROUTER, Layout, Target, find_targ
 from erniekit.checkpoint.adapter_files import AdapterSettings
 from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.log import logger
+from erniekit.ops.quantised import QuantisedMatrix
 
 # What lora_alpha and lora_plus_scale are with rslora_plus.
 PLUS_SCALE = PLUS_ALPHA = 4.0
@@ -187,7 +188,17 @@ def freeze_base(applied: Applied) -> None:
 
 
 def merge(applied: Applied) -> list[str]:
-    """Fold the adapter into the weights and put the plain layers back; returns the names of the weights."""
+    """Fold the adapter into the weights and put the plain layers back; returns the names of the weights.
+
+    Raises:
+        UnsupportedError: the weights are quantised, and a sum of theirs would have to be quantised anew.
+    """
+    for module, layer in applied.layers.items():
+        if isinstance(layer.weight, QuantisedMatrix):
+            raise UnsupportedError(
+                f"{module} is quantised, and an adapter is merged into weights in full: "
+                "erniekit export merges it into the model as it is on the disk"
+            )
     for layer in applied.layers.values():
         layer.fold()
     applied.originals.clear()

@@ -235,9 +235,10 @@ def _present(model: Any, layout: Layout) -> Sequence[str]:
 def _all_names(applied: Applied) -> list[str]:
     """Names in files of every module with a weight, adapted or not."""
     names = []
-    for name, parameter in applied.model.named_parameters():
-        if ".lora_" not in name and name.endswith(".weight"):
-            stored = _stored(applied.layout, name, tuple(parameter.shape))
+    for module, layer in applied.model.named_sublayers():
+        weight = getattr(layer, "weight", None)  # a parameter, or a quantised matrix in its place
+        if weight is not None:
+            stored = _stored(applied.layout, f"{module}.weight", tuple(weight.shape))
             names += [entry.name.removesuffix(".weight") for entry in stored]
     return names
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from erniekit.config.config import Config
+from erniekit.config.model import QUANTISED
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
 NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
@@ -210,6 +211,25 @@ def _adapter(config: Config) -> RuleResult:
         )
 
 
+def _quantised(config: Config) -> RuleResult:
+    method, numbers = config.model.fine_tuning, config.model.compute_type
+    if numbers not in QUANTISED or not config.run.do_train:
+        return
+    if method == "Full":
+        yield (
+            "compute_type",
+            f"compute_type: {numbers} keeps weights in few bits, which cannot be trained, and fine_tuning: "
+            "Full trains them; write fine_tuning: LoRA, or compute_type: auto",
+        )
+    elif method == "PiSSA":
+        yield (
+            "compute_type",
+            f"compute_type: {numbers} keeps weights in few bits, and fine_tuning: PiSSA begins with taking a "
+            "part out of each weight, which needs them in full; write fine_tuning: LoRA or DoRA, or "
+            "compute_type: auto",
+        )
+
+
 def _nothing_to_do(config: Config) -> RuleResult:
     if not config.run.do_train and not config.run.do_eval:
         yield ("do_train", "do_train: false and do_eval: false leave nothing to do; make one of them true")
@@ -248,6 +268,7 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _wsd,
     _recomputation,
     _adapter,
+    _quantised,
     _preference,
     _shares,
     _nothing_to_do,

@@ -23,7 +23,7 @@ class QuantisedMatrix:
 
     Args:
         codes: uint8, packed. scales: fp32. number: a row of FORMATS. group: rows that share a scale.
-        dtype: Paddle's type of the numbers that are made.
+        dtype: Paddle's type of the numbers that are made, or its name.
     """
 
     stop_gradient = True
@@ -39,7 +39,8 @@ class QuantisedMatrix:
         dtype: Any,
     ) -> None:
         self.codes, self.scales = codes, scales
-        self.shape, self.number, self.dtype = list(shape), number, dtype
+        self.shape, self.number = list(shape), number
+        self.dtype = getattr(paddle, dtype) if isinstance(dtype, str) else dtype
         self.group = group or self.shape[-2]
         self.table = paddle.to_tensor(FORMATS[number].table())
 

@@ -187,9 +187,9 @@ def score_once(
     return CachedReference(table)
 
 
-def digest_of(folder: Path, compute_dtype: str) -> str:
-    """A digest of a model folder's configuration and weights, and of the type they compute in."""
-    digest = hashlib.blake2b(compute_dtype.encode(), digest_size=16)
+def digest_of(folder: Path, numbers: str) -> str:
+    """A digest of a model folder's configuration and weights, and of the number types they are used in."""
+    digest = hashlib.blake2b(numbers.encode(), digest_size=16)
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         if path.name.startswith(("optimizer", _BASENAME)) or not path.is_file():
             continue

@@ -157,7 +157,8 @@ def state_of_run(config: Config) -> dict[str, int] | None:
         return None
     # Adapters are small beside what they are on, which is not trained itself.
     freeze = model.freeze if model.fine_tuning == "Full" else (".",)
-    return state_of(numbers, freeze, assemble.resolve_compute_type(model.compute_type))
+    compute_dtype, scheme = assemble.number_types(model.compute_type)
+    return state_of(numbers, freeze, compute_dtype, scheme)
 
 
 def find_model(config: Config) -> Path:
