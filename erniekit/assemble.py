@@ -127,6 +127,7 @@ def build_model(
     hidden_dropout_prob: float,
     attention_probs_dropout_prob: float,
     freeze: Sequence[str],
+    num_nextn_predict_layers: int | None = None,
 ) -> Assembled:
     """Build the model of `folder` for training.
 
@@ -134,6 +135,7 @@ def build_model(
         folder: a model folder; with `continue_training=False` only its `config.json` is read and
             the weights are initialised at random.
         adaptation: the adapter, when `fine_tuning` asks for one.
+        num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
@@ -144,6 +146,8 @@ def build_model(
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
     layer = ADAPTERS[fine_tuning.lower()]
     built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+    if num_nextn_predict_layers is not None:
+        built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
     if layer is not None:
         assert adaptation is not None, f"fine_tuning: {fine_tuning} without an adapter"
         built = _adapt(built, layer, adaptation)
@@ -178,6 +182,27 @@ def load_for_inference(
     return _describe(built)
 
 
+def _with_ahead(built: Assembled, number: int, *, adapted: bool) -> Assembled:
+    """The model with this number of blocks of multi-token prediction."""
+    has = built.config.num_nextn_predict_layers
+    config = built.config.with_ahead(number)
+    if number == has:
+        return built
+    if number > has and adapted:
+        raise ConfigError(
+            f"num_nextn_predict_layers: {number}: the model has {has}, and under an adapter new blocks would "
+            f"stay as they are drawn; write {has} or fewer, or fine_tuning: Full"
+        )
+    added = built.model.set_num_ahead(number)
+    if added:
+        logger.info(
+            f"multi-token prediction: {number - has} new blocks ({len(added)} tensors) of fresh weights"
+        )
+    else:
+        logger.info(f"multi-token prediction: {has - number} of {has} blocks are left out, and not saved")
+    return replace(built, config=config)
+
+
 def put_on(built: Assembled, folder: Path) -> Assembled:
     """The model with the adapter of a folder on it, unmerged, in place of the one that is there.
 
@@ -189,6 +214,12 @@ def put_on(built: Assembled, folder: Path) -> Assembled:
     check_base(built, folder)
     built = take_off(built)
     applied = attach_file(built.model, _layout(built.config), open_adapter(folder))
+    trained_on = open_adapter(folder).facts.get("scheme")
+    if trained_on != built.scheme:
+        logger.info(
+            f"adapter {folder}: trained on weights in {trained_on or 'full'}, and these are in "
+            f"{built.scheme or 'full'}; compute_type says in which"
+        )
     logger.info(
         f"adapter {folder}: {applied.num_parameters():,} parameters on {len(applied.layers)} matrices"
     )
@@ -214,12 +245,6 @@ def apply_recomputation(
     """
     from erniekit.parallel.recompute import apply_recompute
 
-    trained_on = open_adapter(folder).facts.get("scheme")
-    if trained_on != built.scheme:
-        logger.info(
-            f"adapter {folder}: trained on weights in {trained_on or 'full'}, and these are in "
-            f"{built.scheme or 'full'}; compute_type says in which"
-        )
     plan = load_family(built.config).plan
     return apply_recompute(built.model, plan, chosen, offload_recompute_inputs=offload_recompute_inputs)
 
@@ -313,11 +338,17 @@ def _build(folder: Path, *, compute_type: str, load: bool, adapted: bool = False
         load_weights(model, taken.watch(items) if adapted else items)
         fingerprint = taken.text() if adapted else None
     else:
+        model = family.build(config, dtype=compute_dtype)
         model.initialise_weights()
     release_free_memory()
     return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
 
 
+def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
+    """The model with its weights quantised while they are read, and their fingerprint."""
+    import paddle
+
+    from erniekit.quant import weight_only
 
     family = load_family(config)
     with paddle.LazyGuard():  # no memory for parameters before they have a value
@@ -355,17 +386,11 @@ def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder:
 def load_weights(model: Any, items: Any) -> None:
     """Copy raw tensors (name, safetensors dtype, array) in memory layout into the model, casting each once.
 
-        model = family.build(config, dtype=compute_dtype)
     The source has already checked names and shapes; a name the model does not have is our own fault.
     """
     parameters = dict(model.named_parameters())
     missing = set(parameters)
     for name, dtype, array in items:
-def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
-    """The model with its weights quantised while they are read, and their fingerprint."""
-    import paddle
-
-    from erniekit.quant import weight_only
         parameters[name].set_value(to_tensor(array, dtype).astype(parameters[name].dtype))
         missing.discard(name)
     assert not missing, f"tensors without a source: {sorted(missing)}"
@@ -389,12 +414,12 @@ def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
 
 def _describe(built: Assembled) -> Assembled:
     sizes = [(p.size, not p.stop_gradient) for p in built.model.parameters()]
+    if built.scheme is not None:
+        from erniekit.quant.weight_only import quantised_matrices
+
+        sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]
     return replace(
         built,
         num_parameters=int(sum(size for size, _ in sizes)),
         num_trained=int(sum(size for size, trained in sizes if trained)),
     )
-    if built.scheme is not None:
-        from erniekit.quant.weight_only import quantised_matrices
-
-        sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]

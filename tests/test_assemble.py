@@ -162,3 +162,26 @@ def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="sees no GPU"):
         assemble.set_device(device="gpu:0", seed=0)
     assert assemble.set_device(device="auto", seed=0) == "cpu"
+
+
+def test_blocks_of_prediction_ahead_as_asked(tmp_path, caplog):
+    """More are fresh, fewer are left out with a notice; an adapter takes no fresh ones."""
+    caplog.set_level("INFO", logger="erniekit")
+    folder = write_tiny_checkpoint(tmp_path / "moe", tiny_moe_config(num_nextn_predict_layers=1))
+    stored = open_tensors(folder).read("model.mtp_emb_norm.0.weight")
+    for asked, names in ((None, 1), (1, 1), (2, 2), (0, 0)):
+        built = assemble.build_model(folder, **FIELDS, num_nextn_predict_layers=asked)
+        assert built.config.num_nextn_predict_layers == len(built.model.model.mtp_block) == names
+        assert built.num_trained == built.num_parameters - 2 * 4, "all but the correction biases"
+        assert built.num_parameters == built.config.num_parameters()
+        if names:
+            assert np.array_equal(built.model.model.mtp_emb_norm[0].weight.numpy(), stored)
+    told = [r.getMessage() for r in caplog.records if "multi-token" in r.getMessage()]
+    assert len(told) == 2 and "1 new blocks" in told[0] and "1 of 1 blocks are left out" in told[1]
+    lora = {**FIELDS, "fine_tuning": "LoRA"}
+    with pytest.raises(
+        ConfigError, match="num_nextn_predict_layers: 2: the model has 1, and under an adapter"
+    ):
+        assemble.build_model(folder, assemble.Adaptation(), **lora, num_nextn_predict_layers=2)
+    with pytest.raises(UnsupportedError, match="this model is dense"):
+        assemble.build_model(write_tiny_checkpoint(tmp_path / "dense"), **FIELDS, num_nextn_predict_layers=1)

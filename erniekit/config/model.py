@@ -66,6 +66,13 @@ class Model:
         "regular expressions; parameters whose name contains a match are not trained",
         check=_regular_expressions,
     )
+    num_nextn_predict_layers: int | None = key(
+        None,
+        "blocks of multi-token prediction, of a mixture of experts: more than the checkpoint has begin with "
+        "fresh weights, fewer leave the last ones out of the run and of what it saves; null means as many as "
+        "config.json says",
+        minimum=0,
+    )
     loss_subbatch_seqlen: int = key(1024, "positions whose logits are held at once in the loss", minimum=1)
     use_sparse_head_and_loss_fn: bool = key(True, "compute logits only where there is a label")
     tokenizer: str | None = key(None, "folder of another tokenizer; null means the model's")

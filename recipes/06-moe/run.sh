@@ -48,30 +48,22 @@ erniekit generate "$output/export" --prompt "$question" temperature=0 max_new_to
 cat "$output/answer.txt"
 
 say "a tiny model with experts for text and for pictures, on rows of both"
-# Eight placeholders and a caption a row; and rows of placeholders alone.
-awk 'BEGIN { split("red blue green black white", colour); split("cat boat house tree road", thing)
-    for (row = 0; row < 10; row++) { printf "{\"text\": \""; for (i = 0; i < 8; i++) printf "<empty_output>"
-        printf "A %s %s beside a %s one.\"}\n", colour[row % 5 + 1], thing[row % 4 + 1], colour[row % 3 + 2] } }' \
-    >"$output/pictures.jsonl"
-awk 'BEGIN { for (row = 4; row < 12; row++) {
-    printf "{\"text\": \""; for (i = 0; i < row; i++) printf "<empty_output>"; print "\"}" } }' \
-    >"$output/placeholders.jsonl"
-erniekit train "$recipe/two-modalities.yaml"
+erniekit train "$recipe/pt_two_modalities.yaml"
 
 say "on text alone, as it is and with the vision half frozen: the same file"
 sed 's|^model_name.*|model_name_or_path: ./recipes/06-moe/output/both|; s|^continue_.*|continue_training: true|' \
-    "$recipe/two-modalities.yaml" >"$output/on.yaml"
+    "$recipe/pt_two_modalities.yaml" >"$output/on.yaml"
 erniekit train "$output/on.yaml" train_dataset_path=./examples/data/pt-train.jsonl output_dir="$output/text"
 erniekit train "$output/on.yaml" train_dataset_path=./examples/data/pt-train.jsonl output_dir="$output/text-frozen" \
     'freeze=["\\.vision_experts\\.", "\\.gate\\.weight_1$"]'
 
 say "on pictures alone, as it is and with the text half frozen: the same file"
-erniekit train "$output/on.yaml" train_dataset_path="$output/placeholders.jsonl" output_dir="$output/vision"
-erniekit train "$output/on.yaml" train_dataset_path="$output/placeholders.jsonl" output_dir="$output/vision-frozen" \
+erniekit train "$output/on.yaml" train_dataset_path="$recipe/two-modalities/placeholders.jsonl" output_dir="$output/vision"
+erniekit train "$output/on.yaml" train_dataset_path="$recipe/two-modalities/placeholders.jsonl" output_dir="$output/vision-frozen" \
     'freeze=["\\.experts\\.", "\\.gate\\.weight$"]'
 
 say "on both, with the vision half frozen: another file"
-erniekit train "$recipe/two-modalities.yaml" output_dir="$output/both-frozen" \
+erniekit train "$recipe/pt_two_modalities.yaml" output_dir="$output/both-frozen" \
     'freeze=["\\.vision_experts\\.", "\\.gate\\.weight_1$"]'
 cat >"$output/isolation.json" <<END
 {

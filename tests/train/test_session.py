@@ -7,7 +7,8 @@ import pytest
 
 from erniekit.checkpoint.files import open_tensors
 from erniekit.config.load import load_config
-from erniekit.errors import DataError, RunError
+from erniekit.errors import ConfigError, DataError, RunError
+from erniekit.export.export import export_model
 from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import write_run
 from erniekit.train.reporting import read_log
@@ -133,6 +134,43 @@ def test_a_run_without_pictures_leaves_the_vision_half_alone(tmp_path):
     # All positions are in the denominator, those of placeholders too.
     share = row["tokens"] / (sum(load.values()) / 2)
     assert row["token_balanced_loss"] == pytest.approx(row["lm_loss"] * share, rel=1e-5)
+
+
+def test_blocks_of_prediction_ahead_that_the_checkpoint_has_not(tmp_path):
+    """They are trained, saved, evaluated around, exported; with 0 in the YAML they go again."""
+    path = write_run(
+        tmp_path, tiny_moe_config(), num_nextn_predict_layers=1, max_steps=12, eval_steps=12, save_steps=12,
+        compute_type="fp32",
+    )  # fmt: skip
+    assert train(path) == 0
+    rows = [row for row in read_log(tmp_path / "out" / "train_log.jsonl") if "loss" in row]
+    assert rows[-1]["mtp_loss"] < rows[0]["mtp_loss"]
+    checkpoint = tmp_path / "out" / "checkpoint-12"
+    assert json.loads((checkpoint / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    ahead = [name for name in open_tensors(checkpoint).names() if "mtp_" in name]
+    assert len(ahead) == 12
+    exported = export_model(checkpoint, tmp_path, export_layout="paddle")
+    assert {name.replace("ernie.", "model.") for name in open_tensors(exported.folder).names()} > {
+        "model.mtp_emb_norm.0.weight", "model.mtp_linear_proj.0.weight"
+    }  # fmt: skip
+    without = [
+        *(f"model_name_or_path={checkpoint}", "num_nextn_predict_layers=0", f"output_dir={tmp_path / 'two'}"),
+        *("max_steps=2", "save_steps=2", "evaluation_strategy=no"),
+    ]
+    assert train(path, *without) == 0
+    assert not any("mtp_" in name for name in open_tensors(tmp_path / "two" / "checkpoint-2").names())
+    for more in ("multi_token_pred_lambda=0", "num_nextn_predict_layers=2"), ("num_nextn_predict_layers=2",):
+        words = [
+            *more,
+            f"model_name_or_path={checkpoint}",
+            f"output_dir={tmp_path / f'more-{len(more)}'}",
+            "max_steps=1",
+        ]
+        if len(more) == 2:
+            with pytest.raises(ConfigError, match="multi_token_pred_lambda: 0 would leave the new blocks"):
+                train(path, *words)
+        else:
+            assert train(path, *words) == 0
 
 
 def test_early_stopping_ends_a_run(tmp_path):

@@ -137,6 +137,19 @@ class Ernie45Config:
         """The tokens that are no text; a dense model has none."""
         return VisionTokens()
 
+    def with_ahead(self, number: int) -> "Ernie45Config":
+        """The same with this number of blocks of multi-token prediction.
+
+        Raises:
+            UnsupportedError: the model is dense, and these have none.
+        """
+        if number:
+            raise UnsupportedError(
+                f"num_nextn_predict_layers: {number}: multi-token prediction is of mixtures of experts, "
+                "and this model is dense; write 0, or leave the key out"
+            )
+        return self
+
     def flops_per_token(self, seq_len: int) -> float:
         """FLOPs of one forward pass per token, in a causal sequence of `seq_len` (mean over positions).
 

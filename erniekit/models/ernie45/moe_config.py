@@ -5,7 +5,7 @@ transformers 5 nests them in `text_config` and lists the kind of every layer (`m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from erniekit.data.vision_tokens import IMAGE, VIDEO, VisionTokens
@@ -159,6 +159,10 @@ class Ernie45MoeConfig(Ernie45Config):
         else:
             block += 3 * hidden * self.intermediate_size
         return self.num_nextn_predict_layers * (block + 2 * hidden * hidden + self.vocab_size * hidden)
+
+    def with_ahead(self, number: int) -> "Ernie45MoeConfig":
+        """See `Ernie45Config.with_ahead`."""
+        return replace(self, num_nextn_predict_layers=number)
 
     def _experts(self) -> list[tuple[int, int]]:
         """Number and width of the experts of each modality."""
