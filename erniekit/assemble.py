@@ -158,20 +158,21 @@ def build_model(
 
 
 def load_for_inference(
-    folder: Path, adapters: Sequence[Path] = (), *, compute_type: str = "auto"
+    folder: Path, adapters: Sequence[Path] = (), *, compute_type: str = "auto", scheme: str | None = None
 ) -> Assembled:
     """Build the model of `folder` with its weights, in evaluation mode, nothing trained.
 
     Args:
         folder: a model folder, or an adapter, which goes on the model that it was trained on.
         adapters: folders of adapters for the model; the first one is put on it, unmerged.
+        scheme: what weights are quantised by, where `compute_type` only says what is computed in.
 
     Raises:
         CheckpointError: an adapter was trained on other weights.
     """
     if is_adapter(folder):
         adapters, folder = (folder, *adapters), base_folder(folder)
-    built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters))
+    built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters), scheme=scheme)
     if adapters:
         built = put_on(built, adapters[0])
         for other in adapters[1:]:
@@ -316,14 +317,17 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
     return sorted(frozen)
 
 
-def _build(folder: Path, *, compute_type: str, load: bool, adapted: bool = False) -> Assembled:
+def _build(
+    folder: Path, *, compute_type: str, load: bool, adapted: bool = False, scheme: str | None = None
+) -> Assembled:
     from erniekit.ops.allocation import release_free_memory
 
     if is_adapter(folder):
         raise CheckpointError(
             f"{folder} holds an adapter and no model: name the model, and the adapter as lora_path={folder}"
         )
-    compute_dtype, scheme = number_types(compute_type)
+    compute_dtype, named = number_types(compute_type)
+    scheme = scheme or named
     config = read_model_config(folder)
     _require_memory(config, compute_dtype, scheme, folder)
     family = load_family(config)

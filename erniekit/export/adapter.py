@@ -93,7 +93,7 @@ def _write(
     built = load_for_inference(source.folder, [source.adapter], compute_type="fp32")
     applied = built.adapter
     given = open_adapter(source.adapter)
-    facts = {"fingerprint": given.facts["fingerprint"]} if "fingerprint" in given.facts else {}
+    facts = {fact: given.facts[fact] for fact in ("fingerprint", "scheme") if fact in given.facts}
     base = given.settings.base or str(source.folder.resolve())
     written = 0
 

@@ -9,7 +9,8 @@ the answers of its source:
   the source's values, and within the format's bound where it does not.
 
 An adapter is merged on the way, in fp32 and rounded once; its source is the model with the adapter
-beside it, unmerged. Or it is written alone (`adapter.py`).
+beside it, unmerged. One that was trained on quantised weights is merged into the full ones, and how far
+the result is from the model that was trained is told. Or it is written alone (`adapter.py`).
 """
 
 import json
@@ -29,7 +30,7 @@ from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
 from erniekit.export.probe import probe_rows
-from erniekit.export.proof import Comparison, compare_logits, probe_logits
+from erniekit.export.proof import Comparison, compare_logits, comparison, probe_logits
 from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
@@ -41,19 +42,33 @@ _PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export: where it is, and what the comparison found."""
+    """A finished export: where it is, and what the comparison found.
+
+    Args:
+        merged: an adapter was.
+        scheme: what the weights were quantised by under that adapter while it was trained.
+        to_quantised: the merged model beside the adapter on weights that are quantised so.
+    """
 
     folder: Path
     dtype: str
     num_parameters: int
     compared: Comparison
     merged: bool = False
+    scheme: str | None = None
+    to_quantised: Comparison | None = None
 
     def describe(self) -> str:
-        """The comparison in one sentence."""
+        """The comparison in a sentence or two."""
         if self.merged:
             merged = f"the adapter merged in fp32, rounded once to {self.dtype}"
-            return f"{merged}; merged and unmerged, {self.compared}"
+            text = f"{merged}; merged and unmerged, {self.compared}"
+            if self.to_quantised is not None:
+                text += (
+                    f". It was trained on weights in {self.scheme} and is merged into the full ones; from "
+                    f"the model as it was trained, {self.to_quantised}"
+                )
+            return text
         if self.compared.difference == 0.0:
             return "all tensors and the logits of probe texts are equal to the source's"
         return f"all tensors are the source's, rounded to {self.dtype}; {self.compared}"
@@ -128,6 +143,8 @@ def _export_whole(
     facts = read_run_facts(source.checkpoint)
     template = facts.settings.get("chat_template")
     merging = f", merged into {source.folder}" if source.adapter else ""
+    if source.scheme():
+        merging += f" as it is on the disk (it was trained on weights in {source.scheme()})"
     logger.info(f"exporting {source.checkpoint}{merging}, to {destination}")
     with write_folder(destination, overwrite=overwrite) as folder:
         write_tensors(
@@ -147,7 +164,13 @@ def _export_whole(
         expected = probe_logits(source.folder, rows, source.adapter)
         found = probe_logits(folder, rows)
         compared = compare_logits(expected, found, folder, exact=source.is_exact(target), dtype=dtype)
-        exported = Exported(destination, dtype, num_parameters, compared, source.adapter is not None)
+        scheme, to_quantised = source.scheme(), None
+        if scheme is not None:
+            to_quantised = comparison(probe_logits(source.folder, rows, source.adapter, scheme), found)
+        exported = Exported(
+            *(destination, dtype, num_parameters, compared, source.adapter is not None),
+            *(scheme, to_quantised),
+        )
         card = build_card(
             facts,
             title=title,

@@ -51,23 +51,34 @@ def compare_logits(
     """
     if expected.shape != found.shape:
         raise CheckpointError(f"{place}: logits of shape {found.shape}, the source's have {expected.shape}")
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(expected - found).max())
-    bound = 0.0 if exact else _BOUNDS.get(dtype, _MERGED) * largest
-    if not difference <= bound:
+    compared = comparison(expected, found)
+    bound = 0.0 if exact else _BOUNDS.get(dtype, _MERGED) * compared.largest
+    if not compared.difference <= bound:
         raise CheckpointError(
-            f"{place}: logits of probe texts differ by {difference:.3g} from the source's (largest logit "
-            f"{largest:.3g}, allowed {bound:.3g}); nothing was exported"
+            f"{place}: logits of probe texts differ by {compared.difference:.3g} from the source's (largest "
+            f"logit {compared.largest:.3g}, allowed {bound:.3g}); nothing was exported"
         )
+    return compared
+
+
+def comparison(expected: np.ndarray, found: np.ndarray) -> Comparison:
+    """How far logits [N, V] are apart."""
     same = int((expected.argmax(-1) == found.argmax(-1)).sum())
-    return Comparison(largest, difference, len(expected), same)
+    difference = float(np.abs(expected - found).max())
+    return Comparison(float(np.abs(expected).max()), difference, len(expected), same)
 
 
-def probe_logits(folder: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None) -> np.ndarray:
-    """`packed_logits` of a model folder, with an adapter on it or without, in fp32."""
+def probe_logits(
+    folder: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None, scheme: str | None = None
+) -> np.ndarray:
+    """`packed_logits` of a model folder, with an adapter on it or without, in fp32.
+
+    Args:
+        scheme: what the weights are quantised by.
+    """
     from erniekit.assemble import load_for_inference
 
-    built = load_for_inference(folder, [adapter] if adapter else [], compute_type="fp32")
+    built = load_for_inference(folder, [adapter] if adapter else [], compute_type="fp32", scheme=scheme)
     return packed_logits(built.model, rows)
 
 

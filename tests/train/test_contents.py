@@ -39,9 +39,13 @@ def write(folder: Path, built, source: Path) -> Path:
     return folder
 
 
-def build(source: Path, method: str = "LoRA", start: Path | None = None, **changes):
+def build(
+    source: Path, method: str = "LoRA", start: Path | None = None, compute_type: str = "fp32", **changes
+):
     adaptation = assemble.Adaptation(keys(**changes), start)
-    return assemble.build_model(source, adaptation, fine_tuning=method, **BUILD)
+    return assemble.build_model(
+        source, adaptation, fine_tuning=method, **{**BUILD, "compute_type": compute_type}
+    )
 
 
 def test_full_training_writes_a_model(tmp_path: Path) -> None:
