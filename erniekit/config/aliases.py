@@ -28,15 +28,15 @@ _AGREEING = {"bf16": ("bfloat16", "fp8", "wint8", "wint4", "wint4/8", "nf4")}
 SPLIT = {"batch_size": ("per_device_train_batch_size", "per_device_eval_batch_size")}
 _WSD = re.compile(r"wsd:(\d+)")
 # Upstream's own key behind compute_type; null and an empty word leave the weights as they are.
-_ALGORITHM = "weight_quantize_algo"
-_ALGORITHMS = {
+ALGORITHM = "weight_quantize_algo"
+ALGORITHMS = {
     "weight_only_int8": "wint8",
     "weight_only_int4": "wint4",
     "weight_only_mix": "wint4/8",
     "nf4": "nf4",
     "fp8linear": "fp8",
 }
-ALIASES = (*RENAMED, *SWITCHES, *SPLIT, "lr_scheduler", "pad_to_max_seqlen", _ALGORITHM)
+ALIASES = (*RENAMED, *SWITCHES, *SPLIT, "lr_scheduler", "pad_to_max_seqlen", ALGORITHM)
 
 
 def expand_aliases(entries: Iterable[Entry]) -> tuple[dict[str, Entry], list[Problem]]:
@@ -101,7 +101,7 @@ def _present(entry: Entry) -> list[Entry]:
     if entry.key == "pad_to_max_seqlen":
         return [_padding(entry)]
     word = str(entry.value).lower()
-    if entry.key == _ALGORITHM:
+    if entry.key == ALGORITHM:
         return _quantisation(entry, word)
     if word in ("false", "0", "no", "off", "none", ""):
         return []
@@ -114,12 +114,12 @@ def _present(entry: Entry) -> list[Entry]:
 def _quantisation(entry: Entry, word: str) -> list[Entry]:
     if word in ("none", ""):
         return []
-    if word not in _ALGORITHMS:
+    if word not in ALGORITHMS:
         raise ValueError(
-            f"{entry.key}: {entry.shown()} is not allowed: write one of {', '.join(_ALGORITHMS)}, or in its "
-            f"place compute_type: {', '.join(_ALGORITHMS.values())}"
+            f"{entry.key}: {entry.shown()} is not allowed: write one of {', '.join(ALGORITHMS)}, or in its "
+            f"place compute_type: {', '.join(ALGORITHMS.values())}"
         )
-    value = _ALGORITHMS[word]
+    value = ALGORITHMS[word]
     return [replace(entry, alias=entry.key, key="compute_type", value=value, spelling=value)]
 
 

@@ -19,6 +19,8 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
             ("ref_model_update_steps", "loss_type"),
         ),
         ({"stage": "DPO", "token_balance_loss": True}, ("token_balance_loss",)),
+        ({"compute_type": "wint4/8"}, ("compute_type", "fine_tuning")),
+        ({"compute_type": "nf4", "fine_tuning": "PiSSA"}, ("compute_type", "fine_tuning")),
         ({"load_best_model_at_end": True}, ("load_best_model_at_end", "evaluation_strategy")),
         ({"early_stopping_patience": 2}, ("early_stopping_patience", "evaluation_strategy")),
         ({"evaluation_strategy": "steps"}, ("evaluation_strategy", "eval_dataset_path")),
