@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_prompt_is_rendered_as_in_training_and_opens_the_answer(generator: TextG
 
 def test_a_prompt_with_tools_is_what_training_renders(generator: TextGenerator) -> None:
     """The text before a trained answer, with definitions, calls and results of tools."""
-    row = {
+    row: dict[str, Any] = {
         "tools": [{"type": "function", "function": {"name": "clock", "parameters": {}}}],
         "messages": [
             *QUESTION,
