@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 # Numbers that are in fp32 at once while a matrix is quantised.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 # The 4-bit NormalFloat: quantiles of N(0, 1) scaled to [-1, 1], with an exact zero.
 NF4_VALUES = (

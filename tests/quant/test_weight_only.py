@@ -1,5 +1,8 @@
 """What every scheme promises, over a dense model and a mixture of experts: the contract of schemes."""
 
+import subprocess
+import sys
+
 import numpy as np
 import paddle
 import pytest
@@ -14,7 +17,7 @@ from erniekit.ops import gradients
 from erniekit.ops.quantised import QuantisedMatrix
 from erniekit.quant import weight_only
 from erniekit.quant.schemes import SCHEMES, format_of, weight_bytes
-from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
+from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config, write_tiny_checkpoint
 from tests.adapters import models
 
 CONFIGS = {
@@ -148,3 +151,41 @@ def test_a_matrix_that_never_came_is_noticed(config, scheme):
     items = [("model.norm.weight", "F32", np.ones(32, np.float32))]
     with pytest.raises(AssertionError, match="without a source"):
         list(weight_only.apply(model, plan.ROLES, scheme, items, dtype="float32"))
+
+
+_LOAD = """
+import sys
+from pathlib import Path
+import paddle
+from erniekit.assemble import load_for_inference
+from erniekit.quant.weight_only import quantised_matrices
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+warm, folder, scheme = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+load_for_inference(warm, compute_type="fp32", scheme=scheme)
+before = memory("VmRSS")
+model = load_for_inference(folder, compute_type="fp32", scheme=scheme).model
+kept = sum(4 * p.size for p in model.parameters())
+kept += sum(matrix.num_bytes for matrix in quantised_matrices(model).values())
+print(kept, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("scheme", ["wint8", "nf4"])
+def test_loading_takes_the_quantised_model_and_little_more(tmp_path, scheme):
+    """Not the model in full, which is 96 MB here: one weight at a time, the largest of 6 MB."""
+    config = tiny_config(
+        hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, head_dim=64
+    )
+    folders = [write_tiny_checkpoint(tmp_path / "warm"), write_tiny_checkpoint(tmp_path / "model", config)]
+    full = 4 * config.num_parameters()
+    words = [sys.executable, "-c", _LOAD, *map(str, folders), scheme]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kept, taken = map(int, done.stdout.split())
+    assert full > 90e6 and kept < full / 3
+    assert taken < kept + 25e6 < full - 35e6
