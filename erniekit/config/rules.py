@@ -23,6 +23,7 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
     found = list(_answer_length(config))
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
+        found += _quantised(config) if verb != "eval" else ()
         found += _padding(config, written.get("pad_to_max_seqlen", ""))
     return found
 
@@ -268,7 +269,6 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _wsd,
     _recomputation,
     _adapter,
-    _quantised,
     _preference,
     _shares,
     _nothing_to_do,

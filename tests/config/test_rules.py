@@ -103,6 +103,11 @@ def test_rules_of_training_do_not_bind_other_verbs() -> None:
     assert config_from_dict(values, "chat").config.evaluation.load_best_model_at_end
 
 
+def test_quantised_weights_are_evaluated_without_an_adapter() -> None:
+    values = LEAST | {"compute_type": "nf4", "eval_dataset_path": "b.jsonl"}
+    assert config_from_dict(values, "eval").config.model.compute_type == "nf4"
+
+
 def test_a_rule_of_generation_binds_every_verb() -> None:
     with pytest.raises(ConfigError, match="min_tokens: 9 is above max_new_tokens: 8"):
         config_from_dict({"model_name_or_path": "starter", "min_tokens": 9, "max_new_tokens": 8}, "chat")
