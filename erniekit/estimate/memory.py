@@ -17,7 +17,8 @@ the sample a token belongs to):
 | shared experts | 3 I | 3 I |
 
 Paddle has no arithmetic in bf16 on a CPU, so with bf16 storage every operator widens its input, and the
-matrix products keep their weights widened until the backward pass has come by.
+matrix products keep their weights widened until the backward pass has come by. Quantised weights are
+not kept: their numbers are made again.
 
 Not everything is held at once. The peak is the larger of two moments: the end of the last forward
 pass (activations, logits, the gradient of the head, and the gradients of earlier micro-batches),
@@ -31,6 +32,7 @@ from typing import Any
 
 from erniekit.estimate import native_memory
 from erniekit.estimate.recompute import rerun_bytes, spared_bytes
+from erniekit.estimate.state import model_bytes
 from erniekit.parallel.recomputation import Recomputation
 
 MIB = 2**20
@@ -61,6 +63,7 @@ def training_memory(
     native: bool = False,
     low_precision_moments: bool = False,
     recomputation: Recomputation | None = None,
+    scheme: str | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
 
@@ -75,7 +78,9 @@ def training_memory(
         native: native kernels compute.
         low_precision_moments: moments are bf16 (native kernels only).
         recomputation: what is recomputed.
+        scheme: what frozen weights are quantised by.
     """
+    weights = model_bytes(config, compute_type=compute_type, scheme=scheme)
     narrow = compute_type != "fp32"
     width = 2 if narrow else 4
     tokens = rows * seq_len
@@ -92,7 +97,7 @@ def training_memory(
             recomputation=recomputation,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
-        return _by_cause(changing, width * config.num_parameters(), state * num_trained, on_cpu=True)
+        return _by_cause(changing, weights, state * num_trained, on_cpu=True)
     at_peak = _by_paddle(
         config,
         num_trained=num_trained,
@@ -104,9 +109,10 @@ def training_memory(
         micro_batches=micro_batches,
         attention_dropout=attention_dropout,
         recomputation=recomputation,
+        quantised=scheme is not None,
     )
     state = num_trained * (12 if narrow else 8)
-    return _by_cause(at_peak, width * config.num_parameters(), state, on_cpu=on_cpu)
+    return _by_cause(at_peak, weights, state, on_cpu=on_cpu)
 
 
 def _by_paddle(
@@ -121,6 +127,7 @@ def _by_paddle(
     micro_batches: int,
     attention_dropout: float,
     recomputation: Recomputation | None,
+    quantised: bool,
 ) -> dict[str, float]:
     """What comes and goes with Paddle's operators, by cause, at the moment when it is most."""
     width = 2 if narrow else 4
@@ -137,7 +144,7 @@ def _by_paddle(
             attention_dropout=attention_dropout,
         )
     )
-    if narrow and on_cpu:
+    if narrow and on_cpu and not quantised:
         activations += 4 * (config.num_parameters() - head)
     if recomputation is not None:
         spared = spared_bytes(config, recomputation, width=kept, attended=attended, native=False)
@@ -174,13 +181,21 @@ def _by_cause(at_peak: dict[str, float], weights: int, optimizer: int, *, on_cpu
 
 
 def inference_memory(
-    config: Any, *, compute_type: str, rows: int, columns: int, prompt: int, on_cpu: bool
+    config: Any,
+    *,
+    compute_type: str,
+    rows: int,
+    columns: int,
+    prompt: int,
+    on_cpu: bool,
+    scheme: str | None = None,
 ) -> dict[str, int]:
     """Bytes of generation by cause.
 
     Args:
         rows, columns: of the key-value cache: answers at once, and tokens of prompt and answer.
         prompt: tokens of the longest prompt, which goes through the model at once.
+        scheme: what the weights are quantised by.
     """
     width = 4 if compute_type == "fp32" else 2
     key = config.num_key_value_heads * config.head_dim
@@ -194,7 +209,7 @@ def inference_memory(
     scores = 2 * config.num_attention_heads * prompt
     widened = 4 * config.vocab_size * config.hidden_size if width == 2 and on_cpu else 0
     return {
-        "weights": width * config.num_parameters(),
+        "weights": model_bytes(config, compute_type=compute_type, scheme=scheme),
         "cache": 2 * config.num_hidden_layers * rows * columns * key * width,
         "activations": rows * prompt * (one_layer + scores) * wide + widened,
         "logits": 2 * rows * config.vocab_size * 4,

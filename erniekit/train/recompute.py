@@ -66,6 +66,7 @@ def step_memory(
         native=current_backend() == "native",
         low_precision_moments=config.optimizer.use_lowprecision_moment,
         recomputation=recomputation,
+        scheme=built.scheme,
     )
 
 
