@@ -7,7 +7,10 @@ import pytest
 from erniekit import assemble
 from erniekit.checkpoint.files import open_tensors
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
+from erniekit.quant.schemes import SCHEMES
+from erniekit.quant.weight_only import quantised_matrices
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
+from tests.adapters.models import DEFAULTS
 
 FIELDS = dict(
     continue_training=True,
@@ -145,6 +148,30 @@ def test_auto_is_bf16_where_kernels_multiply_it(monkeypatch):
         monkeypatch.setattr("erniekit.ops.backend.multiplies_bf16", lambda answer=multiplies: answer)
         assert assemble.number_types("auto")[0] == expected
     assert assemble.number_types("bf16")[0] == "bf16"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantised_under_an_adapter(folder, scheme, monkeypatch):
+    """What the adapter belongs to is the weights as they are in the files."""
+    monkeypatch.setattr("erniekit.ops.backend.multiplies_bf16", lambda: False)
+    fields = {**FIELDS, "fine_tuning": "LoRA"}
+    plain = assemble.build_model(folder, assemble.Adaptation(DEFAULTS), **fields)
+    built = assemble.build_model(folder, assemble.Adaptation(DEFAULTS), **{**fields, "compute_type": scheme})
+    assert built.fingerprint == plain.fingerprint
+    assert (built.num_parameters, built.num_trained) == (plain.num_parameters, plain.num_trained)
+    assert (built.scheme, built.compute_dtype) == (scheme, "fp32")
+    assert built.numbers_in_words() == assemble.numbers_in_words(scheme) == f"{scheme} with fp32"
+    assert plain.scheme is None and plain.numbers_in_words() == "fp32"
+    assert len(quantised_matrices(built.model)) == 8 and not quantised_matrices(plain.model)
+
+
+def test_a_quantised_model_needs_less_memory(folder, monkeypatch):
+    from erniekit.estimate import hardware
+
+    monkeypatch.setattr(hardware, "available_memory", lambda: 100_000)
+    with pytest.raises(UnsupportedError, match="in fp32 need 0.1 MB"):
+        assemble.load_for_inference(folder, compute_type="fp32")
+    assert assemble.load_for_inference(folder, compute_type="fp32", scheme="wint4").scheme == "wint4"
 
 
 def test_a_device_comes_with_its_kernels(monkeypatch):
