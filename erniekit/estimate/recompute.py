@@ -163,9 +163,21 @@ def _kinds(costs: Mapping[int, Mapping[str, Cost]], tokens: int) -> list[_Kind]:
 def _cheapest_cover(kinds: list[_Kind], wanted: float) -> list[int] | None:
     """How many layers of each kind spare `wanted` bytes with the fewest FLOPs; None when all do not.
 
-    Branch and bound: what is still wanted costs at least the rate of the cheapest kind that is left.
+    Branch and bound: what is still wanted costs at least what it would cost if parts of layers could be
+    chosen, the cheapest kinds first.
     """
     best: tuple[float, list[int] | None] = (math.inf, None)
+
+    def least(index: int, left: float) -> float:
+        """FLOPs of `left` bytes from `kinds[index:]`, in parts of layers; infinite when there is not enough."""
+        flops = 0.0
+        for kind in kinds[index:]:
+            taken = min(left, len(kind.layers) * kind.spared)
+            flops += taken * kind.flops / kind.spared
+            left -= taken
+            if left <= 0:
+                return flops
+        return math.inf
 
     def search(index: int, left: float, flops: float, counts: list[int]) -> None:
         nonlocal best
@@ -173,7 +185,7 @@ def _cheapest_cover(kinds: list[_Kind], wanted: float) -> list[int] | None:
             if flops < best[0]:
                 best = (flops, counts + [0] * (len(kinds) - index))
             return
-        if index == len(kinds):
+        if index == len(kinds) or flops + least(index, left) >= best[0]:
             return
         kind = kinds[index]
         if flops + left * kind.flops / kind.spared >= _NEAR * best[0]:
