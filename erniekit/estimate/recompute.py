@@ -169,7 +169,7 @@ def _cheapest_cover(kinds: list[_Kind], wanted: float) -> list[int] | None:
     best: tuple[float, list[int] | None] = (math.inf, None)
 
     def least(index: int, left: float) -> float:
-        """FLOPs of `left` bytes from `kinds[index:]`, in parts of layers; infinite where that is too little."""
+        """FLOPs of `left` bytes from `kinds[index:]`, in parts of layers; infinite if that is too little."""
         flops = 0.0
         for kind in kinds[index:]:
             taken = min(left, len(kind.layers) * kind.spared)
