@@ -271,6 +271,11 @@ def choose_format(
         seen = f"The first row is {type(first_row).__name__}, not a JSON object"
     elif columns == ["text"]:
         seen = f"It holds texts, and stage {stage} reads conversations; texts are trained on in stage: PT"
+    elif stage == "DPO" and not found:
+        seen = (
+            "stage: DPO reads pairs of answers (response and sort, or chosen and rejected), and the first "
+            f"row has the columns {', '.join(map(str, columns)) or '(none)'}"
+        )
     else:
         seen = f"The first row has the columns {', '.join(map(str, columns)) or '(none)'}"
     raise DataError(

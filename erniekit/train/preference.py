@@ -52,7 +52,8 @@ def preference_objective(
         else:
             build = lambda: _copy_of(config, folder)  # noqa: E731
         cache = Path(config.run.output_dir) / CACHE_FILE
-        reference = score_once(needed(), build, cache, digest_of(folder, built.numbers_in_words()))
+        digest = digest_of(folder, built.numbers_in_words())
+        reference = score_once(needed(), build, cache, digest, resumed=resumed)
     elif settings.needs_reference:
         if settings.ref_model_update_steps > 0:
             copy = _copy_of(config, folder).model
