@@ -14,8 +14,9 @@ type of storage (H hidden, Q = heads x head_dim, K = key heads x head_dim, I int
 
 The peak is the largest of three moments: the end of the last forward pass (activations, one chunk of
 logits, the gradient of the head), the first layer of the backward pass (activations, and what one layer
-works with), and its end (all gradients). What is recomputed is not held, and is there once in the
-second. An update works in place. Gradients of weights are fp32.
+works with), and its last layer (all gradients, what one layer has kept, and what it works with). What is
+recomputed is not held, and is there once in the second and the third. An update works in place.
+Gradients of weights are fp32.
 """
 
 from typing import Any
@@ -57,7 +58,7 @@ def moments(
     moments: tuple[dict[str, float], ...] = (
         {"activations": activations, "logits": 4 * chunk * config.vocab_size, "gradients": before},
         {"activations": activations + working, "gradients": before},
-        {"gradients": 4 * num_trained},
+        {"activations": activations / config.num_hidden_layers + working, "gradients": 4 * num_trained},
     )
     return max(moments, key=lambda moment: sum(moment.values()))
 
@@ -91,6 +92,10 @@ def _working_bytes(config: Any, *, width: int) -> float:
     """Bytes a token that the backward pass of one layer holds besides."""
     query = config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
-    inner = config.intermediate_size
+    inner = 3 * config.intermediate_size
+    if any(map(config.is_moe_layer, range(config.num_hidden_layers))):
+        # Rows sorted by expert, made again, and their gradient.
+        rows = config.moe_k * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
+        inner = max(inner, rows)
     # The activation made again, gradients of gate and up, of the stream, of q, k, v; sums of attention.
-    return width * (3 * inner + 4 * config.hidden_size + 2 * query + 2 * key) + 4 * (query + 2 * key)
+    return width * (inner + 4 * config.hidden_size + 2 * query + 2 * key) + 4 * (query + 2 * key)

@@ -54,9 +54,10 @@ def test_the_moment_of_the_peak():
     backward = estimate(logits_rows=1)
     forward = estimate()
     assert backward["activations"] == forward["activations"] + 1024 * working and "logits" not in backward
-    # With few tokens it is the end, when all gradients are there.
+    # With few tokens it is the end, when all gradients are there and one of two layers is left.
     end = estimate(rows=1, seq_len=4, attended=4, logits_rows=1)
-    assert end["gradients"] == 4 * PARAMETERS and "activations" not in end
+    assert end["gradients"] == 4 * PARAMETERS
+    assert end["activations"] == 4 * (forward["activations"] / 1024 / 2 + working)
     # Gradients of an earlier micro-batch are there all the time.
     assert estimate(micro_batches=2)["gradients"] == 4 * PARAMETERS
 
@@ -81,6 +82,17 @@ def test_experts():
     expected = 2 * (attention + dense + moe * experts + ENDS)
     expected += 4 * (config.num_hidden_layers * 6 + 6 * config.moe_num_experts[0] * moe) + 4 * 16
     assert estimate(config, logits_rows=1000)["activations"] == 1024 * expected
+
+
+def test_experts_work_with_sorted_rows_at_the_end():
+    config = tiny_moe_config(moe_k=2, vocab_size=5000, moe_intermediate_size=(200,))
+    parameters = config.num_parameters()
+    end = estimate(config, num_trained=parameters, rows=1, seq_len=64, attended=64, logits_rows=1)
+    assert end["gradients"] == 4 * parameters
+    # Sorted rows and their gradient, the activation and the gradient of gate and up; the rest as ever.
+    working = 2 * (2 * (2 * 32 + 3 * 200) + 4 * 32 + 2 * 64 + 2 * 32) + 4 * (64 + 2 * 32)
+    kept = native_memory._kept_bytes(config, 64, width=2, attention_dropout=0.0)
+    assert end["activations"] == int(64 * (kept / config.num_hidden_layers + working))
 
 
 def test_constants_are_those_of_the_operators():
