@@ -103,7 +103,7 @@ static void panel_product(const Codes& w, const Rows& x, long panel, long first,
     void* made = ek_scratch<char>(thread, 5, (size_t)PANEL * inner * (x.type == EK_BF16 ? 2 : 4));
     if (x.type == EK_BF16) numbers(w, row, rows, column, columns, (bf16*)made, stride);
     else numbers(w, row, rows, column, columns, (float*)made, stride);
-    Product product;
+    Product product = {};
     product.m = count;
     product.n = width;
     product.k = inner;
