@@ -10,7 +10,7 @@ import pytest
 from erniekit.adapters import lora
 from erniekit.adapters.dora import DoraLinear
 from erniekit.adapters.layers import LoraLinear
-from erniekit.errors import UnsupportedError
+from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.models.ernie45 import plan
 from erniekit.models.ernie45.weights import memory_shapes
 from erniekit.ops import gradients
@@ -135,6 +135,13 @@ def test_adapters_off_and_detached(config, scheme):
         lora.merge(applied)
     lora.detach(applied)
     models.near(models.logits(model), before, 1e-6)
+
+
+def test_a_quantised_weight_is_not_trained_whole(config, scheme):
+    with pytest.raises(ConfigError, match="'o_proj' would train .*o_proj.weight, which compute_type keeps"):
+        models.apply(quantised(config, scheme), lora_modules_to_save=("o_proj",))
+    model = quantised(config, scheme)
+    assert models.apply(model, lora_modules_to_save=("embed_tokens",)).saved == ("model.embed_tokens.weight",)
 
 
 def test_a_source_in_bf16_is_quantised_from_its_bits(scheme):
