@@ -31,7 +31,7 @@ Compared with measured peaks in `benchmarks/memory.py`; on a GPU this is a formu
 from typing import Any
 
 from erniekit.estimate import native_memory
-from erniekit.estimate.recompute import rerun_bytes, spared_bytes
+from erniekit.estimate.recompute import rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.estimate.state import model_bytes
 from erniekit.parallel.recomputation import Recomputation
 
@@ -244,6 +244,6 @@ def inner_numbers(config: Any) -> float:
     dense = (config.num_hidden_layers - moe) * 3 * config.intermediate_size
     if not moe:
         return dense
-    experts = config.moe_k * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
+    experts = rows_of_experts(config) * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
     scores = 6 * config.moe_num_experts[0]
     return dense + moe * (experts + 3 * config.shared_intermediate_size() + scores)

@@ -21,7 +21,7 @@ Gradients of weights are fp32.
 
 from typing import Any
 
-from erniekit.estimate.recompute import rerun_bytes, spared_bytes
+from erniekit.estimate.recompute import rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.parallel.recomputation import Recomputation
 
 # Of `erniekit.ops.native.cross_entropy`, which imports Paddle.
@@ -80,7 +80,7 @@ def _kept_bytes(config: Any, attended: float, *, width: int, attention_dropout: 
     moe = sum(map(config.is_moe_layer, range(layers)))
     inner, scores = 2 * (layers - moe) * config.intermediate_size, 0
     if moe:
-        experts = config.moe_k * (hidden + 2 * config.moe_intermediate_size[0])
+        experts = rows_of_experts(config) * (hidden + 2 * config.moe_intermediate_size[0])
         inner += moe * (experts + 2 * config.shared_intermediate_size())
         scores = 6 * config.moe_num_experts[0] * moe
     # Last norm, labelled rows and their gradient; the rotation of each position.
@@ -95,7 +95,7 @@ def _working_bytes(config: Any, *, width: int) -> float:
     inner = 3 * config.intermediate_size
     if any(map(config.is_moe_layer, range(config.num_hidden_layers))):
         # Rows sorted by expert, made again, and their gradient.
-        rows = config.moe_k * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
+        rows = rows_of_experts(config) * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
         inner = max(inner, rows)
     # The activation made again, gradients of gate and up, of the stream, of q, k, v; sums of attention.
     return width * (inner + 4 * config.hidden_size + 2 * query + 2 * key) + 4 * (query + 2 * key)

@@ -94,6 +94,13 @@ def recomputed_flops(
     return sum(cost.flops for costs in per_layer for cost in costs) + head + ahead
 
 
+def rows_of_experts(config: Any) -> float:
+    """Rows a token that the experts of a layer train on, at most: k, or what their capacity leaves."""
+    if config.moe_capacity is None:
+        return config.moe_k
+    return min(config.moe_k, config.moe_capacity[0])
+
+
 def limit_in_bytes(free: int, *, memory_limit_gb: float | None) -> float:
     """Bytes that `recompute: auto` may use where `free` are."""
     return SHARE_OF_FREE * free if memory_limit_gb is None else memory_limit_gb * GIB
@@ -289,8 +296,12 @@ def _inner(config: Any, layer: int, width: int, native: bool) -> dict[str, Cost]
             "activation": Cost(0 if native else width * inner, 5.0 * inner),
             "down": Cost(0, 2.0 * hidden * inner),
         }
-    inner, experts = config.moe_k * config.moe_intermediate_size[0], config.moe_num_experts[0]
-    rows, shared = config.moe_k * hidden, config.shared_intermediate_size()
+    chosen, experts = rows_of_experts(config), config.moe_num_experts[0]
+    inner, rows, shared = (
+        chosen * config.moe_intermediate_size[0],
+        chosen * hidden,
+        config.shared_intermediate_size(),
+    )
     costs = {
         "router": Cost(12 * experts, 2.0 * hidden * experts),
         "dispatch": Cost(0 if native else width * rows, 2.0 * rows),

@@ -1,7 +1,10 @@
 """Memory of a step by native kernels: every cause worked by hand."""
 
+from dataclasses import replace
+
 from erniekit.estimate import native_memory
 from erniekit.estimate.memory import PROCESS, training_memory
+from erniekit.estimate.recompute import rows_of_experts
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
 # hidden 32, inner 48, 2 layers, 4 heads over 2 of 16: Q = 64, K = 32; vocabulary 1000.
@@ -93,6 +96,19 @@ def test_experts_work_with_sorted_rows_at_the_end():
     working = 2 * (2 * (2 * 32 + 3 * 200) + 4 * 32 + 2 * 64 + 2 * 32) + 4 * (64 + 2 * 32)
     kept = native_memory._kept_bytes(config, 64, width=2, attention_dropout=0.0)
     assert end["activations"] == int(64 * (kept / config.num_hidden_layers + working))
+
+
+def test_a_capacity_leaves_fewer_rows():
+    unlimited = tiny_moe_config(moe_k=2, vocab_size=5000)
+    half = replace(unlimited, moe_capacity=(1.0, 2.0, 2.0))
+    ample = replace(unlimited, moe_capacity=(64.0, 64.0, 64.0))
+    moe = sum(map(half.is_moe_layer, range(half.num_hidden_layers)))
+    fewer = 1024 * moe * 2 * (32 + 2 * half.moe_intermediate_size[0])
+    kept = estimate(unlimited, logits_rows=1000)["activations"]
+    assert estimate(half, logits_rows=1000)["activations"] == kept - fewer
+    assert estimate(ample, logits_rows=1000)["activations"] == kept
+    full = rows_of_experts(unlimited), rows_of_experts(half), rows_of_experts(ample)
+    assert full == (2, 1.0, 2)
 
 
 def test_constants_are_those_of_the_operators():
