@@ -30,8 +30,8 @@ def load_heat_map(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> 
         f'<text x="{_LEFT}" y="24" font-size="15">load of experts over its mean</text>',
         f'<text x="{_LEFT - 8}" y="{_TOP - 8}" text-anchor="end">layer</text>',
     ]
-    for row, router in enumerate(rows):
-        parts += _label(router, row, _TOP + row * height, height)
+    for row, named in enumerate(rows):
+        parts += _label(named, row, _TOP + row * height, height)
     for index, (title, routers) in enumerate(panels):
         left = _LEFT + index * (width + _GAP)
         parts.append(f'<text x="{left:.1f}" y="{_TOP - 8}">{title}</text>')
