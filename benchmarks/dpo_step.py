@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = step_options(__doc__, "trl", sequences="pairs")
     parser.add_argument("--ours", nargs="+", default=OURS[:1], choices=OURS, help="modes of ErnieKit")
-    parser.add_argument("--modes", nargs="+", default=PEER[:2], choices=PEER, help="modes of TRL")
+    parser.add_argument("--modes", nargs="+", default=PEER, choices=PEER, help="modes of TRL")
     return parser
 
 
