@@ -48,6 +48,10 @@ class DoraLinear(LoraLinear):
         y = paddle.concat([part for part in parts if part.shape[-1]], axis=-1)
         return to_storage(y if bias is None else y + to_arithmetic(bias)[0], dtype)
 
+    def kept_numbers(self) -> tuple[float, float]:
+        narrow, wide = super().kept_numbers()
+        return narrow, wide + self.lora_magnitude.shape[0]  # the result before it is stretched
+
     @paddle.no_grad()
     def lengths(self) -> paddle.Tensor:
         """|V| of the adapted columns, fp32."""

@@ -28,6 +28,7 @@ nothing back, and what it cannot use again is counted as `allocator`.
 Compared with measured peaks in `benchmarks/memory.py`; on a GPU this is a formula only.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from erniekit.estimate import native_memory
@@ -48,6 +49,22 @@ _LOST = 0.1
 _UPDATE_TEMPORARIES = 3
 
 
+@dataclass(frozen=True)
+class AdapterSize:
+    """What an adapter adds to a model.
+
+    Args:
+        num_parameters: numbers in its factors, in the type of the weights.
+        kept: numbers a token that it keeps for the backward pass in the type of the weights, such as the
+            products with A.
+        kept_fp32: those that it keeps in fp32.
+    """
+
+    num_parameters: int
+    kept: float
+    kept_fp32: float = 0.0
+
+
 def training_memory(
     config: Any,
     *,
@@ -63,6 +80,7 @@ def training_memory(
     native: bool = False,
     low_precision_moments: bool = False,
     recomputation: Recomputation | None = None,
+    adapter: AdapterSize | None = None,
     scheme: str | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
@@ -78,12 +96,16 @@ def training_memory(
         native: native kernels compute.
         low_precision_moments: moments are bf16 (native kernels only).
         recomputation: what is recomputed.
+        adapter: what is beside frozen weights.
         scheme: what frozen weights are quantised by.
     """
-    weights = model_bytes(config, compute_type=compute_type, scheme=scheme)
     narrow = compute_type != "fp32"
     width = 2 if narrow else 4
     tokens = rows * seq_len
+    weights, beside = model_bytes(config, compute_type=compute_type, scheme=scheme), 0.0
+    if adapter is not None:
+        weights += width * adapter.num_parameters
+        beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32
     if native:
         changing = native_memory.moments(
             config,
@@ -95,6 +117,7 @@ def training_memory(
             micro_batches=micro_batches,
             attention_dropout=attention_dropout,
             recomputation=recomputation,
+            adapter_bytes=beside,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
         return _by_cause(changing, weights, state * num_trained, on_cpu=True)
@@ -109,6 +132,7 @@ def training_memory(
         micro_batches=micro_batches,
         attention_dropout=attention_dropout,
         recomputation=recomputation,
+        adapter_bytes=beside,
         quantised=scheme is not None,
     )
     state = num_trained * (12 if narrow else 8)
@@ -127,6 +151,7 @@ def _by_paddle(
     micro_batches: int,
     attention_dropout: float,
     recomputation: Recomputation | None,
+    adapter_bytes: float,
     quantised: bool,
 ) -> dict[str, float]:
     """What comes and goes with Paddle's operators, by cause, at the moment when it is most."""
@@ -144,6 +169,7 @@ def _by_paddle(
             attention_dropout=attention_dropout,
         )
     )
+    activations += tokens * adapter_bytes
     if narrow and on_cpu and not quantised:
         activations += 4 * (config.num_parameters() - head)
     if recomputation is not None:

@@ -39,15 +39,18 @@ def moments(
     micro_batches: int,
     attention_dropout: float,
     recomputation: Recomputation | None = None,
+    adapter_bytes: float = 0.0,
 ) -> dict[str, float]:
     """What comes and goes, by cause, at the moment when it is most; see the module docstring.
 
     Args:
         width: bytes of a number in storage.
         tokens: of a micro-batch.
+        adapter_bytes: what an adapter keeps a token.
         The others are those of `memory.training_memory`.
     """
-    activations = tokens * _kept_bytes(config, attended, width=width, attention_dropout=attention_dropout)
+    kept = _kept_bytes(config, attended, width=width, attention_dropout=attention_dropout)
+    activations = tokens * (kept + adapter_bytes)
     working = tokens * _working_bytes(config, width=width)
     if recomputation is not None:
         activations -= tokens * spared_bytes(config, recomputation, width=width, attended=attended)

@@ -7,7 +7,7 @@ from erniekit import assemble
 from erniekit.config.config import Config
 from erniekit.data.report import DataReport
 from erniekit.estimate.flops import training_flops
-from erniekit.estimate.memory import training_memory
+from erniekit.estimate.memory import AdapterSize, training_memory
 from erniekit.estimate.recompute import (
     GIB,
     cheapest_that_fits,
@@ -66,7 +66,22 @@ def step_memory(
         native=current_backend() == "native",
         low_precision_moments=config.optimizer.use_lowprecision_moment,
         recomputation=recomputation,
+        adapter=adapter_size(built),
         scheme=built.scheme,
+    )
+
+
+def adapter_size(built: assemble.Assembled) -> AdapterSize | None:
+    """What the adapter of a model adds to it, for `training_memory`."""
+    if built.adapter is None:
+        return None
+    layers = built.adapter.layers.values()
+    # A token has a row in every expert that it takes.
+    rows = [built.config.moe_k if layer.lora_A.ndim == 3 else 1 for layer in layers]
+    kept = [layer.kept_numbers() for layer in layers]
+    return AdapterSize(
+        sum(int(p.size) for layer in layers for p in (layer.lora_A, layer.lora_B)),
+        *(sum(number * found[i] for number, found in zip(rows, kept, strict=True)) for i in (0, 1)),
     )
 
 

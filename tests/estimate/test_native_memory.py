@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from erniekit.estimate import native_memory
-from erniekit.estimate.memory import PROCESS, training_memory
+from erniekit.estimate.memory import PROCESS, AdapterSize, training_memory
 from erniekit.estimate.recompute import rows_of_experts
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
@@ -115,3 +115,11 @@ def test_constants_are_those_of_the_operators():
     from erniekit.ops.native import cross_entropy
 
     assert native_memory.LOGITS == cross_entropy.LOGITS
+
+
+def test_an_adapter_by_hand():
+    beside = estimate(num_trained=1000, adapter=AdapterSize(1000, kept=56, kept_fp32=8))
+    without = estimate(num_trained=1000)
+    assert beside["weights"] - without["weights"] == 2 * 1000
+    assert beside["activations"] - without["activations"] == 1024 * (2 * 56 + 4 * 8)
+    assert beside["optimizer"] == (4 + 4 + 2) * 1000

@@ -17,7 +17,8 @@ from erniekit.ops import backend
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from erniekit.testing.tiny_run import run_erniekit, write_run
-from erniekit.train.recompute import recompute_as_asked, step_memory
+from erniekit.train.recompute import adapter_size, recompute_as_asked, step_memory
+from tests.train.test_contents import build
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"recompute": True},
@@ -103,3 +104,31 @@ def test_auto_without_a_limit_runs(tmp_path: Path) -> None:
     path = write_run(tmp_path, recompute="auto", max_steps=1, evaluation_strategy="no")
     done = run_erniekit("train", str(path))
     assert done.returncode == 0 and "recompute: auto: nothing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "dropout", "kept", "kept_fp32"),
+    [
+        # Rank 3: q, k, v, o, gate, up, down in each of two layers.
+        ("LoRA", 0.0, 2 * 3 * 7, 0.0),
+        # What A saw (hidden, queries, hidden, inner) in fp32 with a mask in bytes, and the products.
+        ("LoRA", 0.1, 0.0, 2 * (1.25 * (32 + 64 + 32 + 48) + 3 * 7)),
+        # Results of all matrices: q, k, v; o; gate and up; down.
+        ("DoRA", 0.0, 2 * 3 * 7, 2 * (128 + 32 + 96 + 32)),
+    ],
+)
+def test_what_an_adapter_keeps(
+    tmp_path: Path, method: str, dropout: float, kept: float, kept_fp32: float
+) -> None:
+    built = build(write_tiny_checkpoint(tmp_path / "model"), method, lora_rank=3, lora_dropout=dropout)
+    size = adapter_size(built)
+    assert size is not None and size.kept == kept and size.kept_fp32 == pytest.approx(kept_fp32)
+    lengths = 2 * (128 + 32 + 96 + 32) if method == "DoRA" else 0
+    assert size.num_parameters + lengths == built.num_trained
+
+
+def test_experts_keep_a_row_for_each_that_a_token_takes(tmp_path: Path) -> None:
+    source = write_tiny_checkpoint(tmp_path / "model", tiny_moe_config())
+    built = build(source, lora_rank=3, lora_target=["experts"])
+    size, layers = adapter_size(built), 2
+    assert size is not None and size.kept == layers * 2 * (3 * 2 + 3) and size.kept_fp32 == 0.0
