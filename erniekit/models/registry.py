@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from erniekit.checkpoint.adapter_files import is_adapter
+from erniekit.checkpoint.adapter_files import is_adapter, refuse_adapter
 from erniekit.checkpoint.sources import base_folder
 from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import CheckpointError, UnsupportedError
@@ -80,6 +80,7 @@ def read_model_config(folder: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        refuse_adapter(Path(folder))
         raise CheckpointError(f"{path} does not exist: {folder} is no model folder") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from error
