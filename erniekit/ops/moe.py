@@ -182,8 +182,8 @@ def grouped_linear_reference(
     """`grouped_linear` as one batched product over tiles of rows, each tile of one expert.
 
     What does not fill its tile is computed with other rows in its place and left out; they get a gradient
-    of zero. Tiles hold no more than 3 M rows or so, and the weight is copied for an uneven load only, tile by tile
-    (at most 1.5 times).
+    of zero. Tiles hold no more than 3 M rows or so, and the weight is copied for an uneven load only, tile
+    by tile (at most 1.5 times).
     """
     dtype = x_MI.dtype
     assert int(offsets[-1]) == x_MI.shape[0], (offsets.tolist(), x_MI.shape)

@@ -172,5 +172,10 @@ def test_vision_tokens_are_written_and_read_back() -> None:
     assert Ernie45MoeConfig.from_json(content) == config
     assert config.vision_tokens().types == {7: 1, 8: 1} and config.vision_tokens().placeholders == {7}
     assert "im_patch_id" not in read().to_json()
+    # A model that was made for a tower stays one, in whatever form its config.json is written.
+    nested = Ernie45MoeConfig.from_json(NESTED)
+    again = nested.to_json()
+    assert again["vision_config"] == NESTED["vision_config"] and "text_config" not in again
+    assert Ernie45MoeConfig.from_json(again) == nested and nested.has_tower
     with pytest.raises(CheckpointError, match="im_patch_id is '7'; it must be a token id"):
         read(**VISION, im_patch_id="7")
