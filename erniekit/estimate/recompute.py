@@ -22,7 +22,7 @@ While the gradient of a recomputed part is computed, what its second run holds i
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from erniekit.errors import ConfigError
@@ -89,9 +89,10 @@ def recomputed_flops(
 ) -> float:
     """FLOPs a token that are computed again."""
     per_layer = _chosen_costs(config, chosen, width=2, attended=attended, native=True)
-    head = 2.0 * config.vocab_size * config.hidden_size * labelled_share if chosen.head else 0.0
-    ahead = 2.0 * config.ahead_weights() if chosen.mtp and config.num_nextn_predict_layers else 0.0
-    return sum(cost.flops for costs in per_layer for cost in costs) + head + ahead
+    head, depths = config.vocab_size * config.hidden_size, config.num_nextn_predict_layers
+    again = head * (1 + depths) * labelled_share if chosen.head else 0.0
+    again += config.ahead_weights() - depths * head if chosen.mtp else 0.0
+    return sum(cost.flops for costs in per_layer for cost in costs) + 2.0 * again
 
 
 def rows_of_experts(config: Any) -> float:
@@ -209,7 +210,7 @@ def _with(start: Recomputation, num_layers: int, kinds: list[_Kind], counts: lis
     for kind, count in zip(kinds, counts, strict=True):
         for layer in kind.layers[:count]:
             operators[layer] = (*operators[layer], kind.operator)
-    return Recomputation(tuple(operators), mtp=start.mtp, head=start.head)
+    return replace(start, operators=tuple(operators))
 
 
 def _whole_layers(
@@ -223,14 +224,10 @@ def _whole_layers(
     total = config.num_hidden_layers
     everything = _with(start, total, kinds, [len(kind.layers) for kind in kinds])
     for count in range(1, total + 1):
-        operators = (("block",),) * count + everything.operators[count:]
-        for chosen in (
-            Recomputation(operators, mtp=start.mtp, head=start.head),
-            Recomputation(operators, mtp=True, head=True),
-        ):
-            if memory(chosen) <= limit:
-                return chosen
-    least = memory(Recomputation((("block",),) * total, mtp=True, head=True))
+        chosen = replace(everything, operators=(("block",),) * count + everything.operators[count:])
+        if memory(chosen) <= limit:
+            return chosen
+    least = memory(replace(start, operators=(("block",),) * total))
     raise ConfigError(
         f"recompute: auto: with every layer recomputed the run needs {least / GIB:.2f} GiB, and "
         f"{limit / GIB:.2f} GiB are allowed; lower per_device_train_batch_size (and raise "

@@ -1,7 +1,7 @@
 """Recomputation of a run: what the keys ask for, or what `auto` finds to fit, applied and told."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from erniekit import assemble
 from erniekit.config.config import Config
@@ -39,12 +39,24 @@ def recompute_as_asked(
     automatic = keys["recompute"] == "auto"
     if automatic:
         keys["recompute"] = "false"
-    chosen = choose_recomputation(num_layers, **keys)
+    chosen = _of_use(config, built, choose_recomputation(num_layers, **keys))
     if automatic:
         limit = limit_in_bytes(free() if limit_gb is None else 0, memory_limit_gb=limit_gb)
         chosen = _automatic(config, built, report, limit, chosen)
     assemble.apply_recomputation(built, chosen, offload_recompute_inputs=offload)
     return chosen
+
+
+def _of_use(config: Config, built: assemble.Assembled, chosen: Recomputation) -> Recomputation:
+    """What of it there is to recompute: log-probabilities of pairs have a way of their own."""
+    pairs = config.run.stage == "DPO"
+    if pairs and chosen.head:
+        logger.info(
+            "recomputation of head and loss has no effect in stage: DPO: log-probabilities are computed "
+            "again, chunk by chunk, in any case"
+        )
+    ahead = built.config.num_nextn_predict_layers > 0 and not pairs
+    return replace(chosen, head=chosen.head and not pairs, mtp=chosen.mtp and ahead)
 
 
 def step_memory(

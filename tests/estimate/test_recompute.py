@@ -76,6 +76,16 @@ def test_parts_of_a_whole_count_once() -> None:
     assert recomputed_flops(DENSE, head, attended=9, labelled_share=0.5) == DENSE.vocab_size * 32
 
 
+def test_multi_token_prediction_by_hand() -> None:
+    """Two blocks of layer 0's kind: [2 H, H], q k v and o (32 x 192), gate, up and down (3 x 32 x 48)."""
+    config = tiny_moe_config(num_nextn_predict_layers=2)
+    assert not config.is_moe_layer(0)
+    blocks = Recomputation(((),) * 3, mtp=True)
+    assert recomputed_flops(config, blocks, attended=9) == 2 * 2 * (64 * 32 + 32 * 192 + 3 * 32 * 48)
+    heads = Recomputation(((),) * 3, head=True)
+    assert recomputed_flops(config, heads, attended=9) == 2 * 3 * config.vocab_size * 32
+
+
 def test_limits() -> None:
     assert limit_in_bytes(100, memory_limit_gb=None) == 90
     assert limit_in_bytes(0, memory_limit_gb=1.5) == 1.5 * GIB

@@ -18,7 +18,7 @@ from erniekit.parallel.recomputation import Recomputation
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from erniekit.testing.tiny_run import run_erniekit, write_run
 from erniekit.train.recompute import adapter_size, recompute_as_asked, step_memory
-from tests.train.test_contents import build
+from tests.train.test_contents import BUILD, build
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"recompute": True},
@@ -92,6 +92,31 @@ def test_auto_recomputes_as_little_as_fits(caplog: pytest.LogCaptureFixture) -> 
         counts.append(sum(map(len, chosen.operators)))
         assert f"{limit:.2f} allowed" in told and "% more arithmetic" in told
     assert 0 < counts[0] < counts[1] < counts[2]
+
+
+@pytest.mark.parametrize(("stage", "expected"), [("SFT", (True, True)), ("DPO", (False, False))])
+def test_pairs_have_no_head_and_no_prediction_ahead_to_recompute(
+    tmp_path: Path, stage: str, expected: tuple[bool, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_tiny_checkpoint(tmp_path / "model", tiny_moe_config(num_nextn_predict_layers=1))
+    built = assemble.build_model(source, fine_tuning="Full", **BUILD)
+    keys = {"recompute": True, "use_recompute_loss_fn": True, "stage": stage}
+    config = config_from_dict({"model_name_or_path": "m", "train_dataset_path": "a", **keys}).config
+    with caplog.at_level("INFO", logger=logger.name):
+        logger.addHandler(caplog.handler)
+        try:
+            chosen = recompute_as_asked(config, built, DataReport(), lambda: 0)
+        finally:
+            logger.removeHandler(caplog.handler)
+    assert (chosen.head, chosen.mtp) == expected and chosen.operators == (("block",),) * 3
+    assert ("no effect in stage: DPO" in caplog.text) == (stage == "DPO")
+
+
+def test_a_dense_model_has_no_prediction_ahead_to_recompute(tmp_path: Path) -> None:
+    path = write_run(tmp_path, recompute=True, max_steps=1, evaluation_strategy="no")
+    done = run_erniekit("train", str(path))
+    assert done.returncode == 0 and "recomputed in the backward pass: everything in 2 of 2" in done.stderr
+    assert "multi-token" not in done.stderr
 
 
 def test_auto_says_what_the_least_is(tmp_path: Path) -> None:
