@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --model 135M --rows 4 --length 512 --sample 256 --compute-type bf16
+    python benchmarks/memory.py --model 135M --compute-type bf16 --fine-tuning LoRA --lora-rank 64
 
 Builds a model with random weights, trains two steps on random tokens in a process of its own, and
 reads the largest resident size that Linux saw of it.
@@ -12,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     causes = ", ".join(f"{cause} {size / 2**20:.0f}" for cause, size in result["causes"].items())
     sys.stdout.write(
         f"{options.model}, {options.micro_batches} micro-batches of {options.rows} x {options.length} tokens "
-        f"in samples of {options.sample}, {options.compute_type}, {result['kernels']}\n"
+        f"in samples of {options.sample}, {options.fine_tuning}, {options.compute_type}, "
+        f"{result['kernels']}\n"
         f"  estimated {estimated / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB: {error:+.1%}\n"
         f"  {causes}\n"
     )
@@ -76,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batches", type=int, default=2, help="micro-batches of a step")
     parser.add_argument("--compute-type", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--kernels", choices=("auto", "native", "paddle"), default="auto")
+    parser.add_argument("--fine-tuning", choices=("Full", "LoRA", "DoRA", "PiSSA"), default="Full")
+    parser.add_argument("--lora-rank", type=int, default=8)
+    parser.add_argument("--lora-dropout", type=float, default=0.0)
     parser.add_argument("--tolerance", type=float, default=0.15, help="largest error that is a success")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -85,21 +91,34 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from erniekit.cli.launch import require_paddle
 
     require_paddle()
-    from erniekit.assemble import set_device
+    from erniekit.assemble import Adaptation, build_model, set_device
+    from erniekit.config.lora import Lora
     from erniekit.config.optimizer import Optimizer
     from erniekit.estimate.memory import training_memory
     from erniekit.models.ernie45.config import Ernie45Config
-    from erniekit.models.ernie45.model import Ernie45
     from erniekit.ops.backend import current_backend, kernels_in_words
     from erniekit.optim.build import build_optimizer
     from erniekit.train.objectives import build_objective
+    from erniekit.train.recompute import adapter_size
     from erniekit.train.reporting import resident_memory
 
     set_device(device="cpu", seed=0, kernels=options.kernels)
     config = Ernie45Config(**SIZES[options.model], tie_word_embeddings=True)
-    model = Ernie45(config, dtype=options.compute_type)
-    model.initialise_weights()
-    model.train()
+    keys = asdict(Lora(lora_rank=options.lora_rank, lora_dropout=options.lora_dropout))
+    del keys["lora_path"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config.to_json(dtype="float32")))
+        built = build_model(
+            Path(folder),
+            Adaptation(keys),
+            continue_training=False,
+            compute_type=options.compute_type,
+            fine_tuning=options.fine_tuning,
+            freeze=(),
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    model = built.model
     optimizer = build_optimizer(list(model.named_parameters()), **asdict(Optimizer()))
     objective = build_objective("SFT", loss_subbatch_seqlen=32768, use_sparse_head_and_loss_fn=True)
     batch = _batch(options, config.vocab_size)
@@ -114,7 +133,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad()
     causes = training_memory(
         config,
-        num_trained=config.num_parameters(),
+        num_trained=built.num_trained,
         compute_type=options.compute_type,
         rows=options.rows,
         seq_len=options.length,
@@ -123,6 +142,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         on_cpu=True,
         micro_batches=options.micro_batches,
         native=current_backend() == "native",
+        adapter=adapter_size(built),
     )
     measured = resident_memory()[1]
     return {"causes": causes, "measured": measured, "kernels": kernels_in_words()}

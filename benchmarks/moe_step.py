@@ -30,9 +30,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measure import Work, WorkerError, machine, run_worker, say, table
+from measure import (
+    Measured,
+    Work,
+    WorkerError,
+    add,
+    figures_of,
+    machine,
+    run_worker,
+    say,
+    table,
+    unequal,
+    worth_a_run,
+)
 from peer_environment import find_peer
-from train_step import CHUNK, WORTH_REPEATING, Measured, add, flops_per_token, unequal
+from train_step import CHUNK, flops_per_token
 
 ATTENTION = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
 COMMON = {**ATTENTION, "num_hidden_layers": 12, "vocab_size": 16384, "max_position_embeddings": 4096}
@@ -157,10 +169,7 @@ def measure(
             words += ["--experts-in-a-loop"] if mode == "loop" else []
             if mode != "loop" or not ours[mode].results:
                 add(ours, mode, sys.executable, "step_ours.py", words, failures)
-        best = min((measured.seconds() for measured in torch.values() if measured.results), default=0.0)
-        for mode in list(torch):
-            if torch[mode].results and torch[mode].seconds() > WORTH_REPEATING * best:
-                continue
+        for mode in worth_a_run(torch):
             precision, experts = TORCH[mode]
             words = [*works["moe"].words(), "--mode", precision, "--chunk", str(CHUNK), "--experts", experts]
             add(torch, mode, str(peer), "step_torch.py", words, failures)
@@ -195,9 +204,7 @@ def summarise(
     modes: dict[str, dict[str, dict[str, Any]]] = {
         side: {
             mode: {
-                "tokens_per_s": round(tokens / measured.seconds(), 2),
-                "peak_rss_gb": round(measured.peak(), 3),
-                "seconds_per_step": round(measured.seconds(), 4),
+                **figures_of(tokens, {mode: measured})[mode],
                 "least_and_most_s": [round(seconds, 4) for seconds in measured.spread()],
                 "first_loss": round(measured.loss(), 5),
             }

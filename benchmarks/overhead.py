@@ -26,8 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import HERE, Work, machine, run_worker, say
-from train_step import find_model
+from measure import HERE, Work, find_model, machine, run_worker, say
 
 DATA = HERE.parent / "examples" / "data" / "sft-train.jsonl"
 # A model so thin that its arithmetic takes no time; layers stay as they are.

@@ -32,6 +32,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "moe_num_shared_experts": 1,
     },
 }
+MODELS["small experts"] = {
+    **MODELS["experts"],
+    "moe_num_experts": (32,),
+    "moe_intermediate_size": (128,),
+    "moe_k": 6,
+}
+MODELS["capacity"] = {**MODELS["small experts"], "moe_capacity": (1.0, 1.0, 1.0)}
 COMMON: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 384,
@@ -81,6 +88,9 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"recompute_granularity": "core_attn", "use_recompute_moe": True},
     ),
     "experts: gate_up, down": ("experts", "bf16", selective("gate_up:all,down:all")),
+    "6 of 32 experts: nothing": ("small experts", "bf16", {"recompute": "false"}),
+    "6 of 32 experts: full": ("small experts", "bf16", {}),
+    "6 of 32 experts, capacity 1: nothing": ("capacity", "bf16", {"recompute": "false"}),
 }
 
 

@@ -22,6 +22,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "ops": ("ops.py", (), True),
     "scaling": ("scaling.py", (), True),
     "moe_step": ("moe_step.py", (), True),
+    "lora_step": ("lora_step.py", ("--model", "starter", "--batch", "4", "--length", "512"), True),
+    "dpo_step": ("dpo_step.py", ("--model", "starter", "--batch", "4", "--length", "512"), True),
     "decode": ("decode.py", (), False),
     "convergence": ("convergence.py", (), False),
     "overhead": ("overhead.py", (), False),

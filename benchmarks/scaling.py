@@ -20,9 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import KEEP_MEMORY, Work, WorkerError, machine, run_worker, say, table
+from measure import KEEP_MEMORY, Work, WorkerError, find_model, machine, run_worker, say, table
 from peer_environment import find_peer
-from train_step import find_model
 
 SERIES = ("length", "batch", "model", "torch")
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -17,8 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from measure import Work, machine, say, table
-from train_step import find_model
+from measure import Work, find_model, machine, say, table
 
 WARM_UP = 2
 

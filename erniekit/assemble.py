@@ -1,8 +1,8 @@
 """The one place where configuration meets a model.
 
-Order, fixed: build -> load -> adapt -> quantise -> distribute -> recompute -> shard. Each stage
-logs what it touched. Today's stages are the first three and recomputation; the others join in this
-order when their rooms are built.
+Order, fixed: build -> load, quantising weights that stay frozen -> adapt -> distribute -> recompute ->
+shard. Each stage logs what it touched. Distribution and sharding join in this order when their rooms
+are built.
 """
 
 import re
@@ -19,6 +19,7 @@ from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 from erniekit.parallel.recomputation import Recomputation
+from erniekit.quant.schemes import SCHEMES
 
 if TYPE_CHECKING:
     import paddle
@@ -51,7 +52,8 @@ class Assembled:
 
     Args:
         adapter: what is on it (an `adapters.lora.Applied`), or None.
-        fingerprint: of the weights under an adapter.
+        fingerprint: of the weights under an adapter, as they are in files.
+        scheme: what the frozen weights are quantised by.
     """
 
     model: Any
@@ -61,6 +63,11 @@ class Assembled:
     num_trained: int
     adapter: Any = None
     fingerprint: str | None = None
+    scheme: str | None = None
+
+    def numbers_in_words(self) -> str:
+        """Number types of weights and arithmetic."""
+        return _in_words(self.compute_dtype, self.scheme)
 
 
 def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
@@ -87,13 +94,27 @@ def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
     return device
 
 
-def resolve_compute_type(compute_type: str) -> str:
-    """`auto` is bf16 where matrices are multiplied in it, GPUs and CPUs with the instructions; else fp32."""
+def number_types(compute_type: str) -> tuple[str, str | None]:
+    """The type that is computed and stored in, and the scheme that frozen weights are quantised by, if any.
+
+    `auto`, and every scheme, computes in bf16 where matrices are multiplied in it (GPUs, and CPUs with the
+    instructions), else in fp32.
+    """
     from erniekit.ops.backend import multiplies_bf16
 
-    if compute_type != "auto":
-        return compute_type
-    return "bf16" if multiplies_bf16() else "fp32"
+    scheme = compute_type if compute_type in SCHEMES else None
+    if scheme is None and compute_type != "auto":
+        return compute_type, None
+    return "bf16" if multiplies_bf16() else "fp32", scheme
+
+
+def numbers_in_words(compute_type: str) -> str:
+    """What `Assembled.numbers_in_words` says of a model that is built so."""
+    return _in_words(*number_types(compute_type))
+
+
+def _in_words(compute_dtype: str, scheme: str | None) -> str:
+    return compute_dtype if scheme is None else f"{scheme} with {compute_dtype}"
 
 
 def build_model(
@@ -106,6 +127,7 @@ def build_model(
     hidden_dropout_prob: float,
     attention_probs_dropout_prob: float,
     freeze: Sequence[str],
+    num_nextn_predict_layers: int | None = None,
 ) -> Assembled:
     """Build the model of `folder` for training.
 
@@ -113,6 +135,7 @@ def build_model(
         folder: a model folder; with `continue_training=False` only its `config.json` is read and
             the weights are initialised at random.
         adaptation: the adapter, when `fine_tuning` asks for one.
+        num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
@@ -123,6 +146,8 @@ def build_model(
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
     layer = ADAPTERS[fine_tuning.lower()]
     built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+    if num_nextn_predict_layers is not None:
+        built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
     if layer is not None:
         assert adaptation is not None, f"fine_tuning: {fine_tuning} without an adapter"
         built = _adapt(built, layer, adaptation)
@@ -133,20 +158,21 @@ def build_model(
 
 
 def load_for_inference(
-    folder: Path, adapters: Sequence[Path] = (), *, compute_type: str = "auto"
+    folder: Path, adapters: Sequence[Path] = (), *, compute_type: str = "auto", scheme: str | None = None
 ) -> Assembled:
     """Build the model of `folder` with its weights, in evaluation mode, nothing trained.
 
     Args:
         folder: a model folder, or an adapter, which goes on the model that it was trained on.
         adapters: folders of adapters for the model; the first one is put on it, unmerged.
+        scheme: what weights are quantised by, where `compute_type` only says what is computed in.
 
     Raises:
         CheckpointError: an adapter was trained on other weights.
     """
     if is_adapter(folder):
         adapters, folder = (folder, *adapters), base_folder(folder)
-    built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters))
+    built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters), scheme=scheme)
     if adapters:
         built = put_on(built, adapters[0])
         for other in adapters[1:]:
@@ -155,6 +181,27 @@ def load_for_inference(
         parameter.stop_gradient = True
     built.model.eval()
     return _describe(built)
+
+
+def _with_ahead(built: Assembled, number: int, *, adapted: bool) -> Assembled:
+    """The model with this number of blocks of multi-token prediction."""
+    has = built.config.num_nextn_predict_layers
+    config = built.config.with_ahead(number)
+    if number == has:
+        return built
+    if number > has and adapted:
+        raise ConfigError(
+            f"num_nextn_predict_layers: {number}: the model has {has}, and under an adapter new blocks would "
+            f"stay as they are drawn; write {has} or fewer, or fine_tuning: Full"
+        )
+    added = built.model.set_num_ahead(number)
+    if added:
+        logger.info(
+            f"multi-token prediction: {number - has} new blocks ({len(added)} tensors) of fresh weights"
+        )
+    else:
+        logger.info(f"multi-token prediction: {has - number} of {has} blocks are left out, and not saved")
+    return replace(built, config=config)
 
 
 def put_on(built: Assembled, folder: Path) -> Assembled:
@@ -168,6 +215,12 @@ def put_on(built: Assembled, folder: Path) -> Assembled:
     check_base(built, folder)
     built = take_off(built)
     applied = attach_file(built.model, _layout(built.config), open_adapter(folder))
+    trained_on = open_adapter(folder).facts.get("scheme")
+    if trained_on != built.scheme:
+        logger.info(
+            f"adapter {folder}: trained on weights in {trained_on or 'full'}, and these are in "
+            f"{built.scheme or 'full'}; compute_type says in which"
+        )
     logger.info(
         f"adapter {folder}: {applied.num_parameters():,} parameters on {len(applied.layers)} matrices"
     )
@@ -264,43 +317,73 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
     return sorted(frozen)
 
 
-def _build(folder: Path, *, compute_type: str, load: bool, adapted: bool = False) -> Assembled:
+def _build(
+    folder: Path, *, compute_type: str, load: bool, adapted: bool = False, scheme: str | None = None
+) -> Assembled:
     from erniekit.ops.allocation import release_free_memory
 
     if is_adapter(folder):
         raise CheckpointError(
             f"{folder} holds an adapter and no model: name the model, and the adapter as lora_path={folder}"
         )
-    compute_dtype = resolve_compute_type(compute_type)
+    compute_dtype, named = number_types(compute_type)
+    scheme = scheme or named
     config = read_model_config(folder)
-    _require_memory(config, compute_dtype, folder)
+    _require_memory(config, compute_dtype, scheme, folder)
     family = load_family(config)
-    model = family.build(config, dtype=compute_dtype)
-    if load:
+    fingerprint = None
+    if scheme is not None:
+        assert load, f"compute_type: {scheme} without weights"
+        model, fingerprint = _build_quantised(folder, config, compute_dtype, scheme)
+    elif load:
+        model = family.build(config, dtype=compute_dtype)
         items = family.weights.load_weights(folder, config)
         taken = Fingerprint()
         load_weights(model, taken.watch(items) if adapted else items)
         fingerprint = taken.text() if adapted else None
     else:
+        model = family.build(config, dtype=compute_dtype)
         model.initialise_weights()
-        fingerprint = None
     release_free_memory()
-    return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint)
+    return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
 
 
-def _require_memory(config: Any, compute_dtype: str, folder: Path) -> None:
+def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
+    """The model with its weights quantised while they are read, and their fingerprint."""
+    import paddle
+
+    from erniekit.quant import weight_only
+
+    family = load_family(config)
+    with paddle.LazyGuard():  # no memory for parameters before they have a value
+        model = family.build(config, dtype=compute_dtype)
+    taken = Fingerprint()
+    items = taken.watch(family.weights.load_weights(folder, config))
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[compute_dtype]
+    load_weights(model, weight_only.apply(model, family.plan.ROLES, scheme, items, dtype=dtype))
+    matrices = weight_only.quantised_matrices(model)
+    logger.info(
+        f"quantised: {len(matrices)} weights in {scheme} ({SCHEMES[scheme].words}), "
+        f"{sum(m.num_bytes for m in matrices.values()) / 2**20:,.0f} MiB, "
+        f"{8 * sum(m.num_bytes for m in matrices.values()) / sum(m.size for m in matrices.values()):.2f} "
+        f"bits a weight; {', '.join(dict.fromkeys(n.split('.')[-2] for n in matrices))}"
+    )
+    return model, taken.text()
+
+
+def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:
     """Refuse weights that cannot lie in this machine's memory, before any of it is taken."""
     import paddle
 
     from erniekit.estimate.hardware import available_memory
-    from erniekit.estimate.state import BYTES, gigabytes
+    from erniekit.estimate.state import gigabytes, model_bytes
 
-    needed = BYTES[compute_dtype] * config.num_parameters()
+    needed = model_bytes(config, compute_type=compute_dtype, scheme=scheme)
     if paddle.device.get_device() == "cpu" and needed > (free := available_memory()):
         raise UnsupportedError(
-            f"{folder}: the weights of {config.num_parameters():,} parameters in {compute_dtype} need "
-            f"{gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model over "
-            "several devices is not built yet"
+            f"{folder}: the weights of {config.num_parameters():,} parameters in {scheme or compute_dtype} "
+            f"need {gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model "
+            "over several devices is not built yet"
         )
 
 
@@ -335,6 +418,10 @@ def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
 
 def _describe(built: Assembled) -> Assembled:
     sizes = [(p.size, not p.stop_gradient) for p in built.model.parameters()]
+    if built.scheme is not None:
+        from erniekit.quant.weight_only import quantised_matrices
+
+        sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]
     return replace(
         built,
         num_parameters=int(sum(size for size, _ in sizes)),

@@ -7,7 +7,10 @@ import pytest
 from erniekit import assemble
 from erniekit.checkpoint.files import open_tensors
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
+from erniekit.quant.schemes import SCHEMES
+from erniekit.quant.weight_only import quantised_matrices
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
+from tests.adapters.models import DEFAULTS
 
 FIELDS = dict(
     continue_training=True,
@@ -137,14 +140,38 @@ def test_a_mixture_of_experts_is_built(tmp_path):
 def test_inference_trains_nothing(folder):
     built = assemble.load_for_inference(folder)
     assert built.num_trained == 0 and not built.model.training
-    assert built.compute_dtype == assemble.resolve_compute_type("auto")
+    assert built.compute_dtype == assemble.number_types("auto")[0]
 
 
 def test_auto_is_bf16_where_kernels_multiply_it(monkeypatch):
     for multiplies, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr("erniekit.ops.backend.multiplies_bf16", lambda answer=multiplies: answer)
-        assert assemble.resolve_compute_type("auto") == expected
-    assert assemble.resolve_compute_type("bf16") == "bf16"
+        assert assemble.number_types("auto")[0] == expected
+    assert assemble.number_types("bf16")[0] == "bf16"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantised_under_an_adapter(folder, scheme, monkeypatch):
+    """What the adapter belongs to is the weights as they are in the files."""
+    monkeypatch.setattr("erniekit.ops.backend.multiplies_bf16", lambda: False)
+    fields = {**FIELDS, "fine_tuning": "LoRA"}
+    plain = assemble.build_model(folder, assemble.Adaptation(DEFAULTS), **fields)
+    built = assemble.build_model(folder, assemble.Adaptation(DEFAULTS), **{**fields, "compute_type": scheme})
+    assert built.fingerprint == plain.fingerprint
+    assert (built.num_parameters, built.num_trained) == (plain.num_parameters, plain.num_trained)
+    assert (built.scheme, built.compute_dtype) == (scheme, "fp32")
+    assert built.numbers_in_words() == assemble.numbers_in_words(scheme) == f"{scheme} with fp32"
+    assert plain.scheme is None and plain.numbers_in_words() == "fp32"
+    assert len(quantised_matrices(built.model)) == 8 and not quantised_matrices(plain.model)
+
+
+def test_a_quantised_model_needs_less_memory(folder, monkeypatch):
+    from erniekit.estimate import hardware
+
+    monkeypatch.setattr(hardware, "available_memory", lambda: 100_000)
+    with pytest.raises(UnsupportedError, match="in fp32 need 0.1 MB"):
+        assemble.load_for_inference(folder, compute_type="fp32")
+    assert assemble.load_for_inference(folder, compute_type="fp32", scheme="wint4").scheme == "wint4"
 
 
 def test_a_device_comes_with_its_kernels(monkeypatch):
@@ -162,3 +189,26 @@ def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="sees no GPU"):
         assemble.set_device(device="gpu:0", seed=0)
     assert assemble.set_device(device="auto", seed=0) == "cpu"
+
+
+def test_blocks_of_prediction_ahead_as_asked(tmp_path, caplog):
+    """More are fresh, fewer are left out with a notice; an adapter takes no fresh ones."""
+    caplog.set_level("INFO", logger="erniekit")
+    folder = write_tiny_checkpoint(tmp_path / "moe", tiny_moe_config(num_nextn_predict_layers=1))
+    stored = open_tensors(folder).read("model.mtp_emb_norm.0.weight")
+    for asked, names in ((None, 1), (1, 1), (2, 2), (0, 0)):
+        built = assemble.build_model(folder, **FIELDS, num_nextn_predict_layers=asked)
+        assert built.config.num_nextn_predict_layers == len(built.model.model.mtp_block) == names
+        assert built.num_trained == built.num_parameters - 2 * 4, "all but the correction biases"
+        assert built.num_parameters == built.config.num_parameters()
+        if names:
+            assert np.array_equal(built.model.model.mtp_emb_norm[0].weight.numpy(), stored)
+    told = [r.getMessage() for r in caplog.records if "multi-token" in r.getMessage()]
+    assert len(told) == 2 and "1 new blocks" in told[0] and "1 of 1 blocks are left out" in told[1]
+    lora = {**FIELDS, "fine_tuning": "LoRA"}
+    with pytest.raises(
+        ConfigError, match="num_nextn_predict_layers: 2: the model has 1, and under an adapter"
+    ):
+        assemble.build_model(folder, assemble.Adaptation(), **lora, num_nextn_predict_layers=2)
+    with pytest.raises(UnsupportedError, match="this model is dense"):
+        assemble.build_model(write_tiny_checkpoint(tmp_path / "dense"), **FIELDS, num_nextn_predict_layers=1)

@@ -14,7 +14,9 @@ from paddle import nn
 from erniekit.adapters.layers import LoraLinear, Piece
 from erniekit.nn.linear import Linear
 from erniekit.ops.backend import to_arithmetic, to_storage
+from erniekit.ops.linear import linear
 from erniekit.ops.lora import each_piece
+from erniekit.ops.quantised import QuantisedMatrix
 
 
 class DoraLinear(LoraLinear):
@@ -46,17 +48,25 @@ class DoraLinear(LoraLinear):
         y = paddle.concat([part for part in parts if part.shape[-1]], axis=-1)
         return to_storage(y if bias is None else y + to_arithmetic(bias)[0], dtype)
 
+    def kept_numbers(self) -> tuple[float, float]:
+        narrow, wide = super().kept_numbers()
+        return narrow, wide + self.lora_magnitude.shape[0]  # the result before it is stretched
+
     @paddle.no_grad()
     def lengths(self) -> paddle.Tensor:
         """|V| of the adapted columns, fp32."""
         weight = self.weight
+        quantised = isinstance(weight, QuantisedMatrix)
+        seen = linear(self.lora_A.t(), weight).astype("float32") if quantised else None
         a, b = self.lora_A.astype("float32"), self.lora_B.astype("float32")
         parts = []
         for ranks, columns, (start, stop) in each_piece(self.columns, self.rank):
-            wide = weight[:, start:stop].astype("float32")
             a_p, b_p = a[:, ranks], b[:, columns]
+            if self._squares is None or seen is None:
+                wide = (weight.numbers() if quantised else weight)[:, start:stop].astype("float32")
             squares = (wide * wide).sum(0) if self._squares is None else self._squares[columns]
-            cross = (paddle.matmul(a_p, wide, transpose_x=True) * b_p).sum(0)
+            product = paddle.matmul(a_p, wide, transpose_x=True) if seen is None else seen[ranks, start:stop]
+            cross = (product * b_p).sum(0)
             own = (paddle.matmul(paddle.matmul(a_p, a_p, transpose_x=True), b_p) * b_p).sum(0)
             parts.append(squares + 2.0 * self.scale * cross + self.scale**2 * own)
         found = paddle.concat(parts)

@@ -77,6 +77,14 @@ class Adapted(nn.Layer):
             found.append((piece, (*lead, ranks), (*lead, columns)))
         return found
 
+    def kept_numbers(self) -> tuple[float, float]:
+        """Numbers a row that stay for the backward pass beside those of the plain layer: narrow, and fp32.
+
+        The products with A; with dropout they are in fp32, as is what A saw, and there is a mask in bytes.
+        """
+        inner, rank = self.lora_A.shape[-2:]
+        return (0.0, 1.25 * inner + rank) if self.probability else (rank, 0.0)
+
     def begin(self) -> None:
         """What is to be done once for an adapter that begins anew."""
 

@@ -18,6 +18,7 @@ from erniekit.adapters.targets import EXPERTS, ROUTER, Layout, Target, find_targ
 from erniekit.checkpoint.adapter_files import AdapterSettings
 from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.log import logger
+from erniekit.ops.quantised import QuantisedMatrix
 
 # What lora_alpha and lora_plus_scale are with rslora_plus.
 PLUS_SCALE = PLUS_ALPHA = 4.0
@@ -187,7 +188,17 @@ def freeze_base(applied: Applied) -> None:
 
 
 def merge(applied: Applied) -> list[str]:
-    """Fold the adapter into the weights and put the plain layers back; returns the names of the weights."""
+    """Fold the adapter into the weights and put the plain layers back; returns the names of the weights.
+
+    Raises:
+        UnsupportedError: the weights are quantised, and a sum of theirs would have to be quantised anew.
+    """
+    for module, layer in applied.layers.items():
+        if isinstance(layer.weight, QuantisedMatrix):
+            raise UnsupportedError(
+                f"{module} is quantised, and an adapter is merged into weights in full: "
+                "erniekit export merges it into the model as it is on the disk"
+            )
     for layer in applied.layers.values():
         layer.fold()
     applied.originals.clear()
@@ -235,14 +246,22 @@ def _swap(model: Any, layers: dict[str, Any]) -> None:
 def _whole_parameters(model: Any, entries: Sequence[str]) -> list[str]:
     """Parameters of the modules that `lora_modules_to_save` names, by an end of the name or a regex."""
     names = [name for name, _ in model.named_parameters() if ".lora_" not in name]
+    weights = ((f"{name}.weight", getattr(layer, "weight", None)) for name, layer in model.named_sublayers())
+    quantised = [name for name, weight in weights if isinstance(weight, QuantisedMatrix)]
     chosen: dict[str, None] = {}
     for entry in entries:
         try:
             found = [name for name in names if _is_of_module(name, entry)]
+            refused = [name for name in quantised if _is_of_module(name, entry)]
         except re.error as error:
             raise ConfigError(
                 f"lora_modules_to_save: {entry!r} is not a regular expression ({error})"
             ) from error
+        if refused:
+            raise ConfigError(
+                f"lora_modules_to_save: {entry!r} would train {refused[0]}, which compute_type keeps in few "
+                "bits; write compute_type: auto, or name what stays in full, such as embed_tokens"
+            )
         if not found:
             ends = dict.fromkeys(name.split(".")[-2] for name in names)
             raise ConfigError(

@@ -82,10 +82,15 @@ def paddle_items(applied: Applied) -> Iterator[Item]:
                 last = first + of_piece.shape[1]
                 a[:, first:last], b[first:last, piece.start : piece.stop] = of_piece, to_piece
                 first = last
-            name = stored.name.removesuffix(".weight")
-            name = f"ernie.{name.removeprefix('model.')}" if name.startswith("model.") else name
+            name = _paddle_name(stored.name.removesuffix(".weight"))
             yield f"{name}.lora_A", dtype, a
             yield f"{name}.lora_B", dtype, b
+    parameters = dict(applied.model.named_parameters())
+    for name in applied.saved:
+        array = parameters[name].numpy()
+        for stored in applied.layout(name, array.shape)[0]:
+            part = array if stored.expert is None else array[stored.expert]
+            yield _paddle_name(stored.name), _TYPES[parameters[name].dtype], part
 
 
 def paddle_rank(applied: Applied) -> int:
@@ -115,22 +120,24 @@ def write_settings(
     if EMBEDDING in applied.saved and _is_tied(applied.model):
         content["ensure_weight_tying"] = True
     _write(folder / PEFT_CONFIG, content)
-    own = {
-        "format": 1,
-        "method": applied.method,
-        "rank": applied.settings.rank,
-        "lora_plus_scale": applied.plus_scale,
-        **facts,
-    }
-    _write(folder / OWN_FILE, own)
+    _write_own(applied, folder, facts, applied.settings.rank)
 
 
-def write_paddle_settings(applied: Applied, folder: Path) -> None:
-    """Write `lora_config.json`."""
-    settings = _with_rank(applied.settings, paddle_rank(applied))
-    dtype = str(next(iter(applied.layers.values())).lora_A.dtype).removeprefix("paddle.")
+def write_paddle_settings(
+    applied: Applied, folder: Path, facts: Mapping[str, Any], *, base: str | None, dtype: str
+) -> None:
+    """Write `lora_config.json` and `erniekit_adapter.json` beside the tensors.
+
+    Args:
+        facts, base: as for `write_settings`.
+        dtype: of the tensors, as in config.json.
+    """
+    settings = replace(_with_rank(applied.settings, paddle_rank(applied)), base=base)
     names = [f".*{module.rpartition('.')[2]}" for module in applied.layers]
-    _write(folder / PADDLE_CONFIG, paddle_config(settings, list(dict.fromkeys(names)), dtype=dtype))
+    content = paddle_config(settings, list(dict.fromkeys(names)), dtype=dtype)
+    whole = [f".*{name.split('.')[-2]}.*" for name in applied.saved]
+    _write(folder / PADDLE_CONFIG, content | {"trainable_modules": whole or None})
+    _write_own(applied, folder, facts, settings.rank // stored_ranks(applied))
 
 
 def target_names(applied: Applied) -> list[str]:
@@ -228,9 +235,10 @@ def _present(model: Any, layout: Layout) -> Sequence[str]:
 def _all_names(applied: Applied) -> list[str]:
     """Names in files of every module with a weight, adapted or not."""
     names = []
-    for name, parameter in applied.model.named_parameters():
-        if ".lora_" not in name and name.endswith(".weight"):
-            stored = _stored(applied.layout, name, tuple(parameter.shape))
+    for module, layer in applied.model.named_sublayers():
+        weight = getattr(layer, "weight", None)  # a parameter, or a quantised matrix in its place
+        if weight is not None:
+            stored = _stored(applied.layout, f"{module}.weight", tuple(weight.shape))
             names += [entry.name.removesuffix(".weight") for entry in stored]
     return names
 
@@ -355,6 +363,21 @@ def _with_rank(settings: AdapterSettings, rank: int) -> AdapterSettings:
     return replace(
         settings, rank=rank, alpha=settings.alpha * (math.sqrt(ratio) if settings.rank_stabilised else ratio)
     )
+
+
+def _write_own(applied: Applied, folder: Path, facts: Mapping[str, Any], rank: int) -> None:
+    own = {
+        "format": 1,
+        "method": applied.method,
+        "rank": rank,
+        "lora_plus_scale": applied.plus_scale,
+        **facts,
+    }
+    _write(folder / OWN_FILE, own)
+
+
+def _paddle_name(name: str) -> str:
+    return f"ernie.{name.removeprefix('model.')}" if name.startswith("model.") else name
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -148,6 +148,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / PEFT_CONFIG).is_file() or (folder / PADDLE_CONFIG).is_file()
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError for an adapter where only a whole model will do."""
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter and no model; `erniekit export {folder}` merges it into its model"
+        )
+
+
 def open_adapter(folder: Path) -> Adapter:
     """Open an adapter in either format.
 

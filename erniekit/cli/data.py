@@ -66,6 +66,7 @@ def _preview(words: list[str], count: int, *, held_out: bool) -> int:
     from erniekit.data.reader import READER_KEYS, open_reader
     from erniekit.data.show import length_histogram, sample_text
     from erniekit.log import console
+    from erniekit.models.registry import read_vision_tokens
 
     config = read_config(words, "data").config
     model, sequences, batch = config.model, config.sequences, config.batch
@@ -73,6 +74,7 @@ def _preview(words: list[str], count: int, *, held_out: bool) -> int:
     reader = open_reader(
         folder,
         config.run.stage,
+        read_vision_tokens(folder),
         tokenizer=model.tokenizer,
         **{key: getattr(sequences, key) for key in READER_KEYS},
     )

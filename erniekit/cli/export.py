@@ -22,6 +22,8 @@ output_dir/export, reads them back, and compares tensors and logits with the sou
   copy_tokenizer=false           weights and configuration only
   overwrite_output_dir=true      replace an earlier export
 
+  merge_adapter=false            an adapter alone: in peft's format (hf) or PaddleFormers' (paddle)
+
 An adapter (of a run with fine_tuning: LoRA, or from elsewhere as lora_path=FOLDER) is merged in fp32;
 merged and unmerged logits are compared.
 

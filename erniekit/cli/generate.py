@@ -77,6 +77,7 @@ def _check(options: dict[str, str]) -> None:
 
 def _questions(options: dict[str, str]) -> "Iterator[Question]":
     import sys
+    from dataclasses import replace
 
     from erniekit.errors import DataError
     from erniekit.generate.rows import Question, read_questions
@@ -90,9 +91,7 @@ def _questions(options: dict[str, str]) -> "Iterator[Question]":
     for question in read_questions(Path(options["--input"])):
         empty = False
         own = any(message["role"] == "system" for message in question.messages)
-        yield Question(
-            question.origin, question.row, question.messages if own else system + question.messages
-        )
+        yield question if own else replace(question, messages=system + question.messages)
     if empty:
         raise DataError(f"{options['--input']}: holds no rows")
 
@@ -102,7 +101,7 @@ def _prompt_ids(
 ) -> list[int]:
     if raw:
         return generator.tokenizer.encode(question.text)
-    return generator.render(question.messages, enable_thinking=sampling.enable_thinking)
+    return generator.render(question.messages, tools=question.tools, enable_thinking=sampling.enable_thinking)
 
 
 def _answer_one(generator: "TextGenerator", sampling: "Sampling", question: "Question", *, raw: bool) -> None:

@@ -147,7 +147,9 @@ def _folder_lines(folder: Path) -> Iterator[str]:
         if (folder / name).is_file():
             yield f"  {name}"
     yield ""
-    yield from _table(asdict(config), {})
+    numbers = asdict(config)
+    del numbers["others"]
+    yield from _table(numbers, {})
     yield ""
     yield from _size_lines(config)
 

@@ -1,12 +1,12 @@
 """The conversation at the terminal: what is typed, what is answered, and the commands in between."""
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from erniekit.data.tool_calls import check_call
 from erniekit.errors import ErnieKitError
 from erniekit.generate.conversation import Conversation, Message
 from erniekit.generate.parsers import (
@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/system": ("system", "/system TEXT sets the system message and starts anew; without TEXT shows it"),
     "/undo": ("undo", "take back the last question and its answer"),
     "/retry": ("retry", "answer the last question again, drawing anew"),
+    "/tool": ("tool", "/tool TEXT gives the model the result of the tool that it called"),
     "/save": ("save", "/save FILE.jsonl appends the conversation, in the form that training reads"),
     "/adapter": ("adapter", "/adapter N puts that adapter on, /adapter off none; without N lists them"),
     "/help": ("help", "this list"),
@@ -110,40 +111,47 @@ class Repl:
         except ErnieKitError as error:
             logger.error(str(error))
 
-    def answer_last(self) -> str:
-        """Answer the last question, show the answer as it comes, and add it to the history."""
+    def answer_last(self) -> None:
+        """Answer what was said last, show the answer as it comes, and add it to the history."""
         sampling = self.sampling
         try:
             messages = self._window()
-            prompt = self.generator.render(messages, enable_thinking=sampling.enable_thinking)
+            prompt = self._render(messages)
             pieces, reason, in_reasoning = self._show(prompt)
         except ErnieKitError:
             # A question that cannot be answered would stand in the way of every later one.
             self.conversation.undo()
             raise
         parsed = parse_answer("".join(pieces), in_reasoning=in_reasoning)
-        calls = [call.as_message(n)["function"] for n, call in enumerate(parsed.tool_calls)]
-        answer = parsed.content
-        if calls:
-            blocks = [f"<tool_call>\n{_one_line(call)}\n</tool_call>" for call in calls]
-            answer = "\n".join([answer, *blocks] if answer else blocks)
-        self.conversation.answer(answer)
+        message = parsed.as_message()
+        self.conversation.answer(message["content"], message.get("tool_calls", ()))
         if parsed.malformed:
             logger.warning("(a tool call of this answer is no valid JSON with a name and arguments)")
+        for call in parsed.tool_calls if self.conversation.tools else ():
+            wrong = check_call(call.name, call.arguments, self.conversation.tools or ())
+            if wrong is not None:
+                logger.warning(f"(this call does not fit the tools: {wrong})")
+        self._say_what_waits()
         if reason == "length":
             logger.info(f"(cut off after max_new_tokens={sampling.max_new_tokens})")
         elif reason == "context":
             logger.info(f"(cut off: the model's context of {self.generator.max_context} tokens is full)")
         elif reason == "stopped":
             logger.info("(stopped)")
-        return answer
+
+    def _say_what_waits(self) -> None:
+        waiting = self.conversation.waiting()
+        if waiting:
+            logger.info(f"(/tool TEXT gives the result of {waiting[0]['function']['name']} to the model)")
+
+    def _render(self, messages: list[Message]) -> list[int]:
+        thinking = self.sampling.enable_thinking
+        return self.generator.render(messages, tools=self.conversation.tools, enable_thinking=thinking)
 
     def _window(self) -> list[Message]:
         generator, sampling = self.generator, self.sampling
         room = generator.max_context - min(sampling.max_new_tokens, generator.max_context // 2)
-        messages, dropped = self.conversation.window(
-            lambda some: len(generator.render(some, enable_thinking=sampling.enable_thinking)), room
-        )
+        messages, dropped = self.conversation.window(lambda some: len(self._render(some)), room)
         if dropped > self._num_dropped:
             logger.warning(
                 f"the conversation no longer fits the model's context of {generator.max_context} tokens: "
@@ -200,6 +208,16 @@ class Repl:
         self.conversation.ask(question)
         self.answer_last()
 
+    def tool(self, rest: str) -> None:
+        if not self.conversation.waiting():
+            logger.info("(no call of a tool waits for its result)")
+            return
+        self.conversation.give_result(rest)
+        if self.conversation.waiting():
+            self._say_what_waits()
+        else:
+            self.answer_last()
+
     def save(self, rest: str) -> None:
         if not rest:
             logger.warning("name a file: /save chat.jsonl")
@@ -247,8 +265,3 @@ class _Shown:
                 self._write(f"{'tool call' if piece.kind == CALL else 'unreadable tool call'}: {piece.text}")
             else:
                 self._write(piece.text)
-
-
-def _one_line(call: dict[str, Any]) -> str:
-    """A call as JSON with its arguments as an object, as templates write it."""
-    return json.dumps({**call, "arguments": json.loads(call["arguments"])}, ensure_ascii=False)

@@ -29,7 +29,16 @@ SWITCHES = {
 _AGREEING = {"bf16": ("bfloat16", "fp8", "wint8", "wint4", "wint4/8", "nf4")}
 SPLIT = {"batch_size": ("per_device_train_batch_size", "per_device_eval_batch_size")}
 _WSD = re.compile(r"wsd:(\d+)")
-ALIASES = (*RENAMED, *SWITCHES, *SPLIT, "lr_scheduler", "pad_to_max_seqlen")
+# Upstream's own key behind compute_type; null and an empty word leave the weights as they are.
+ALGORITHM = "weight_quantize_algo"
+ALGORITHMS = {
+    "weight_only_int8": "wint8",
+    "weight_only_int4": "wint4",
+    "weight_only_mix": "wint4/8",
+    "nf4": "nf4",
+    "fp8linear": "fp8",
+}
+ALIASES = (*RENAMED, *SWITCHES, *SPLIT, "lr_scheduler", "pad_to_max_seqlen", ALGORITHM)
 
 
 def expand_aliases(entries: Iterable[Entry]) -> tuple[dict[str, Entry], list[Problem]]:
@@ -94,12 +103,26 @@ def _present(entry: Entry) -> list[Entry]:
     if entry.key == "pad_to_max_seqlen":
         return [_padding(entry)]
     word = str(entry.value).lower()
+    if entry.key == ALGORITHM:
+        return _quantisation(entry, word)
     if word in ("false", "0", "no", "off", "none", ""):
         return []
     if word not in ("true", "1", "yes", "on"):
         raise ValueError(f"{entry.key}: {entry.shown()} is not allowed: write true or false")
     key, value = SWITCHES[entry.key]
     return [replace(entry, alias=entry.key, key=key, value=value, spelling=value)]
+
+
+def _quantisation(entry: Entry, word: str) -> list[Entry]:
+    if word in ("none", ""):
+        return []
+    if word not in ALGORITHMS:
+        raise ValueError(
+            f"{entry.key}: {entry.shown()} is not allowed: write one of {', '.join(ALGORITHMS)}, or in its "
+            f"place compute_type: {', '.join(ALGORITHMS.values())}"
+        )
+    value = ALGORITHMS[word]
+    return [replace(entry, alias=entry.key, key="compute_type", value=value, spelling=value)]
 
 
 def _schedule(entry: Entry) -> list[Entry]:

@@ -33,3 +33,4 @@ class Export:
     )
     copy_tokenizer: bool = key(True, "put tokenizer and chat template into the export")
     export_dir: str | None = key(None, "folder of the export; null means output_dir/export")
+    merge_adapter: bool = key(True, "merge an adapter into its model; false writes it alone")

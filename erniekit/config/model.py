@@ -17,7 +17,8 @@ def _regular_expressions(patterns: tuple[str, ...]) -> str | None:
     return None
 
 
-_QUANTISED = "quantised weights"
+# Frozen weights in few bits, arithmetic as with auto: the rows of `quant/schemes.py`.
+QUANTISED = ("wint8", "wint4", "wint4/8", "nf4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +47,11 @@ class Model:
     compute_type: str = key(
         "auto",
         "number type of weights and activations; auto is bf16 on a GPU and on a CPU whose native kernels "
-        "multiply it (avx512bf16), fp32 elsewhere",
-        choices=("auto", "fp32", "bf16"),
+        "multiply it (avx512bf16), fp32 elsewhere; the others keep frozen weights in 8 or 4 bits (experts in "
+        "4 and the rest in 8 with wint4/8) and compute as auto does",
+        choices=("auto", "fp32", "bf16", *QUANTISED),
         synonyms={"bfloat16": "bf16", "float32": "fp32"},
-        not_built={
-            "fp16": "training in fp16",
-            "fp8": "fp8 training",
-            "wint8": _QUANTISED,
-            "wint4": _QUANTISED,
-            "wint4/8": _QUANTISED,
-            "nf4": _QUANTISED,
-        },
+        not_built={"fp16": "training in fp16", "fp8": "fp8 training"},
     )
     fine_tuning: str = key(
         "Full",
@@ -70,6 +65,13 @@ class Model:
         (),
         "regular expressions; parameters whose name contains a match are not trained",
         check=_regular_expressions,
+    )
+    num_nextn_predict_layers: int | None = key(
+        None,
+        "blocks of multi-token prediction, of a mixture of experts: more than the checkpoint has begin with "
+        "fresh weights, fewer leave the last ones out of the run and of what it saves; null means as many as "
+        "config.json says",
+        minimum=0,
     )
     loss_subbatch_seqlen: int = key(1024, "positions whose logits are held at once in the loss", minimum=1)
     use_sparse_head_and_loss_fn: bool = key(True, "compute logits only where there is a label")

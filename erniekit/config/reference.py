@@ -4,7 +4,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from erniekit.config.aliases import RENAMED, SPLIT, SWITCHES
+from erniekit.config.aliases import ALGORITHM, ALGORITHMS, RENAMED, SPLIT, SWITCHES
 from erniekit.config.coerce import type_words
 from erniekit.config.config import SECTIONS
 from erniekit.config.fields import describe_limits, rule_of
@@ -77,6 +77,8 @@ def _aliases() -> str:
     rows = {old: f"`{new}`" for old, new in RENAMED.items()}
     rows |= {old: " and ".join(f"`{key}`" for key in keys) for old, keys in SPLIT.items()}
     rows |= {old: f"true means `{key}: {value}`" for old, (key, value) in SWITCHES.items()}
+    meanings = ", ".join(f"{word} is {value}" for word, value in ALGORITHMS.items())
+    rows[ALGORITHM] = f"`compute_type`: {meanings}"
     rows["lr_scheduler"] = "`lr_scheduler_type`; `wsd:N` also sets `wsd_steady_steps: N`"
     lines = ["## Other spellings", "", "| key | meaning |", "|---|---|"]
     return "\n".join([*lines, *(f"| `{old}` | {meaning} |" for old, meaning in sorted(rows.items()))])

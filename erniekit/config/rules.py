@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from erniekit.config.config import Config
+from erniekit.config.model import QUANTISED
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
 NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
@@ -22,6 +23,7 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
     found = list(_answer_length(config))
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
+        found += _quantised(config) if verb != "eval" else ()
         found += _padding(config, written.get("pad_to_max_seqlen", ""))
     return found
 
@@ -207,6 +209,25 @@ def _adapter(config: Config) -> RuleResult:
             "continue_training",
             f"continue_training: false with fine_tuning: {method} would freeze random weights under the "
             "adapter; leave it out, or write fine_tuning: Full",
+        )
+
+
+def _quantised(config: Config) -> RuleResult:
+    method, numbers = config.model.fine_tuning, config.model.compute_type
+    if numbers not in QUANTISED or not config.run.do_train:
+        return
+    if method == "Full":
+        yield (
+            "compute_type",
+            f"compute_type: {numbers} keeps weights in few bits, which cannot be trained, and fine_tuning: "
+            "Full trains them; write fine_tuning: LoRA, or compute_type: auto",
+        )
+    elif method == "PiSSA":
+        yield (
+            "compute_type",
+            f"compute_type: {numbers} keeps weights in few bits, and fine_tuning: PiSSA begins with taking a "
+            "part out of each weight, which needs them in full; write fine_tuning: LoRA or DoRA, or "
+            "compute_type: auto",
         )
 
 

@@ -116,7 +116,7 @@ def read_messages(row: Mapping[str, Any]) -> Conversation:
     label = row.get("label")
     if label is not None:
         trained = _flags(label, len(trained), "assistant messages")
-    return _ordered(Conversation(messages, trained, _tools(row)))
+    return _ordered(Conversation(messages, trained, tools_of(row)))
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
@@ -143,6 +143,20 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         if value:
             clean.setdefault(meaning, value)
     return clean
+
+
+def with_read_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls have their arguments as objects.
+
+    Raises:
+        RowError: a call has no name, or its arguments are no JSON object.
+    """
+    return [
+        {**message, "tool_calls": [_call(call, f"message {number}") for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for number, message in enumerate(messages, start=1)
+    ]
 
 
 def _content(content: Any, where: str) -> str:
@@ -210,7 +224,7 @@ def read_sharegpt(row: Mapping[str, Any]) -> Conversation:
         else:
             messages.append({"role": role, "content": value})
     trained = [True for message in messages if message["role"] == "assistant"]
-    return _ordered(Conversation(messages, trained, _tools(row)))
+    return _ordered(Conversation(messages, trained, tools_of(row)))
 
 
 def read_text(row: Mapping[str, Any]) -> str:
@@ -257,6 +271,11 @@ def choose_format(
         seen = f"The first row is {type(first_row).__name__}, not a JSON object"
     elif columns == ["text"]:
         seen = f"It holds texts, and stage {stage} reads conversations; texts are trained on in stage: PT"
+    elif stage == "DPO" and not found:
+        seen = (
+            "stage: DPO reads pairs of answers (response and sort, or chosen and rejected), and the first "
+            f"row has the columns {', '.join(map(str, columns)) or '(none)'}"
+        )
     else:
         seen = f"The first row has the columns {', '.join(map(str, columns)) or '(none)'}"
     raise DataError(
@@ -318,7 +337,12 @@ def optional_text(row: Mapping[str, Any], key: str) -> str:
     return value or ""
 
 
-def _tools(row: Mapping[str, Any]) -> list[Any] | None:
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The definitions of the tools of a row.
+
+    Raises:
+        RowError: they are no list, or a text that is no JSON.
+    """
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:

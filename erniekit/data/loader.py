@@ -94,10 +94,11 @@ class Loader:
             self._position += len(taken)
             if self._position >= len(packs) and self._next_window() and rows:
                 break
-        pad_id = self._samples.reader.tokenizer.pad_id or 0
+        reader = self._samples.reader
+        pad_id = reader.tokenizer.pad_id or 0
         size = self._batch_size
         return [
-            collate(rows[start : start + size], pad_id=pad_id, pad_to=self._pad_to)
+            collate(rows[start : start + size], pad_id=pad_id, pad_to=self._pad_to, vision=reader.vision)
             for start in range(0, len(rows), size)
         ]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from erniekit.data.sample import IGNORED, PairSample, Sample
+from erniekit.data.vision_tokens import VisionTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,13 @@ def pack(samples: Sequence[Sample], max_seq_len: int) -> list[Pack]:
     return [tuple(row) for row in rows]
 
 
-def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) -> Batch:
-    """Rows side by side, padded on the right to the longest one (rounded up to 8) or to `pad_to`."""
+def collate(
+    packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None, vision: VisionTokens | None = None
+) -> Batch:
+    """Rows side by side, padded on the right to the longest one (rounded up to 8) or to `pad_to`.
+
+    `vision` are the tokens that are no text.
+    """
     longest = max(sum(map(len, row)) for row in packs)
     width = pad_to or -(-longest // _ROUND_TO) * _ROUND_TO
     shape = (len(packs), width)
@@ -127,8 +133,18 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None) ->
         attend_from = np.concatenate([attend_from[..., None], gaps], axis=-1)
     return Batch(
         *(input_ids, labels, position_ids, attend_from, sum(lengths), origins, tuple(lengths)),
+        token_types=_types(input_ids, lengths, vision or VisionTokens()),
         pairs=tuple(pairs),
     )
+
+
+def _types(input_ids: np.ndarray, lengths: Sequence[int], vision: VisionTokens) -> np.ndarray | None:
+    """Types of the tokens; padding is what comes before it, so that it brings no modality of its own."""
+    types = vision.types_of(input_ids)
+    if types is not None:
+        for number, stop in enumerate(lengths):
+            types[number, stop:] = types[number, stop - 1]
+    return types
 
 
 def _place(sample: PairSample, row: int, start: int) -> PairPlace:

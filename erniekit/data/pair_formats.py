@@ -65,7 +65,8 @@ def _read_erniekit(row: Mapping[str, Any]) -> Pair:
     targets = texts_of(row, "tgt", may_begin_empty=True) if row.get("tgt") else []
     responses, sort = row.get("response"), row.get("sort")
     if not isinstance(responses, list) or len(responses) != 2:
-        raise RowError("response must be a list of two answers")
+        given = f"{len(responses)} answers" if isinstance(responses, list) else type(responses).__name__
+        raise RowError(f"response is {given}; it must be a list of two answers")
     answers = [_turns(response, f"response {n}") for n, response in enumerate(responses, start=1)]
     if not isinstance(sort, list) or len(sort) != 2 or not all(_is_number(score) for score in sort):
         raise RowError(f"sort is {sort!r}; it must be two numbers, the higher one for the better answer")

@@ -145,4 +145,4 @@ def iterate_eval(
     pad_id = samples.reader.tokenizer.pad_id or 0
     size = shape.per_device_eval_batch_size
     for start in range(0, len(packs), size):
-        yield collate(packs[start : start + size], pad_id=pad_id)
+        yield collate(packs[start : start + size], pad_id=pad_id, vision=samples.reader.vision)

@@ -13,6 +13,7 @@ from erniekit.data.sample import PairSample, Sample, make_sample
 from erniekit.data.template import ChatTemplate, load_template
 from erniekit.data.tokenizer import Tokenizer, load_tokenizer
 from erniekit.data.tool_calls import check_call
+from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import DataError
 from erniekit.log import logger
 
@@ -31,6 +32,7 @@ def open_tokenizer(folder: Path, *, tokenizer: str | None) -> Tokenizer:
 def open_reader(
     folder: Path,
     stage: str,
+    vision: VisionTokens | None = None,
     *,
     tokenizer: str | None,
     chat_template: str | None,
@@ -43,12 +45,13 @@ def open_reader(
     encode_one_turn: bool,
     ignore_eos_token: bool,
 ) -> "SampleReader":
-    """The reader of a model folder's tokenizer and template."""
+    """The reader of a model folder's tokenizer and template; `vision` are the model's vision tokens."""
     opened = open_tokenizer(folder, tokenizer=tokenizer)
     return SampleReader(
         opened,
         load_template(opened, chat_template=chat_template),
         stage,
+        vision,
         max_seq_len=max_seq_len,
         overlong=overlong,
         skip_bad_rows=skip_bad_rows,
@@ -68,6 +71,7 @@ class SampleReader:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         stage: str,
+        vision: VisionTokens | None = None,
         *,
         max_seq_len: int,
         overlong: str,
@@ -80,6 +84,7 @@ class SampleReader:
     ) -> None:
         """Args:
             template: needed by conversations; PT works without.
+            vision: tokens that are no text.
             max_seq_len: tokens of a sample at most.
             overlong: `truncate` (cut the end), `drop`, or `error`.
             use_template: False trains conversations as plain text, their turns joined by newlines.
@@ -98,6 +103,7 @@ class SampleReader:
                 "to ernie45 or to the path of a .jinja file, or use_template: false"
             )
         self.tokenizer, self.template = tokenizer, template
+        self.vision = vision or VisionTokens()
         self.stage, self.max_seq_len, self.skip_bad_rows = stage, max_seq_len, skip_bad_rows
         self._overlong, self._use_template = overlong, use_template
         self._last_only, self._mask_thinking = train_on == "last_turn", mask_thinking
@@ -119,7 +125,7 @@ class SampleReader:
         try:
             if isinstance(row, BadRow):
                 raise RowError(row.reason)
-            samples = self._samples(kind, row, origin, report)
+            samples = [self.vision.unpredicted(s) for s in self._samples(kind, row, origin, report)]
         except NoPreference:
             if report is not None:
                 report.rows += 1

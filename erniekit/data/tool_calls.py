@@ -1,7 +1,11 @@
-"""Calls of tools against the definitions of the tools: in training data, and in what a model answers."""
+"""Definitions of tools, and calls against them: in training data, and in what a model answers."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from erniekit.errors import DataError
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -12,6 +16,30 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "null": (type(None),),
 }
+
+
+def read_tools(path: Path) -> list[Any]:
+    """The definitions of tools in a JSON file: a list, or the one of a single tool.
+
+    Raises:
+        DataError: it cannot be read, or a definition has no name.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    tools = content if isinstance(content, list) else [content]
+    if not tools:
+        raise DataError(f"{path}: holds no tool")
+    for number, tool in enumerate(tools, start=1):
+        if not isinstance(_function(tool).get("name"), str):
+            raise DataError(
+                f"{path}: tool {number} has no name; write "
+                '{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
+            )
+    return tools
 
 
 def check_call(name: str, arguments: Any, tools: Sequence[Any]) -> str | None:

@@ -17,7 +17,8 @@ the sample a token belongs to):
 | shared experts | 3 I | 3 I |
 
 Paddle has no arithmetic in bf16 on a CPU, so with bf16 storage every operator widens its input, and the
-matrix products keep their weights widened until the backward pass has come by.
+matrix products keep their weights widened until the backward pass has come by. Quantised weights are
+not kept: their numbers are made again.
 
 Not everything is held at once. The peak is the larger of two moments: the end of the last forward
 pass (activations, logits, the gradient of the head, and the gradients of earlier micro-batches),
@@ -27,11 +28,12 @@ nothing back, and what it cannot use again is counted as `allocator`.
 Compared with measured peaks in `benchmarks/memory.py`; on a GPU this is a formula only.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from erniekit.estimate import native_memory
-from erniekit.estimate.recompute import rerun_bytes, spared_bytes
-from erniekit.estimate.state import Held
+from erniekit.estimate.recompute import rerun_bytes, rows_of_experts, spared_bytes
+from erniekit.estimate.state import Held, model_bytes
 from erniekit.parallel.recomputation import Recomputation
 
 MIB = 2**20
@@ -45,6 +47,22 @@ KEEP_WEIGHTS_UP_TO = 1024
 _LOST = 0.1
 # Copies of the largest tensor in one update: gradient scaled, squared, and the direction.
 _UPDATE_TEMPORARIES = 3
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """What an adapter adds to a model.
+
+    Args:
+        num_parameters: numbers in its factors, in the type of the weights.
+        kept: numbers a token that it keeps for the backward pass in the type of the weights, such as the
+            products with A.
+        kept_fp32: those that it keeps in fp32.
+    """
+
+    num_parameters: int
+    kept: float
+    kept_fp32: float = 0.0
 
 
 def training_memory(
@@ -62,6 +80,8 @@ def training_memory(
     native: bool = False,
     low_precision_moments: bool = False,
     recomputation: Recomputation | None = None,
+    adapter: AdapterSize | None = None,
+    scheme: str | None = None,
     held: Held | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
@@ -77,13 +97,22 @@ def training_memory(
         native: native kernels compute.
         low_precision_moments: moments are bf16.
         recomputation: what is recomputed.
+        adapter: what is beside frozen weights.
+        scheme: what frozen weights are quantised by.
         held: what one of several processes holds, where it is not all of `config`.
     """
     narrow = compute_type != "fp32"
     width = 2 if narrow else 4
     tokens = rows * seq_len
-    weights = width * (config.num_parameters() if held is None else held.weights)
-    num_states = num_trained if held is None else held.states
+    if held is None:
+        weights: float = model_bytes(config, compute_type=compute_type, scheme=scheme)
+        num_states: float = num_trained
+    else:
+        weights, num_states = width * held.weights, held.states
+    beside = 0.0
+    if adapter is not None:
+        weights += width * adapter.num_parameters
+        beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32
     if native:
         changing = native_memory.moments(
             config,
@@ -95,6 +124,7 @@ def training_memory(
             micro_batches=micro_batches,
             attention_dropout=attention_dropout,
             recomputation=recomputation,
+            adapter_bytes=beside,
             held=held,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
@@ -110,6 +140,8 @@ def training_memory(
         micro_batches=micro_batches,
         attention_dropout=attention_dropout,
         recomputation=recomputation,
+        adapter_bytes=beside,
+        quantised=scheme is not None,
         held=held,
     )
     state = (4 if low_precision_moments else 8) + (4 if narrow else 0)
@@ -128,6 +160,8 @@ def _by_paddle(
     micro_batches: int,
     attention_dropout: float,
     recomputation: Recomputation | None,
+    adapter_bytes: float,
+    quantised: bool,
     held: Held | None,
 ) -> dict[str, float]:
     """What comes and goes with Paddle's operators, by cause, at the moment when it is most."""
@@ -142,6 +176,7 @@ def _by_paddle(
         attention_dropout=attention_dropout,
         recomputation=recomputation,
     )
+    activations += tokens * adapter_bytes
     again = 0.0
     if recomputation is not None:
         kept = 4 if on_cpu else width
@@ -154,7 +189,7 @@ def _by_paddle(
         activations, gradients = held.activations, 4 * held.gradients
         logits_and_head = logits_and_head if held.head else 0
     activations += again
-    if narrow and on_cpu:
+    if narrow and on_cpu and not quantised:
         activations += 4 * (config.num_parameters() - head)
     forward = {"activations": activations, "logits": logits_and_head}
     if micro_batches > 1:
@@ -216,13 +251,21 @@ def _by_cause(at_peak: dict[str, float], weights: float, optimizer: float, *, on
 
 
 def inference_memory(
-    config: Any, *, compute_type: str, rows: int, columns: int, prompt: int, on_cpu: bool
+    config: Any,
+    *,
+    compute_type: str,
+    rows: int,
+    columns: int,
+    prompt: int,
+    on_cpu: bool,
+    scheme: str | None = None,
 ) -> dict[str, int]:
     """Bytes of generation by cause.
 
     Args:
         rows, columns: of the key-value cache: answers at once, and tokens of prompt and answer.
         prompt: tokens of the longest prompt, which goes through the model at once.
+        scheme: what the weights are quantised by.
     """
     width = 4 if compute_type == "fp32" else 2
     key = config.num_key_value_heads * config.head_dim
@@ -236,7 +279,7 @@ def inference_memory(
     scores = 2 * config.num_attention_heads * prompt
     widened = 4 * config.vocab_size * config.hidden_size if width == 2 and on_cpu else 0
     return {
-        "weights": width * config.num_parameters(),
+        "weights": model_bytes(config, compute_type=compute_type, scheme=scheme),
         "cache": 2 * config.num_hidden_layers * rows * columns * key * width,
         "activations": rows * prompt * (one_layer + scores) * wide + widened,
         "logits": 2 * rows * config.vocab_size * 4,
@@ -271,6 +314,6 @@ def inner_numbers(config: Any) -> float:
     dense = (config.num_hidden_layers - moe) * 3 * config.intermediate_size
     if not moe:
         return dense
-    experts = config.moe_k * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
+    experts = rows_of_experts(config) * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
     scores = 6 * config.moe_num_experts[0]
     return dense + moe * (experts + 3 * config.shared_intermediate_size() + scores)

@@ -14,13 +14,14 @@ type of storage (H hidden, Q = heads x head_dim, K = key heads x head_dim, I int
 
 The peak is the largest of three moments: the end of the last forward pass (activations, one chunk of
 logits, the gradient of the head), the first layer of the backward pass (activations, and what one layer
-works with), and its end (all gradients). What is recomputed is not held, and is there once in the
-second. An update works in place. Gradients of weights are fp32.
+works with), and its last layer (all gradients, what one layer has kept, and what it works with). What is
+recomputed is not held, and is there once in the second and the third. An update works in place.
+Gradients of weights are fp32.
 """
 
 from typing import Any
 
-from erniekit.estimate.recompute import rerun_bytes, spared_bytes
+from erniekit.estimate.recompute import rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.estimate.state import Held
 from erniekit.parallel.recomputation import Recomputation
 
@@ -39,6 +40,7 @@ def moments(
     micro_batches: int,
     attention_dropout: float,
     recomputation: Recomputation | None = None,
+    adapter_bytes: float = 0.0,
     held: Held | None = None,
 ) -> dict[str, float]:
     """What comes and goes, by cause, at the moment when it is most; see the module docstring.
@@ -46,10 +48,11 @@ def moments(
     Args:
         width: bytes of a number in storage.
         tokens: of a micro-batch.
+        adapter_bytes: what an adapter keeps a token.
         held: what one of several processes holds, where it is not all.
         The others are those of `memory.training_memory`.
     """
-    activations = kept_activations(
+    activations = tokens * adapter_bytes + kept_activations(
         config,
         width=width,
         tokens=tokens,
@@ -57,6 +60,7 @@ def moments(
         attention_dropout=attention_dropout,
         recomputation=recomputation,
     )
+    one_layer = activations / max(1, config.num_hidden_layers)
     working = tokens * _working_bytes(config, width=width)
     if recomputation is not None:
         working += tokens * rerun_bytes(config, recomputation, width=width, attended=attended)
@@ -70,7 +74,7 @@ def moments(
     moments: tuple[dict[str, float], ...] = (
         {"activations": activations, "logits": logits, "gradients": before},
         {"activations": activations + working, "gradients": before},
-        {"gradients": gradients},
+        {"activations": one_layer + working, "gradients": gradients},
     )
     return max(moments, key=lambda moment: sum(moment.values()))
 
@@ -115,7 +119,7 @@ def _kept_bytes(config: Any, attended: float, *, width: int, attention_dropout: 
     moe = sum(map(config.is_moe_layer, range(layers)))
     inner, scores = 2 * (layers - moe) * config.intermediate_size, 0
     if moe:
-        experts = config.moe_k * (hidden + 2 * config.moe_intermediate_size[0])
+        experts = rows_of_experts(config) * (hidden + 2 * config.moe_intermediate_size[0])
         inner += moe * (experts + 2 * config.shared_intermediate_size())
         scores = 6 * config.moe_num_experts[0] * moe
     # Last norm, labelled rows and their gradient; the rotation of each position.
@@ -127,6 +131,10 @@ def _working_bytes(config: Any, *, width: int) -> float:
     """Bytes a token that the backward pass of one layer holds besides."""
     query = config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
-    inner = config.intermediate_size
+    inner = 3 * config.intermediate_size
+    if any(map(config.is_moe_layer, range(config.num_hidden_layers))):
+        # Rows sorted by expert, made again, and their gradient.
+        rows = rows_of_experts(config) * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])
+        inner = max(inner, rows)
     # The activation made again, gradients of gate and up, of the stream, of q, k, v; sums of attention.
-    return width * (3 * inner + 4 * config.hidden_size + 2 * query + 2 * key) + 4 * (query + 2 * key)
+    return width * (inner + 4 * config.hidden_size + 2 * query + 2 * key) + 4 * (query + 2 * key)

@@ -22,7 +22,7 @@ While the gradient of a recomputed part is computed, what its second run holds i
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from erniekit.errors import ConfigError
@@ -89,9 +89,17 @@ def recomputed_flops(
 ) -> float:
     """FLOPs a token that are computed again."""
     per_layer = _chosen_costs(config, chosen, width=2, attended=attended, native=True)
-    head = 2.0 * config.vocab_size * config.hidden_size * labelled_share if chosen.head else 0.0
-    ahead = 2.0 * config.ahead_weights() if chosen.mtp and config.num_nextn_predict_layers else 0.0
-    return sum(cost.flops for costs in per_layer for cost in costs) + head + ahead
+    head, depths = config.vocab_size * config.hidden_size, config.num_nextn_predict_layers
+    again = head * (1 + depths) * labelled_share if chosen.head else 0.0
+    again += config.ahead_weights() - depths * head if chosen.mtp else 0.0
+    return sum(cost.flops for costs in per_layer for cost in costs) + 2.0 * again
+
+
+def rows_of_experts(config: Any) -> float:
+    """Rows a token that the experts of a layer train on, at most: k, or what their capacity leaves."""
+    if config.moe_capacity is None:
+        return config.moe_k
+    return min(config.moe_k, config.moe_capacity[0])
 
 
 def limit_in_bytes(free: int, *, memory_limit_gb: float | None) -> float:
@@ -163,9 +171,21 @@ def _kinds(costs: Mapping[int, Mapping[str, Cost]], tokens: int) -> list[_Kind]:
 def _cheapest_cover(kinds: list[_Kind], wanted: float) -> list[int] | None:
     """How many layers of each kind spare `wanted` bytes with the fewest FLOPs; None when all do not.
 
-    Branch and bound: what is still wanted costs at least the rate of the cheapest kind that is left.
+    Branch and bound: what is still wanted costs at least what it would cost if parts of layers could be
+    chosen, the cheapest kinds first.
     """
     best: tuple[float, list[int] | None] = (math.inf, None)
+
+    def least(index: int, left: float) -> float:
+        """FLOPs of `left` bytes from `kinds[index:]`, in parts of layers; infinite if that is too little."""
+        flops = 0.0
+        for kind in kinds[index:]:
+            taken = min(left, len(kind.layers) * kind.spared)
+            flops += taken * kind.flops / kind.spared
+            left -= taken
+            if left <= 0:
+                return flops
+        return math.inf
 
     def search(index: int, left: float, flops: float, counts: list[int]) -> None:
         nonlocal best
@@ -173,7 +193,7 @@ def _cheapest_cover(kinds: list[_Kind], wanted: float) -> list[int] | None:
             if flops < best[0]:
                 best = (flops, counts + [0] * (len(kinds) - index))
             return
-        if index == len(kinds):
+        if index == len(kinds) or flops + least(index, left) >= best[0]:
             return
         kind = kinds[index]
         if flops + left * kind.flops / kind.spared >= _NEAR * best[0]:
@@ -190,7 +210,7 @@ def _with(start: Recomputation, num_layers: int, kinds: list[_Kind], counts: lis
     for kind, count in zip(kinds, counts, strict=True):
         for layer in kind.layers[:count]:
             operators[layer] = (*operators[layer], kind.operator)
-    return Recomputation(tuple(operators), mtp=start.mtp, head=start.head)
+    return replace(start, operators=tuple(operators))
 
 
 def _whole_layers(
@@ -204,14 +224,10 @@ def _whole_layers(
     total = config.num_hidden_layers
     everything = _with(start, total, kinds, [len(kind.layers) for kind in kinds])
     for count in range(1, total + 1):
-        operators = (("block",),) * count + everything.operators[count:]
-        for chosen in (
-            Recomputation(operators, mtp=start.mtp, head=start.head),
-            Recomputation(operators, mtp=True, head=True),
-        ):
-            if memory(chosen) <= limit:
-                return chosen
-    least = memory(Recomputation((("block",),) * total, mtp=True, head=True))
+        chosen = replace(everything, operators=(("block",),) * count + everything.operators[count:])
+        if memory(chosen) <= limit:
+            return chosen
+    least = memory(replace(start, operators=(("block",),) * total))
     raise ConfigError(
         f"recompute: auto: with every layer recomputed the run needs {least / GIB:.2f} GiB, and "
         f"{limit / GIB:.2f} GiB are allowed; lower per_device_train_batch_size (and raise "
@@ -279,8 +295,12 @@ def _inner(config: Any, layer: int, width: int, native: bool) -> dict[str, Cost]
             "activation": Cost(0 if native else width * inner, 5.0 * inner),
             "down": Cost(0, 2.0 * hidden * inner),
         }
-    inner, experts = config.moe_k * config.moe_intermediate_size[0], config.moe_num_experts[0]
-    rows, shared = config.moe_k * hidden, config.shared_intermediate_size()
+    chosen, experts = rows_of_experts(config), config.moe_num_experts[0]
+    inner, rows, shared = (
+        chosen * config.moe_intermediate_size[0],
+        chosen * hidden,
+        config.shared_intermediate_size(),
+    )
     costs = {
         "router": Cost(12 * experts, 2.0 * hidden * experts),
         "dispatch": Cost(0 if native else width * rows, 2.0 * rows),

@@ -119,7 +119,9 @@ class Share:
         self.vocab_size = -(-config.vocab_size // spread.tensor)
         self.num_nextn_predict_layers = config.num_nextn_predict_layers if last else 0
         if hasattr(config, "moe_k"):
-            self.moe_k = config.moe_k * spread.expert_rows_per_choice()
+            rows = spread.expert_rows_per_choice()
+            self.moe_k = config.moe_k * rows
+            self.moe_capacity = config.moe_capacity and [each * rows for each in config.moe_capacity]
             self.moe_num_experts = config.moe_num_experts
             self.moe_intermediate_size = [n / spread.expert_tensor for n in config.moe_intermediate_size]
             self._shared = config.shared_intermediate_size() / split

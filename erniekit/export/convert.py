@@ -4,7 +4,6 @@ Tensors go straight from file to file, one at a time, so the largest of them is 
 memory. The folder appears whole, after it was read back and compared.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,6 @@ from erniekit.models.registry import load_family, read_model_config
 
 # What is copied beside the weights: tokenizer, template, generation defaults, texts; never code or pickles.
 _COPIED = (".json", ".jinja", ".model", ".txt", ".md")
-# Keys of config.json that speak of the folder they stood in, not of the model.
-_DROPPED = (
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "paddleformers_version",
-    "auto_map",
-    "_name_or_path",
-)
 _BLOCK_ROWS = 256
 
 
@@ -81,7 +71,7 @@ def convert_model(
             specs=specs,
         )
         written = stored_dtype(folder)
-        write_json(folder / "config.json", merged_config(source, config, layout, CONFIG_DTYPES[written]))
+        write_json(folder / "config.json", config_content(config, layout, CONFIG_DTYPES[written]))
         copy_companions(source, folder)
         _compare(weights, layout, target, folder)
         if read_model_config(folder) != config:
@@ -95,13 +85,6 @@ def refuse_occupied(destination: Path) -> None:
     """Raise CheckpointError for a destination that holds something."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} is not empty; name a new folder, or move this one away")
-
-
-def merged_config(source: Path, config: Any, layout: str, dtype: str) -> dict[str, Any]:
-    """The source's config.json with every key that depends on layout or format written anew."""
-    content = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in content.items() if key not in _DROPPED}
-    return kept | config_content(config, layout, dtype)
 
 
 def copy_companions(source: Path, folder: Path) -> None:

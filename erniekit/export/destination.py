@@ -19,6 +19,9 @@ _EXPORT_FILES = {
     "vocab.json",
     "merges.txt",
     "model.safetensors.index.json",
+    "adapter_config.json",
+    "lora_config.json",
+    "erniekit_adapter.json",
 }
 # Belongs to a training run, never to a finished model.
 NOT_EXPORTED = {"optimizer.safetensors", "trainer_state.json", "manifest.json", "erniekit.yaml"}
@@ -67,5 +70,7 @@ def verify_source(source: Path) -> None:
 def _is_of_an_export(path: Path, copied: set[str]) -> bool:
     if path.is_dir():
         return False
-    is_weights = path.name.startswith("model") and path.suffix == ".safetensors"
+    is_weights = (
+        path.name.startswith(("model", "adapter_model", "peft_model")) and path.suffix == ".safetensors"
+    )
     return is_weights or path.name in _EXPORT_FILES | copied

@@ -5,11 +5,12 @@ renamed. So a destination either does not exist or holds a model that was loaded
 the answers of its source:
 
 * every tensor read back equals the source's tensor, converted, bit by bit;
-* the logits of probe tokens, computed from both folders, are equal where the number format holds
+* the logits of probe texts, computed from both folders, are equal where the number format holds
   the source's values, and within the format's bound where it does not.
 
 An adapter is merged on the way, in fp32 and rounded once; its source is the model with the adapter
-beside it, unmerged.
+beside it, unmerged. One that was trained on quantised weights is merged into the full ones, and how far
+the result is from the model that was trained is told. Or it is written alone (`adapter.py`).
 """
 
 import json
@@ -23,11 +24,13 @@ import numpy as np
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.export.adapter import ExportedAdapter, export_adapter
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
-from erniekit.export.proof import compare_logits
+from erniekit.export.probe import probe_rows
+from erniekit.export.proof import Comparison, compare_logits, comparison, probe_logits
 from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
@@ -39,29 +42,36 @@ _PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export: where it is, and what the comparison found."""
+    """A finished export: where it is, and what the comparison found.
+
+    Args:
+        merged: an adapter was.
+        scheme: what the weights were quantised by under that adapter while it was trained.
+        to_quantised: the merged model beside the adapter on weights that are quantised so.
+    """
 
     folder: Path
     dtype: str
     num_parameters: int
-    max_difference: float
-    largest_logit: float
+    compared: Comparison
     merged: bool = False
+    scheme: str | None = None
+    to_quantised: Comparison | None = None
 
     def describe(self) -> str:
-        """The comparison in one sentence."""
+        """The comparison in a sentence or two."""
         if self.merged:
-            return (
-                f"the adapter merged in fp32, rounded once to {self.dtype}; largest difference of the probe "
-                f"tokens' logits, merged and unmerged, {self.max_difference:.3g} (largest logit "
-                f"{self.largest_logit:.3g})"
-            )
-        if self.max_difference == 0.0:
-            return "all tensors and the logits of the probe tokens are equal to the source's"
-        return (
-            f"all tensors are the source's, rounded to {self.dtype}; largest difference of the probe tokens' "
-            f"logits {self.max_difference:.3g} (largest logit {self.largest_logit:.3g})"
-        )
+            merged = f"the adapter merged in fp32, rounded once to {self.dtype}"
+            text = f"{merged}; merged and unmerged, {self.compared}"
+            if self.to_quantised is not None:
+                text += (
+                    f". It was trained on weights in {self.scheme} and is merged into the full ones; from "
+                    f"the model as it was trained, {self.to_quantised}"
+                )
+            return text
+        if self.compared.difference == 0.0:
+            return "all tensors and the logits of probe texts are equal to the source's"
+        return f"all tensors are the source's, rounded to {self.dtype}; {self.compared}"
 
 
 def export_model(
@@ -75,7 +85,8 @@ def export_model(
     max_shard_size: float | str = 5,
     copy_tokenizer: bool = True,
     export_dir: str | None = None,
-) -> Exported:
+    merge_adapter: bool = True,
+) -> Exported | ExportedAdapter:
     """Write a checkpoint as a model folder, and prove it.
 
     Args:
@@ -88,6 +99,8 @@ def export_model(
         export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16.
         max_shard_size: of one safetensors file; a number is in GB.
         copy_tokenizer: write tokenizer and chat template too.
+        merge_adapter: merge an adapter into its model; otherwise it is written alone, in the format of
+            peft (`hf`) or of PaddleFormers (`paddle`).
 
     Raises:
         CheckpointError: the source is damaged, the adapter is of other weights, the destination is
@@ -96,45 +109,72 @@ def export_model(
     """
     check_word("export_layout", export_layout, EXPORT_LAYOUTS)
     check_word("export_dtype", export_dtype, ("auto", *EXPORT_DTYPES))
-    max_shard_bytes = shard_bytes(max_shard_size)
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
     source = open_source(checkpoint, adapter)
     for folder in {source.folder, source.adapter or source.folder}:
         check_destination(destination, folder, overwrite=overwrite)
         verify_source(folder)
+    form: dict[str, Any] = {
+        "overwrite": overwrite,
+        "layout": export_layout,
+        "target": EXPORT_DTYPES.get(export_dtype),
+        "max_shard_bytes": shard_bytes(max_shard_size),
+        "copy_tokenizer": copy_tokenizer,
+    }
+    if not merge_adapter:
+        return export_adapter(source, destination, **form)
+    title = (destination if export_dir else output_dir).resolve().name
+    return _export_whole(source, destination, title, **form)
+
+
+def _export_whole(
+    source: Source,
+    destination: Path,
+    title: str,
+    *,
+    overwrite: bool,
+    layout: str,
+    target: str | None,
+    max_shard_bytes: int,
+    copy_tokenizer: bool,
+) -> Exported:
     weights = load_family(source.config).weights
     facts = read_run_facts(source.checkpoint)
-    target = EXPORT_DTYPES.get(export_dtype)
+    template = facts.settings.get("chat_template")
     merging = f", merged into {source.folder}" if source.adapter else ""
+    if source.scheme():
+        merging += f" as it is on the disk (it was trained on weights in {source.scheme()})"
     logger.info(f"exporting {source.checkpoint}{merging}, to {destination}")
     with write_folder(destination, overwrite=overwrite) as folder:
         write_tensors(
             folder,
-            weights.save_layout(source.items(target), export_layout, source.config),
+            weights.save_layout(source.items(target), layout, source.config),
             max_shard_bytes=max_shard_bytes,
-            metadata={"format": "pt" if export_layout == "hf" else "np"},
+            metadata={"format": "pt" if layout == "hf" else "np"},
         )
         dtype = CONFIG_DTYPES[target or stored_dtype(source.folder)]
-        write_json(folder / "config.json", config_content(source.config, export_layout, dtype))
+        write_json(folder / "config.json", config_content(source.config, layout, dtype))
         has_template = write_companions(
-            source.companions,
-            folder,
-            source.config,
-            copy_tokenizer=copy_tokenizer,
-            chat_template=facts.settings.get("chat_template"),
+            source.companions, folder, source.config, copy_tokenizer=copy_tokenizer, chat_template=template
         )
         num_parameters = _compare_tensors(weights, source, folder, target)
-        largest, difference = compare_logits(
-            source.folder, folder, source.adapter, exact=source.is_exact(target), dtype=dtype
-        )
+        rows = probe_rows(source.companions, source.config.vocab_size, chat_template=template)
+        # One model is in memory at a time.
+        expected = probe_logits(source.folder, rows, source.adapter)
+        found = probe_logits(folder, rows)
+        compared = compare_logits(expected, found, folder, exact=source.is_exact(target), dtype=dtype)
+        scheme, to_quantised = source.scheme(), None
+        if scheme is not None:
+            to_quantised = comparison(probe_logits(source.folder, rows, source.adapter, scheme), found)
         exported = Exported(
-            destination, dtype, num_parameters, difference, largest, source.adapter is not None
+            *(destination, dtype, num_parameters, compared, source.adapter is not None),
+            *(scheme, to_quantised),
         )
         card = build_card(
             facts,
-            title=destination.resolve().name if export_dir else output_dir.resolve().name,
-            layout=export_layout,
+            title=title,
+            layout=layout,
             dtype=dtype,
             num_parameters=num_parameters,
             verified=exported.describe(),

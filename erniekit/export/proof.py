@@ -1,8 +1,10 @@
 """The same question to two model folders: do they give the same logits?
 
-B rows, T columns, V vocabulary
+N tokens of all texts, V vocabulary, B rows, T columns, D hidden size
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +19,93 @@ _BOUNDS = {"bfloat16": 0.25, "float16": 0.05}
 # A merged adapter differs by the order of sums too, even in fp32; measured 2e-6.
 _MERGED = 1e-4
 
-_NUM_ROWS = 2
-_NUM_COLUMNS = 24
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest logit and difference of two folders, and at how many tokens the likeliest is the same."""
+
+    largest: float
+    difference: float
+    num_tokens: int
+    num_same: int
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference of the logits of probe texts {self.difference:.3g} (largest logit "
+            f"{self.largest:.3g}), the same likeliest token at {self.num_same} of {self.num_tokens} places"
+        )
 
 
 def compare_logits(
-    source: Path, export: Path, adapter: Path | None = None, *, exact: bool, dtype: str
-) -> tuple[float, float]:
-    """Compare the logits of probe tokens, computed in fp32 from both folders.
-
-    One model is in memory at a time.
+    expected: np.ndarray, found: np.ndarray, place: Path, *, exact: bool, dtype: str
+) -> Comparison:
+    """Compare logits [N, V] of the source and of what was written.
 
     Args:
-        adapter: what the source is used with, unmerged.
+        place: what was written, for messages.
         exact: no tensor was rounded, so the logits have to be equal.
-        dtype: number format of the export, as in config.json.
-
-    Returns:
-        The largest logit, and the largest difference.
+        dtype: number format of what was written, as in config.json.
 
     Raises:
         CheckpointError: they differ by more than the format explains.
     """
-    expected = probe_logits(source, adapter)
-    found = probe_logits(export)
     if expected.shape != found.shape:
-        raise CheckpointError(f"{export}: logits of shape {found.shape}, the source's have {expected.shape}")
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(expected - found).max())
-    bound = 0.0 if exact else _BOUNDS.get(dtype, _MERGED) * largest
-    if not difference <= bound:
+        raise CheckpointError(f"{place}: logits of shape {found.shape}, the source's have {expected.shape}")
+    compared = comparison(expected, found)
+    bound = 0.0 if exact else _BOUNDS.get(dtype, _MERGED) * compared.largest
+    if not compared.difference <= bound:
         raise CheckpointError(
-            f"{export}: logits of probe tokens differ by {difference:.3g} from the source's (largest logit "
-            f"{largest:.3g}, allowed {bound:.3g}); nothing was exported"
+            f"{place}: logits of probe texts differ by {compared.difference:.3g} from the source's (largest "
+            f"logit {compared.largest:.3g}, allowed {bound:.3g}); nothing was exported"
         )
-    return largest, difference
+    return compared
 
 
-def probe_logits(folder: Path, adapter: Path | None = None) -> np.ndarray:
-    """Logits [B, T, V] of fixed pseudo-random tokens, computed in fp32."""
+def comparison(expected: np.ndarray, found: np.ndarray) -> Comparison:
+    """How far logits [N, V] are apart."""
+    same = int((expected.argmax(-1) == found.argmax(-1)).sum())
+    difference = float(np.abs(expected - found).max())
+    return Comparison(float(np.abs(expected).max()), difference, len(expected), same)
+
+
+def probe_logits(
+    folder: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None, scheme: str | None = None
+) -> np.ndarray:
+    """`packed_logits` of a model folder, with an adapter on it or without, in fp32.
+
+    Args:
+        scheme: what the weights are quantised by.
+    """
     from erniekit.assemble import load_for_inference
 
-    built = load_for_inference(folder, [adapter] if adapter else [], compute_type="fp32")
-    size = (_NUM_ROWS, _NUM_COLUMNS)
-    ids_BT = np.random.default_rng(0).integers(0, built.config.vocab_size, size=size, dtype=np.int64)
-    return logits_of(built.model, ids_BT)
+    built = load_for_inference(folder, [adapter] if adapter else [], compute_type="fp32", scheme=scheme)
+    return packed_logits(built.model, rows)
+
+
+def packed_logits(model: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Logits [N, V] of all tokens of rows, which do not see each other."""
+    lengths = [len(row) for row in rows]
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    ids_BT = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])[None]
+    logits: np.ndarray = _logits(model, ids_BT, starts[None])[0]
+    return logits
 
 
 def logits_of(model: Any, ids_BT: np.ndarray) -> np.ndarray:
     """Logits [B, T, V] of rows of tokens, no padding."""
+    return _logits(model, ids_BT, np.zeros(ids_BT.shape, dtype=np.int64))
+
+
+def _logits(model: Any, ids_BT: np.ndarray, starts_BT: np.ndarray) -> np.ndarray:
+    """Logits [B, T, V]; a token sees its row from its start on."""
     import paddle
 
     num_rows, num_columns = ids_BT.shape
-    positions_BT = np.tile(np.arange(num_columns, dtype=np.int64), (num_rows, 1))
     with paddle.no_grad():
         hidden_BTD = model(
             paddle.to_tensor(ids_BT),
-            paddle.to_tensor(positions_BT),
-            paddle.zeros([num_rows, num_columns], dtype="int32"),
+            paddle.to_tensor(np.arange(num_columns, dtype=np.int64) - starts_BT),
+            paddle.to_tensor(starts_BT.astype(np.int32)),
         )
         logits_NV = model.logits(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]))
     return logits_NV.numpy().reshape(num_rows, num_columns, -1)

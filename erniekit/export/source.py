@@ -66,6 +66,10 @@ class Source:
                 "that nobody trained; name the model that it was trained on"
             )
 
+    def scheme(self) -> str | None:
+        """What the weights were quantised by under the adapter while it was trained; None for full ones."""
+        return None if self.adapter is None else open_adapter(self.adapter).facts.get("scheme")
+
     def is_exact(self, target: str | None) -> bool:
         """Whether no number is rounded on its way."""
         dtypes = {dtype for _, dtype, _ in open_tensors(self.folder).specs()}

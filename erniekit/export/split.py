@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from erniekit.checkpoint.adapter_files import refuse_adapter
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError
@@ -26,9 +27,10 @@ def split_model(
         max_shard_size: a number is in GB; a tensor that is larger gets a file of its own.
 
     Raises:
-        CheckpointError: the source is damaged or the destination is taken.
+        CheckpointError: the source is damaged or an adapter, or the destination is taken.
         ConfigError: `max_shard_size` is not a size.
     """
+    refuse_adapter(checkpoint)
     max_shard_bytes = shard_bytes(max_shard_size)
     destination = output_dir / "split_export"
     check_destination(destination, checkpoint, overwrite=overwrite)

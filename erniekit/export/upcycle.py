@@ -6,10 +6,10 @@ from pathlib import Path
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.export.convert import copy_companions, merged_config, refuse_occupied
+from erniekit.export.convert import copy_companions, refuse_occupied
 from erniekit.export.destination import verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, convert
-from erniekit.export.export import EXPORT_LAYOUTS, check_word, stored_dtype, write_json
+from erniekit.export.export import EXPORT_LAYOUTS, check_word, config_content, stored_dtype, write_json
 from erniekit.export.sizes import shard_bytes
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
@@ -104,7 +104,7 @@ def upcycle_model(
         )
         write_json(
             folder / "config.json",
-            merged_config(source, config, layout, CONFIG_DTYPES[stored_dtype(folder)]),
+            config_content(config, layout, CONFIG_DTYPES[stored_dtype(folder)]),
         )
         copy_companions(source, folder)
         # Read back as a reader would: numbers, names, shapes and types.

@@ -8,6 +8,7 @@ expect it that way, and it would push out what was really said.
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ Message = dict[str, Any]
 class Conversation:
     """Messages of one chat, in the order in which they were said."""
 
-    def __init__(self, system: str | None = None) -> None:
-        self.system = system
+    def __init__(self, system: str | None = None, tools: list[Any] | None = None) -> None:
+        """Args:
+        tools: definitions of the tools that the model may call.
+        """
+        self.system, self.tools = system, tools
         self.turns: list[Message] = []
 
     def messages(self) -> list[Message]:
@@ -31,9 +35,22 @@ class Conversation:
         """Add what the user says."""
         self.turns.append({"role": "user", "content": text})
 
-    def answer(self, text: str) -> None:
-        """Add what the model says (without what it thought)."""
-        self.turns.append({"role": "assistant", "content": text})
+    def answer(self, text: str, tool_calls: Sequence[Any] = ()) -> None:
+        """Add what the model says (without what it thought), and the calls that it asks for."""
+        calls = {"tool_calls": list(tool_calls)} if tool_calls else {}
+        self.turns.append({"role": "assistant", "content": text, **calls})
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Calls of the last answer whose results are not given yet, in their order."""
+        given = sum(1 for _ in takewhile(lambda message: message["role"] == "tool", reversed(self.turns)))
+        before = self.turns[: len(self.turns) - given]
+        return list(before[-1].get("tool_calls", ())[given:]) if before else []
+
+    def give_result(self, text: str) -> None:
+        """Add the result of the first call that waits for one."""
+        call = self.waiting()[0]
+        about = {"name": call["function"]["name"], "tool_call_id": call["id"]}
+        self.turns.append({"role": "tool", **about, "content": text})
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
@@ -76,7 +93,8 @@ class Conversation:
     def save(self, path: Path) -> None:
         """Append the conversation to a JSON-lines file, as a row of the `messages` data format."""
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
+            row = {"messages": self.messages(), **({"tools": self.tools} if self.tools else {})}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _opening(self) -> list[Message]:
         return [{"role": "system", "content": self.system}] if self.system else []

@@ -77,12 +77,15 @@ def generate(
         first_row: number of the first row among all that are answered, for its random generator.
 
     Raises:
-        DataError: a prompt is empty or too long.
+        DataError: a prompt is empty or too long, or holds a picture that the model cannot see.
         RunError: the model computes something that is not finite.
     """
     check_prompts(prompts, max_context=max_context)
     if not prompts:
         return
+    vision = model.config.vision_tokens()
+    for prompt in prompts:
+        vision.refuse(np.array(prompt))
     sides: Sequence[TextStream | None] = streams or [None] * len(prompts)
     rows = [
         _Row(index, Sampler(sampling, prompt, end_ids, row=first_row + index), stream)
@@ -145,6 +148,7 @@ class CachedDecoder:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], *, num_columns: int) -> None:
         self._model = model
+        self._vision = model.config.vision_tokens()
         self._width = max(map(len, prompts))
         self._padding_B = np.array([self._width - len(prompt) for prompt in prompts], dtype=np.int64)
         self._ids_BT = np.zeros((len(prompts), self._width), dtype=np.int64)
@@ -184,12 +188,15 @@ class CachedDecoder:
         padding_B1 = self._padding_B[:, None]
         positions_BT = np.maximum(columns_T[None, :] - padding_B1, 0)
         attend_from_BT = np.where(columns_T[None, :] < padding_B1, columns_T[None, :], padding_B1)
+        types_BT = self._vision.types_of(ids_BT)
+        types = {} if types_BT is None else {"token_type_ids_BT": paddle.to_tensor(types_BT)}
         with paddle.no_grad():
             hidden_BTD = self._model(
                 paddle.to_tensor(ids_BT),
                 paddle.to_tensor(positions_BT),
                 paddle.to_tensor(attend_from_BT.astype(np.int32)),
                 cache=self._cache,
+                **types,
             )
         self._column += ids_BT.shape[1]
         return hidden_BTD[:, -1]

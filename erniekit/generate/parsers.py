@@ -43,7 +43,7 @@ class ToolCall:
     arguments: dict[str, Any]
 
     def as_message(self, number: int) -> dict[str, Any]:
-        """As a message's `tool_calls` hold it; `number` makes the id."""
+        """As the `tool_calls` of a server's answer hold it, arguments as a text; `number` makes the id."""
         arguments = json.dumps(self.arguments, ensure_ascii=False)
         function = {"name": self.name, "arguments": arguments}
         return {"id": f"call_{number}", "type": "function", "function": function}
@@ -71,10 +71,13 @@ class Parsed:
     malformed: list[str] = field(default_factory=list)
 
     def as_message(self) -> dict[str, Any]:
-        """The answer for the history; what was thought is left out, as templates expect it."""
+        """The answer for the history, as templates expect it: without what was thought."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         if self.tool_calls:
-            message["tool_calls"] = [call.as_message(n) for n, call in enumerate(self.tool_calls)]
+            message["tool_calls"] = [
+                {**call.as_message(n), "function": {"name": call.name, "arguments": call.arguments}}
+                for n, call in enumerate(self.tool_calls)
+            ]
         return message
 
 

@@ -1,6 +1,6 @@
 """Files of questions: one a line, answered in order into another file.
 
-A row of a `.jsonl` file holds `messages` (as in training data), or `prompt`, or `src` of the
+A row of a `.jsonl` file holds `messages` and `tools` (as in training data), or `prompt`, or `src` of the
 `erniekit` format, or `instruction` (and `input`) of the `alpaca` format; in any other file a line
 is a prompt. What else a row holds is carried into the answer's row.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erniekit.data.formats import RowError, tools_of, with_read_calls
 from erniekit.errors import DataError
 from erniekit.generate.conversation import Message, check_messages
 
@@ -22,6 +23,7 @@ class Question:
     origin: str
     row: dict[str, Any]
     messages: list[Message]
+    tools: list[Any] | None = None
 
     @property
     def text(self) -> str:
@@ -61,7 +63,11 @@ def parse_question(line: str, origin: str, *, is_json: bool) -> Question:
         raise DataError(f"{origin}: not valid JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(row, dict):
         raise DataError(f"{origin}: expected a JSON object, found {type(row).__name__}")
-    return Question(origin, row, check_messages(_messages(row, origin), origin))
+    messages = check_messages(_messages(row, origin), origin)
+    try:
+        return Question(origin, row, with_read_calls(messages), tools_of(row))
+    except RowError as error:
+        raise DataError(f"{origin}: {error}") from error
 
 
 def _messages(row: dict[str, Any], origin: str) -> list[Message]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erniekit.data.render import written_out
 from erniekit.data.template import ChatTemplate, Message
 from erniekit.data.tokenizer import StreamDecoder, Tokenizer
 from erniekit.errors import CheckpointError
@@ -54,8 +55,17 @@ class TextGenerator:
         # What switches between the adapters of the model, where there are some.
         self.adapters: Any = None
 
-    def render(self, messages: Sequence[Message], *, enable_thinking: bool = False) -> list[int]:
-        """Tokens of the prompt that asks the model to answer these messages.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        enable_thinking: bool = False,
+    ) -> list[int]:
+        """Tokens of the prompt that asks the model to answer these messages, as training data are rendered.
+
+        Args:
+            tools: definitions of the tools that the model may call.
 
         Raises:
             CheckpointError: the checkpoint has no chat template.
@@ -65,7 +75,10 @@ class TextGenerator:
                 "the checkpoint has no chat template, so it cannot be asked questions; "
                 "name one with chat_template=..., or let it continue plain text with --raw"
             )
-        text = self.template.render(messages, add_generation_prompt=True, enable_thinking=enable_thinking)
+        written, _ = written_out(self.template, messages)
+        text = self.template.render(
+            written, tools=tools, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
         return self.tokenizer.encode(text)
 
     def text_of(self, ids: Sequence[int]) -> str:

@@ -7,6 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from erniekit.checkpoint.adapter_files import is_adapter, refuse_adapter
+from erniekit.checkpoint.sources import base_folder
+from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import CheckpointError, UnsupportedError
 
 # model_type -> family folder.
@@ -77,6 +80,7 @@ def read_model_config(folder: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        refuse_adapter(Path(folder))
         raise CheckpointError(f"{path} does not exist: {folder} is no model folder") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from error
@@ -85,6 +89,11 @@ def read_model_config(folder: Path) -> Any:
         known = ", ".join(MODELS)
         raise UnsupportedError(f"{path}: model_type {model_type!r} is not known; known: {known}")
     return config_from_json(model_type, content, source=str(path))
+
+
+def read_vision_tokens(folder: Path) -> VisionTokens:
+    """The vision tokens of a model folder, or of the model that an adapter is for; raises as the above."""
+    return read_model_config(base_folder(folder) if is_adapter(folder) else folder).vision_tokens()
 
 
 def config_from_json(model_type: str, content: Mapping[str, Any], *, source: str) -> Any:

@@ -102,6 +102,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.moe:combine_rows_reference",
         "native": "erniekit.ops.native.moe:combine_rows_native",
     },
+    "quantised_product": {
+        "reference": "erniekit.ops.quantised:quantised_product_reference",
+        "native": "erniekit.ops.native.quantised:quantised_product_native",
+    },
     "rotate": {
         "reference": "erniekit.ops.rope:rotate_reference",
         "cpu": "erniekit.ops.rope:rotate_cpu",

@@ -9,10 +9,15 @@ from paddle.autograd import PyLayer
 
 from erniekit.ops import gradients, remake
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
+from erniekit.ops.quantised import QuantisedMatrix, quantised_linear
 
 
-def linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+def linear(
+    x: paddle.Tensor, weight: paddle.Tensor | QuantisedMatrix, bias: paddle.Tensor | None = None
+) -> paddle.Tensor:
     """x [..., I] times weight [I, O] plus bias [O]; sums in fp32, result in the type of x."""
+    if isinstance(weight, QuantisedMatrix):
+        return quantised_linear(x, weight, bias)
     return choose("linear")(x, weight, bias)
 
 

@@ -17,6 +17,7 @@ import paddle
 
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
 from erniekit.ops.moe import grouped_linear
+from erniekit.ops.quantised import QuantisedMatrix, quantised_linear
 
 # Columns [start, stop) of the weight.
 Pieces = tuple[tuple[int, int], ...]
@@ -24,7 +25,7 @@ Pieces = tuple[tuple[int, int], ...]
 
 def lora_linear(
     x: paddle.Tensor,
-    weight: paddle.Tensor,
+    weight: paddle.Tensor | QuantisedMatrix,
     bias: paddle.Tensor | None,
     lora_A: paddle.Tensor,
     lora_B: paddle.Tensor,
@@ -38,7 +39,7 @@ def lora_linear(
 
 def lora_linear_reference(
     x: paddle.Tensor,
-    weight: paddle.Tensor,
+    weight: paddle.Tensor | QuantisedMatrix,
     bias: paddle.Tensor | None,
     lora_A: paddle.Tensor,
     lora_B: paddle.Tensor,
@@ -48,8 +49,11 @@ def lora_linear_reference(
 ) -> paddle.Tensor:
     """`lora_linear` by plain operators."""
     dtype = x.dtype
-    x, weight, lora_A, lora_B = to_arithmetic(x, weight, lora_A, lora_B)
-    y = paddle.matmul(x, weight)
+    x, lora_A, lora_B = to_arithmetic(x, lora_A, lora_B)
+    if isinstance(weight, QuantisedMatrix):
+        y = quantised_linear(x, weight)
+    else:
+        y = paddle.matmul(x, to_arithmetic(weight)[0])
     if bias is not None:
         y = y + to_arithmetic(bias)[0]
     y = y + low_rank(x, lora_A, lora_B, pieces=pieces, scale=scale, width=y.shape[-1])
@@ -111,7 +115,7 @@ def merged_weight(
 
 def lora_grouped_linear(
     x_MI: paddle.Tensor,
-    weight: paddle.Tensor,
+    weight: paddle.Tensor | QuantisedMatrix,
     offsets: paddle.Tensor,
     lora_A: paddle.Tensor,
     lora_B: paddle.Tensor,

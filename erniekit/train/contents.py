@@ -83,8 +83,13 @@ def write_adapter_files(
     """Write what makes a folder of tensors an adapter that is ready to use: settings, tokenizer, base."""
     from erniekit.adapters.state import write_settings
 
-    write_settings(built.adapter, folder, {"fingerprint": built.fingerprint}, base=base)
+    write_settings(built.adapter, folder, adapter_facts(built), base=base)
     _write_companions(folder, tokenizer, source)
+
+
+def adapter_facts(built: Assembled) -> dict[str, str | None]:
+    """Which weights the adapter was trained on, and in which numbers they were when they are quantised."""
+    return {"fingerprint": built.fingerprint} | ({"scheme": built.scheme} if built.scheme else {})
 
 
 def base_name(source: Path, model_name_or_path: str) -> str:

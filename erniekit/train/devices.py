@@ -11,7 +11,7 @@ from typing import Any
 from erniekit.checkpoint.presets import STARTER, find_preset
 from erniekit.errors import UnsupportedError
 from erniekit.estimate.hardware import available_memory
-from erniekit.estimate.state import gigabytes, training_state
+from erniekit.estimate.state import gigabytes, model_bytes, training_state
 from erniekit.models.registry import config_from_json, load_family, read_model_config
 
 
@@ -26,14 +26,21 @@ def known_numbers(model_name_or_path: str) -> Any | None:
     return config_from_json(preset.model_type, preset.config, source=preset.name)
 
 
-def state_of(numbers: Any, freeze: Sequence[str], compute_type: str) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer state of a model when all but `freeze` is trained."""
+def state_of(
+    numbers: Any, freeze: Sequence[str], compute_type: str, scheme: str | None = None
+) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer state of a model when all but `freeze` is trained.
+
+    Args:
+        scheme: what frozen weights are quantised by.
+    """
     shapes = load_family(numbers).weights.memory_shapes(numbers)
     frozen = [re.compile(pattern) for pattern in freeze]
     trained = sum(
         prod(shape) for name, shape in shapes.items() if not any(pattern.search(name) for pattern in frozen)
     )
-    return training_state(numbers.num_parameters(), trained, compute_type=compute_type)
+    weights = model_bytes(numbers, compute_type=compute_type, scheme=scheme)
+    return training_state(weights, trained, compute_type=compute_type)
 
 
 def require_devices(

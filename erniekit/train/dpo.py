@@ -25,6 +25,7 @@ from erniekit.data.sample import IGNORED
 from erniekit.errors import DataError, RunError
 from erniekit.losses.preference import REFERENCE_FREE, Answers, Preferences, preference_loss
 from erniekit.train.evaluation import EvaluationResult
+from erniekit.train.objectives import inputs_of
 
 LN2 = math.log(2.0)
 # How far the first loss may be from ln 2: rounding of a reference that was computed in other batches.
@@ -82,17 +83,20 @@ class Reference(Protocol):
 
 def answer_log_probabilities(model: Any, batch: Any, *, loss_subbatch_seqlen: int) -> Answers:
     """Summed log-probabilities of the answers of a batch's pairs."""
-    hidden_BTH = model(
-        *(paddle.to_tensor(part) for part in (batch.input_ids, batch.position_ids, batch.attend_from))
-    )
-    columns = batch.input_ids.shape[1]
     places, segments = _labelled(batch)
-    hidden_NH = paddle.gather(hidden_BTH.reshape([-1, hidden_BTH.shape[-1]]), paddle.to_tensor(places))
-    labels_N = paddle.to_tensor(batch.labels.reshape(-1)[places])
-    log_p_N = model.head().log_probabilities(hidden_NH, labels_N, chunk_tokens=loss_subbatch_seqlen)
-    assert columns * len(batch.input_ids) > places.max(), "positions beyond the batch"
+    log_p_N = token_log_probabilities(model, batch, places, loss_subbatch_seqlen=loss_subbatch_seqlen)
     sums = paddle.geometric.segment_sum(log_p_N, paddle.to_tensor(segments)).reshape([-1, 2])
     return Answers(sums[:, 0], sums[:, 1])
+
+
+def token_log_probabilities(
+    model: Any, batch: Any, places_N: np.ndarray, *, loss_subbatch_seqlen: int
+) -> paddle.Tensor:
+    """Log-probabilities of the labels at flat positions of a batch, fp32 [N]."""
+    hidden_BTH = model(**inputs_of(batch))
+    hidden_NH = paddle.gather(hidden_BTH.reshape([-1, hidden_BTH.shape[-1]]), paddle.to_tensor(places_N))
+    labels_N = paddle.to_tensor(batch.labels.reshape(-1)[places_N])
+    return model.head().log_probabilities(hidden_NH, labels_N, chunk_tokens=loss_subbatch_seqlen)
 
 
 def answer_lengths(batch: Any) -> Answers:
@@ -113,14 +117,13 @@ def _count(batch: Any, row: int, start: int, stop: int) -> int:
 
 def _labelled(batch: Any) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions with a label in order, and the answer (2 * pair, + 1 for rejected) each belongs to."""
-    columns = batch.labels.shape[1]
     answers = np.full(batch.labels.shape, -1, dtype=np.int64)
     for number, place in enumerate(batch.pairs):
         answers[place.row, place.chosen_start : place.rejected_start] = 2 * number
         answers[place.row, place.rejected_start : place.stop] = 2 * number + 1
     places = np.flatnonzero(batch.labels.reshape(-1) != IGNORED)
     segments = answers.reshape(-1)[places]
-    assert columns and (segments >= 0).all(), "a label outside the pairs"
+    assert (segments >= 0).all(), "a label outside the pairs"
     return places, segments
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LEFT, _TOP, _GAP, _WIDTH, _BOTTOM = 90, 58, 40, 760, 34
+_LEFT, _RIGHT, _TOP, _GAP, _WIDTH, _BOTTOM = 90, 12, 58, 40, 760, 34
 _MOST_ROW, _LEAST_ROW, _HEIGHT = 22, 7, 460
 # Three doublings either way reach full colour.
 _DOUBLINGS = 3.0
@@ -17,33 +17,45 @@ _OVER, _UNDER, _NONE = (178, 24, 43), (33, 102, 172), "#777777"
 
 def load_heat_map(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
     """SVG text of panels side by side: a title each, and the `routers` of a row of the log."""
-    most_rows = max(len(routers) for _, routers in panels)
+    # A step without tokens of a modality has none of its routers: their rows stay empty.
+    rows = sorted({_router(router) for _, routers in panels for router in routers})
+    most_rows = len(rows)
     height = max(_LEAST_ROW, min(_MOST_ROW, _HEIGHT // max(most_rows, 1)))
-    width = (_WIDTH - _LEFT - _GAP * (len(panels) - 1)) / len(panels)
+    width = (_WIDTH - _LEFT - _RIGHT - _GAP * (len(panels) - 1)) / len(panels)
     total = _TOP + most_rows * height + _BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {total}" '
         f'font-family="sans-serif" font-size="12" fill="#333">',
         f'<rect width="{_WIDTH}" height="{total}" fill="white"/>',
         f'<text x="{_LEFT}" y="24" font-size="15">load of experts over its mean</text>',
+        f'<text x="{_LEFT - 8}" y="{_TOP - 8}" text-anchor="end">layer</text>',
     ]
+    for row, named in enumerate(rows):
+        parts += _label(named, row, _TOP + row * height, height)
     for index, (title, routers) in enumerate(panels):
         left = _LEFT + index * (width + _GAP)
         parts.append(f'<text x="{left:.1f}" y="{_TOP - 8}">{title}</text>')
-        for row, router in enumerate(routers):
-            top = _TOP + row * height
-            if index == 0:
-                parts += _label(router, row, top, height)
+        for router in routers:
+            top = _TOP + rows.index(_router(router)) * height
             parts += _cells(router["load"], left, top, width, height)
+        parts.append(
+            f'<rect x="{left:.1f}" y="{_TOP}" width="{width:.1f}" height="{most_rows * height}" fill="none" '
+            'stroke="#ccc"/>'
+        )
     parts.append(_legend(total - 12))
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _label(router: Mapping[str, Any], row: int, top: int, height: int) -> list[str]:
+def _router(router: Mapping[str, Any]) -> tuple[int, str]:
+    return router["layer"], router["modality"]
+
+
+def _label(router: tuple[int, str], row: int, top: int, height: int) -> list[str]:
     # Rows lower than a line of text are named now and then.
     if row % max(1, -(-12 // height)):
         return []
-    name = f"{router['layer']}" if router["modality"] == "text" else f"{router['layer']} {router['modality']}"
+    layer, modality = router
+    name = f"{layer}" if modality == "text" else f"{layer} {modality}"
     return [f'<text x="{_LEFT - 8}" y="{top + height / 2 + 4:.1f}" text-anchor="end">{name}</text>']
 
 

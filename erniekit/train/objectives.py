@@ -28,6 +28,19 @@ class Objective(Protocol):
     ) -> tuple[Any, dict[str, Any]]: ...
 
 
+def inputs_of(batch: Any) -> dict[str, Any]:
+    """What a model is given of a batch, by the names of its `forward`; types only where not all is text."""
+    import paddle
+
+    arrays = {
+        "input_ids_BT": batch.input_ids,
+        "position_ids_BT": batch.position_ids,
+        "attend_from_BT": batch.attend_from,
+        "token_type_ids_BT": batch.token_types,
+    }
+    return {name: paddle.to_tensor(array) for name, array in arrays.items() if array is not None}
+
+
 def build_objective(
     stage: str,
     recompute_head: bool = False,

@@ -52,7 +52,8 @@ def preference_objective(
         else:
             build = lambda: _copy_of(config, folder)  # noqa: E731
         cache = Path(config.run.output_dir) / CACHE_FILE
-        reference = score_once(needed(), build, cache, digest_of(folder, built.compute_dtype))
+        digest = digest_of(folder, built.numbers_in_words())
+        reference = score_once(needed(), build, cache, digest, resumed=resumed)
     elif settings.needs_reference:
         if settings.ref_model_update_steps > 0:
             copy = _copy_of(config, folder).model
@@ -105,7 +106,7 @@ def held_out_objective(config: Config, folder: Path, batches: Iterable[Any]) -> 
     if settings.needs_reference:
         cache = Path(config.run.output_dir) / CACHE_FILE
         cache.parent.mkdir(parents=True, exist_ok=True)
-        digest = digest_of(folder, assemble.resolve_compute_type(config.model.compute_type))
+        digest = digest_of(folder, assemble.numbers_in_words(config.model.compute_type))
         reference = score_once(batches, lambda: _copy_of(config, folder), cache, digest)
     return PreferenceObjective(settings, reference, loss_subbatch_seqlen=config.model.loss_subbatch_seqlen)
 

@@ -1,13 +1,13 @@
 """Recomputation of a run: what the keys ask for, or what `auto` finds to fit, applied and told."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from erniekit import assemble
 from erniekit.config.config import Config
 from erniekit.data.report import DataReport
 from erniekit.estimate.flops import training_flops
-from erniekit.estimate.memory import training_memory
+from erniekit.estimate.memory import AdapterSize, training_memory
 from erniekit.estimate.recompute import (
     GIB,
     cheapest_that_fits,
@@ -39,12 +39,24 @@ def recompute_as_asked(
     automatic = keys["recompute"] == "auto"
     if automatic:
         keys["recompute"] = "false"
-    chosen = choose_recomputation(num_layers, **keys)
+    chosen = _of_use(config, built, choose_recomputation(num_layers, **keys))
     if automatic:
         limit = limit_in_bytes(free() if limit_gb is None else 0, memory_limit_gb=limit_gb)
         chosen = _automatic(config, built, report, limit, chosen)
     assemble.apply_recomputation(built, chosen, offload_recompute_inputs=offload)
     return chosen
+
+
+def _of_use(config: Config, built: assemble.Assembled, chosen: Recomputation) -> Recomputation:
+    """What of it there is to recompute: log-probabilities of pairs have a way of their own."""
+    pairs = config.run.stage == "DPO"
+    if pairs and chosen.head:
+        logger.info(
+            "recomputation of head and loss has no effect in stage: DPO: log-probabilities are computed "
+            "again, chunk by chunk, in any case"
+        )
+    ahead = built.config.num_nextn_predict_layers > 0 and not pairs
+    return replace(chosen, head=chosen.head and not pairs, mtp=chosen.mtp and ahead)
 
 
 def step_memory(
@@ -66,6 +78,22 @@ def step_memory(
         native=current_backend() == "native",
         low_precision_moments=config.optimizer.use_lowprecision_moment,
         recomputation=recomputation,
+        adapter=adapter_size(built),
+        scheme=built.scheme,
+    )
+
+
+def adapter_size(built: assemble.Assembled) -> AdapterSize | None:
+    """What the adapter of a model adds to it, for `training_memory`."""
+    if built.adapter is None:
+        return None
+    layers = built.adapter.layers.values()
+    # A token has a row in every expert that it takes.
+    rows = [built.config.moe_k if layer.lora_A.ndim == 3 else 1 for layer in layers]
+    kept = [layer.kept_numbers() for layer in layers]
+    return AdapterSize(
+        sum(int(p.size) for layer in layers for p in (layer.lora_A, layer.lora_B)),
+        *(sum(number * found[i] for number, found in zip(rows, kept, strict=True)) for i in (0, 1)),
     )
 
 

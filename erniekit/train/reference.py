@@ -23,6 +23,7 @@ import paddle
 from erniekit.assemble import to_raw, to_tensor
 from erniekit.checkpoint.atomic import write_file_atomic
 from erniekit.checkpoint.files import open_tensors, write_tensors
+from erniekit.errors import CheckpointError
 from erniekit.log import logger
 from erniekit.losses.preference import Answers
 from erniekit.train.dpo import answer_log_probabilities
@@ -151,6 +152,8 @@ def score_once(
     build: Callable[[], ModelReference],
     cache: Path,
     digest: str,
+    *,
+    resumed: bool = False,
 ) -> CachedReference:
     """The reference's numbers for every pair of `batches`, from the cache or by running the model.
 
@@ -159,8 +162,12 @@ def score_once(
         build: makes the reference; called only when a pair is missing in the cache.
         cache: the file that keeps them.
         digest: of the reference, see `digest_of`; numbers of another model are not used.
+        resumed: the run has trained against these numbers, so they must be of this reference.
+
+    Raises:
+        CheckpointError: the run is resumed, and the model that it began with is another one now.
     """
-    table = _read(cache, digest)
+    table = _read(cache, digest, resumed=resumed)
     scorer: ModelReference | None = None
     num_pairs, written, began = 0, time.monotonic(), time.monotonic()
     for batch in batches:
@@ -187,9 +194,9 @@ def score_once(
     return CachedReference(table)
 
 
-def digest_of(folder: Path, compute_dtype: str) -> str:
-    """A digest of a model folder's configuration and weights, and of the type they compute in."""
-    digest = hashlib.blake2b(compute_dtype.encode(), digest_size=16)
+def digest_of(folder: Path, numbers: str) -> str:
+    """A digest of a model folder's configuration and weights, and of the number types they are used in."""
+    digest = hashlib.blake2b(numbers.encode(), digest_size=16)
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         if path.name.startswith(("optimizer", _BASENAME)) or not path.is_file():
             continue
@@ -200,8 +207,8 @@ def digest_of(folder: Path, compute_dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _read(cache: Path, digest: str) -> dict[str, tuple[float, float]]:
-    """The numbers of a cache file; none when it is of another model, or broken."""
+def _read(cache: Path, digest: str, *, resumed: bool) -> dict[str, tuple[float, float]]:
+    """The numbers of a cache file; none when it is of another model, broken, or changed by somebody."""
     try:
         content = json.loads(cache.read_text(encoding="utf-8"))
         rows = {str(key): (float(one), float(two)) for key, (one, two) in content["pairs"].items()}
@@ -210,12 +217,26 @@ def _read(cache: Path, digest: str) -> dict[str, tuple[float, float]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(f"{cache} cannot be used ({error}); the reference is asked again")
         return {}
+    if content.get("digest") != _digest_of_rows(content["pairs"]):
+        logger.warning(f"{cache} was changed after it was written; the reference is asked again")
+        return {}
     if content.get("reference") != digest:
+        if resumed:
+            raise CheckpointError(
+                f"{cache} is of another model than the one that the run would go on with as its reference: "
+                "the model that it began with was changed or moved; bring it back, or remove the file to "
+                "go on with another reference"
+            )
         logger.warning(f"{cache} is of another reference model; the reference is asked again")
         return {}
     return rows
 
 
 def _write(cache: Path, digest: str, table: dict[str, tuple[float, float]]) -> None:
-    content = {"reference": digest, "pairs": table}
+    content = {"reference": digest, "digest": _digest_of_rows(table), "pairs": table}
     write_file_atomic(cache, (json.dumps(content) + "\n").encode())
+
+
+def _digest_of_rows(rows: dict[str, Any]) -> str:
+    text = json.dumps(rows, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -225,7 +225,9 @@ class Reporter:
 
     def _track(self, values: dict[str, Any], step: int) -> None:
         numbers = {
-            name: float(v) for name, v in values.items() if isinstance(v, int | float) and name != "step"
+            _tracked_name(name): float(v)
+            for name, v in values.items()
+            if isinstance(v, int | float) and name != "step"
         }
         for tracker in self._trackers:
             tracker.add(numbers, step)
@@ -252,6 +254,11 @@ def _live_line(total_steps: int) -> Progress:
     progress = Progress(column, console=error_console)
     progress.add_task("train", total=total_steps, line=f"step 0/{total_steps}")
     return progress
+
+
+def _tracked_name(name: str) -> str:
+    """The name of a scalar as other trainers give it to trackers: train/loss, eval/loss."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 def _duration(seconds: float) -> str:

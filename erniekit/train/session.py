@@ -25,8 +25,10 @@ from erniekit.data.pipeline import (
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.data.report import DataReport
 from erniekit.data.sets import TrainSamples
+from erniekit.errors import ConfigError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
+from erniekit.models.registry import read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
 from erniekit.parallel.recomputation import Recomputation
@@ -157,9 +159,12 @@ def state_of_run(config: Config) -> dict[str, int] | None:
     numbers = known_numbers(model.model_name_or_path)
     if numbers is None:
         return None
+    if model.num_nextn_predict_layers is not None:
+        numbers = numbers.with_ahead(model.num_nextn_predict_layers)
     # Adapters are small beside what they are on, which is not trained itself.
     freeze = model.freeze if model.fine_tuning == "Full" else (".",)
-    return state_of(numbers, freeze, assemble.resolve_compute_type(model.compute_type))
+    compute_dtype, scheme = assemble.number_types(model.compute_type)
+    return state_of(numbers, freeze, compute_dtype, scheme)
 
 
 def find_model(config: Config) -> Path:
@@ -174,6 +179,7 @@ def reader_of(config: Config, folder: Path) -> SampleReader:
     return open_reader(
         companions_folder(folder),
         config.run.stage,
+        read_vision_tokens(folder),
         tokenizer=config.model.tokenizer,
         **{key: getattr(sequences, key) for key in READER_KEYS},
     )
@@ -269,6 +275,7 @@ def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble
         adaptation = assemble.Adaptation(keys, start[0] if start else None)
     elif resumed is not None:
         folder = resumed
+    _check_ahead(config, folder)
     return assemble.build_model(
         folder,
         adaptation,
@@ -278,7 +285,22 @@ def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble
         hidden_dropout_prob=model.hidden_dropout_prob,
         attention_probs_dropout_prob=model.attention_probs_dropout_prob,
         freeze=model.freeze,
+        num_nextn_predict_layers=model.num_nextn_predict_layers,
     )
+
+
+def _check_ahead(config: Config, folder: Path) -> None:
+    """Refuse new blocks of multi-token prediction that nothing would train."""
+    asked, untrained = config.model.num_nextn_predict_layers or 0, config.routing.multi_token_pred_lambda == 0
+    if (config.run.stage != "DPO" and not untrained) or asked == 0:
+        return
+    has = read_model_config(folder).num_nextn_predict_layers
+    if asked > has:
+        why = "multi_token_pred_lambda: 0" if untrained else "stage: DPO"
+        raise ConfigError(
+            f"num_nextn_predict_layers: {asked}: the model has {has}, and {why} would leave the new blocks "
+            f"untrained; write {has}, or leave the key out"
+        )
 
 
 def _build_trainer(

@@ -11,6 +11,7 @@ import paddle
 from erniekit.losses.cross_entropy import Head, chunked_cross_entropy
 from erniekit.losses.multi_token import labels_ahead
 from erniekit.parallel.segment import recomputed
+from erniekit.train.objectives import inputs_of
 
 
 def next_token_loss(
@@ -37,14 +38,11 @@ def next_token_loss(
         The sum in nats times the scale, a float32 scalar, and `num_tokens`, `num_correct`, and with
         `ahead_scales` `ahead_losses`, a scalar for each of them.
     """
-    inputs = [paddle.to_tensor(part) for part in (batch.input_ids, batch.position_ids, batch.attend_from)]
-    types = {}
-    if batch.token_types is not None:
-        types["token_type_ids_BT"] = paddle.to_tensor(batch.token_types)
+    inputs = inputs_of(batch)
     if ahead_scales:
-        hidden_BTD, ahead_BTD = model.predict_ahead(*inputs, **types)
+        hidden_BTD, ahead_BTD = model.predict_ahead(**inputs)
     else:
-        hidden_BTD, ahead_BTD = model(*inputs, **types), []
+        hidden_BTD, ahead_BTD = model(**inputs), []
 
     states = [each_BTD.reshape([-1, each_BTD.shape[-1]]) for each_BTD in (hidden_BTD, *ahead_BTD)]
     labels = [batch.labels]

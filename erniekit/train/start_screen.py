@@ -99,7 +99,7 @@ def _essentials(
     return {
         "model": f"{config.model.model_name_or_path}: {built.num_parameters:,} parameters, {trained}",
         "work": f"{config.run.stage}, fine_tuning {config.model.fine_tuning}, "
-        f"{built.compute_dtype} on {device} by {kernels_in_words()}, {peak}",
+        f"{built.numbers_in_words()} on {device} by {kernels_in_words()}, {peak}",
         **adapter,
         **preference,
         "data": f"{config.train_data.train_dataset_path}: {report.samples:,} samples, "

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A mixture of experts from a dense model: made, trained with its experts balanced, compared with the
-# dense model after the same tokens, exported and asked.
+# dense model after the same tokens, exported and asked. Then a tiny one for text and pictures.
 set -eu
 cd "$(dirname "$0")/../.."
 recipe=recipes/06-moe
@@ -10,6 +10,8 @@ experts=experts=8,top_k=2,start=4,interval=5
 question="What is the capital of France?"
 
 say() { printf '\n== %s\n' "$*"; }
+steps_with() { grep -c "\"modality\": \"$2\"" "$1/train_log.jsonl" || true; }
+same() { if cmp -s "$1"/checkpoint-*/model.safetensors "$2"/checkpoint-*/model.safetensors; then echo true; else echo false; fi; }
 last_loss() { sed -n 's/.*"eval_loss": \([0-9.]*\).*/\1/p' "$1/train_log.jsonl" | tail -n 1; }
 
 rm -rf "$output"
@@ -44,6 +46,36 @@ say "export, read back and compared; and an answer of the exported model"
 erniekit export "$config" export_layout=hf export_dir="$output/export"
 erniekit generate "$output/export" --prompt "$question" temperature=0 max_new_tokens=32 >"$output/answer.txt"
 cat "$output/answer.txt"
+
+say "a tiny model with experts for text and for pictures, on rows of both"
+erniekit train "$recipe/pt_two_modalities.yaml"
+
+say "on text alone, as it is and with the vision half frozen: the same file"
+sed 's|^model_name.*|model_name_or_path: ./recipes/06-moe/output/both|; s|^continue_.*|continue_training: true|' \
+    "$recipe/pt_two_modalities.yaml" >"$output/on.yaml"
+erniekit train "$output/on.yaml" train_dataset_path=./examples/data/pt-train.jsonl output_dir="$output/text"
+erniekit train "$output/on.yaml" train_dataset_path=./examples/data/pt-train.jsonl output_dir="$output/text-frozen" \
+    'freeze=["\\.vision_experts\\.", "\\.gate\\.weight_1$"]'
+
+say "on pictures alone, as it is and with the text half frozen: the same file"
+erniekit train "$output/on.yaml" train_dataset_path="$recipe/two-modalities/placeholders.jsonl" output_dir="$output/vision"
+erniekit train "$output/on.yaml" train_dataset_path="$recipe/two-modalities/placeholders.jsonl" output_dir="$output/vision-frozen" \
+    'freeze=["\\.experts\\.", "\\.gate\\.weight$"]'
+
+say "on both, with the vision half frozen: another file"
+erniekit train "$recipe/pt_two_modalities.yaml" output_dir="$output/both-frozen" \
+    'freeze=["\\.vision_experts\\.", "\\.gate\\.weight_1$"]'
+cat >"$output/isolation.json" <<END
+{
+  "steps on both with tokens for vision": $(steps_with "$output/both" vision),
+  "steps on text with tokens for vision": $(steps_with "$output/text" vision),
+  "steps on pictures with tokens for text": $(steps_with "$output/vision" text),
+  "text leaves the vision half as it is": $(same "$output/text" "$output/text-frozen"),
+  "pictures leave the text half as it is": $(same "$output/vision" "$output/vision-frozen"),
+  "both leave the vision half as it is": $(same "$output/both" "$output/both-frozen")
+}
+END
+cat "$output/isolation.json"
 
 say "what this recipe promises"
 erniekit recipes check "$recipe"

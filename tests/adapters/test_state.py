@@ -30,7 +30,7 @@ def save_paddle(applied: lora.Applied, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     items = state.paddle_items(applied)
     write_tensors(folder, items, max_shard_bytes=10**9, metadata={}, basename=PADDLE_BASENAME)
-    state.write_paddle_settings(applied, folder)
+    state.write_paddle_settings(applied, folder, {}, base=None, dtype="float32")
     return folder
 
 

@@ -103,7 +103,7 @@ def test_turns(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(more["environment"]) == (name == "step_torch.py")
         return {"name": "it", "losses": [5.0], "seconds": [seconds], "peak_rss_bytes": 1e9}
 
-    monkeypatch.setattr(benchmark, "run_worker", worker)
+    monkeypatch.setattr("measure.run_worker", worker)
     ours = {mode: benchmark.Measured() for mode in ("bf16", "fp32")}
     torch = {mode: benchmark.Measured() for mode in benchmark.TORCH}
     failures: list[str] = []

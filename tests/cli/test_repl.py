@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from erniekit.cli.repl import Repl
+from erniekit.data.formats import parse
 from erniekit.errors import DataError
 from erniekit.generate.conversation import Conversation, Message
 from erniekit.generate.engine import Event
@@ -29,7 +30,10 @@ class ScriptedGenerator:
         self.interrupt_after: int | None = None
         self.closed = 0
 
-    def render(self, messages: Sequence[Any], *, enable_thinking: bool = False) -> list[int]:
+    def render(
+        self, messages: Sequence[Any], *, tools: Any = None, enable_thinking: bool = False
+    ) -> list[int]:
+        self.tools = tools
         return [ord(letter) for letter in json.dumps(messages)]
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -83,6 +87,7 @@ def test_thinking_is_dimmed_and_calls_are_parsed() -> None:
     call = '<tool_call>\n{"name": "clock", "arguments": {"city": "Lima"}}\n</tool_call>'
     generator, terminal = ScriptedGenerator([f"hm\n</think>\n\n{call}", "so"]), Terminal(["hi", "and?"])
     generator.prompt_end = "<think>\n"
+    generator.max_context = 800
     repl = Repl(
         *(generator, Sampling(max_new_tokens=200), Conversation(None), terminal.read, terminal.write),  # type: ignore[arg-type]
         write_dim=dimmed.append,
@@ -90,9 +95,38 @@ def test_thinking_is_dimmed_and_calls_are_parsed() -> None:
     repl.loop()
     assert "".join(dimmed).startswith("hm")
     assert terminal.shown.startswith('\ntool call: {"name": "clock", "arguments": {"city": "Lima"}}\n')
-    assert contents(generator.asked[1]) == ["hi", call, "and?"], (
-        "calls are part of the history, thoughts are not"
-    )
+    assert contents(generator.asked[1]) == ["hi", "", "and?"], "thoughts are not part of the history"
+    assert generator.asked[1][1]["tool_calls"][0]["function"] == {
+        "name": "clock",
+        "arguments": {"city": "Lima"},
+    }
+
+
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"required": ["city"]}}}
+
+
+def test_results_of_tools_go_back_to_the_model(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """Two calls: the model answers when both results are there."""
+    calls = '<tool_call>[{"name": "clock", "arguments": {"city": "Lima"}}, {"name": "sun"}]</tool_call>'
+    lines = ["hi", "/tool 07:40", "/tool", "/tool more", f"/save {tmp_path / 'talk.jsonl'}"]
+    generator, terminal = ScriptedGenerator([calls, "It is 07:40."]), Terminal(lines)
+    conversation = Conversation(None, [CLOCK])
+    sampling = Sampling(max_new_tokens=50)
+    generator.max_context = 2000
+    with caplog.at_level(logging.INFO, logger="erniekit"):
+        Repl(generator, sampling, conversation, terminal.read, terminal.write).loop()  # type: ignore[arg-type]
+    assert generator.tools == [CLOCK]
+    assert [message["role"] for message in generator.asked[1]] == ["user", "assistant", "tool", "tool"]
+    results = generator.asked[1][2:]
+    assert [(m["name"], m["tool_call_id"], m["content"]) for m in results] == [
+        ("clock", "call_0", "07:40"),
+        ("sun", "call_1", ""),
+    ]
+    assert terminal.shown.endswith("It is 07:40.\n\n")
+    for text in ("there is no tool 'sun'", "result of clock", "result of sun", "no call of a tool waits"):
+        assert text in caplog.text
+    saved = parse("messages", json.loads((tmp_path / "talk.jsonl").read_text()))
+    assert not isinstance(saved, str) and saved.tools == [CLOCK] and len(saved.messages) == 5
 
 
 def test_a_call_that_cannot_be_read_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,3 +39,14 @@ def test_a_switch_decides_what_auto_leaves_open(tmp_path: Path) -> None:
 def test_the_command_line_wins_over_a_switch_of_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, "bf16: true\n", "compute_type=fp32").config.model.compute_type == "fp32"
     assert load(tmp_path, "compute_type: fp32\n", "--bf16").config.model.compute_type == "bf16"
+
+
+def test_upstreams_algorithms_of_quantisation(tmp_path: Path) -> None:
+    lora = "fine_tuning: LoRA\n"
+    for written, meant in (("weight_only_int8", "wint8"), ("weight_only_mix", "wint4/8"), ("null", "auto")):
+        config = load(tmp_path, f"{lora}weight_quantize_algo: {written}\n").config
+        assert config.model.compute_type == meant
+    (line,) = problems(tmp_path, f"{lora}weight_quantize_algo: weight_only_int3\n")
+    assert "weight_only_int3 is not allowed" in line and "wint8" in line
+    (line,) = problems(tmp_path, f"{lora}weight_quantize_algo: weight_only_mix\ncompute_type: wint8\n")
+    assert "contradict" in line and "keep compute_type" in line

@@ -19,6 +19,8 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
             ("ref_model_update_steps", "loss_type"),
         ),
         ({"stage": "DPO", "token_balance_loss": True}, ("token_balance_loss",)),
+        ({"compute_type": "wint4/8"}, ("compute_type", "fine_tuning")),
+        ({"compute_type": "nf4", "fine_tuning": "PiSSA"}, ("compute_type", "fine_tuning")),
         ({"load_best_model_at_end": True}, ("load_best_model_at_end", "evaluation_strategy")),
         ({"early_stopping_patience": 2}, ("early_stopping_patience", "evaluation_strategy")),
         ({"evaluation_strategy": "steps"}, ("evaluation_strategy", "eval_dataset_path")),
@@ -99,6 +101,11 @@ def test_sound_combinations_pass(values: dict[str, object]) -> None:
 def test_rules_of_training_do_not_bind_other_verbs() -> None:
     values = {"model_name_or_path": "starter", "load_best_model_at_end": True}
     assert config_from_dict(values, "chat").config.evaluation.load_best_model_at_end
+
+
+def test_quantised_weights_are_evaluated_without_an_adapter() -> None:
+    values = LEAST | {"compute_type": "nf4", "eval_dataset_path": "b.jsonl"}
+    assert config_from_dict(values, "eval").config.model.compute_type == "nf4"
 
 
 def test_a_rule_of_generation_binds_every_verb() -> None:

@@ -17,6 +17,7 @@ VERBS = {
     "run_fc": "train",
     "dpo": "train",
     "run_pt": "train",
+    "pt": "train",
     "sft": "train",
     "run_chat": "chat",
     "run_eval": "eval",

@@ -112,7 +112,7 @@ TWO = {"src": ["a"], "response": ["x", "y"], "sort": [1, 0]}
 @pytest.mark.parametrize(
     ("kind", "row", "words"),
     [
-        ("erniekit", {**TWO, "response": ["x"]}, "response must be a list of two"),
+        ("erniekit", {**TWO, "response": ["x"]}, "it must be a list of two"),
         ("erniekit", {**TWO, "response": ["x", ""]}, "response 2, turn 1"),
         ("erniekit", {**TWO, "response": ["x", ["y", "z"]]}, "response 2 has 2 turns"),
         ("erniekit", {**TWO, "sort": [1]}, "sort is [1]"),
@@ -174,5 +174,5 @@ def test_no_preference(kind, row):
 
 
 def test_rows_of_other_data_are_no_pairs():
-    with pytest.raises(DataError, match="which format is this"):
+    with pytest.raises(DataError, match="reads pairs of answers"):
         choose_format(None, {"src": ["a"], "tgt": ["b"]}, origin="f:1", stage="DPO")

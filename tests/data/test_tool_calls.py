@@ -2,7 +2,8 @@
 
 import pytest
 
-from erniekit.data.tool_calls import check_call
+from erniekit.data.tool_calls import check_call, read_tools
+from erniekit.errors import DataError
 
 TOOLS = [
     {
@@ -48,3 +49,28 @@ def test_calls_against_definitions(call, words):
 
 def test_tools_that_are_no_definitions():
     assert "no tool 'a'; there are none" in str(check_call("a", {}, ["a", {"function": "a"}]))
+
+
+def test_definitions_of_a_file(tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text('{"type": "function", "function": {"name": "clock"}}')
+    assert read_tools(path) == [{"type": "function", "function": {"name": "clock"}}]
+    path.write_text('[{"name": "clock"}]')
+    assert read_tools(path) == [{"name": "clock"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "not valid JSON"),
+        ("[]", "no tool"),
+        ('[{"name": "a"}, "b"]', "tool 2 has no name"),
+        (None, "read"),
+    ],
+)
+def test_a_file_without_definitions(text, said, tmp_path):
+    path = tmp_path / "tools.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_tools(path)

@@ -45,6 +45,17 @@ def test_causes_worked_by_hand():
     assert causes["allocator"] == int(changing * 0.1)
 
 
+def test_quantised_weights_are_counted_and_not_kept_wide():
+    """Of 32 x 128, 64 x 32, 32 x 96 and 48 x 32 in two layers: a byte each, and a scale an output."""
+    matrices, outputs = 2 * (32 * 128 + 64 * 32 + 32 * 96 + 48 * 32), 2 * (128 + 32 + 96 + 32)
+    weights = 2 * (PARAMETERS - matrices) + matrices + 4 * outputs
+    full, found = (estimate(compute_type="bf16", num_trained=100, scheme=s) for s in (None, "wint8"))
+    assert found["weights"] == weights
+    assert full["activations"] - found["activations"] == 4 * (PARAMETERS - 1000 * 32)
+    settings = dict(compute_type="bf16", rows=1, columns=1, prompt=1, on_cpu=True)
+    assert inference_memory(CONFIG, **settings, scheme="wint8")["weights"] == weights
+
+
 def test_experts_by_hand():
     """Two of three layers hold four experts of width 24, a token takes two; shared ones of 48."""
     dense = inner_numbers(CONFIG)

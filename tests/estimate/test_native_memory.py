@@ -1,7 +1,10 @@
 """Memory of a step by native kernels: every cause worked by hand."""
 
+from dataclasses import replace
+
 from erniekit.estimate import native_memory
-from erniekit.estimate.memory import PROCESS, training_memory
+from erniekit.estimate.memory import PROCESS, AdapterSize, training_memory
+from erniekit.estimate.recompute import rows_of_experts
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
 # hidden 32, inner 48, 2 layers, 4 heads over 2 of 16: Q = 64, K = 32; vocabulary 1000.
@@ -54,9 +57,10 @@ def test_the_moment_of_the_peak():
     backward = estimate(logits_rows=1)
     forward = estimate()
     assert backward["activations"] == forward["activations"] + 1024 * working and "logits" not in backward
-    # With few tokens it is the end, when all gradients are there.
+    # With few tokens it is the end, when all gradients are there and one of two layers is left.
     end = estimate(rows=1, seq_len=4, attended=4, logits_rows=1)
-    assert end["gradients"] == 4 * PARAMETERS and "activations" not in end
+    assert end["gradients"] == 4 * PARAMETERS
+    assert end["activations"] == 4 * (forward["activations"] / 1024 / 2 + working)
     # Gradients of an earlier micro-batch are there all the time.
     assert estimate(micro_batches=2)["gradients"] == 4 * PARAMETERS
 
@@ -83,7 +87,39 @@ def test_experts():
     assert estimate(config, logits_rows=1000)["activations"] == 1024 * expected
 
 
+def test_experts_work_with_sorted_rows_at_the_end():
+    config = tiny_moe_config(moe_k=2, vocab_size=5000, moe_intermediate_size=(200,))
+    parameters = config.num_parameters()
+    end = estimate(config, num_trained=parameters, rows=1, seq_len=64, attended=64, logits_rows=1)
+    assert end["gradients"] == 4 * parameters
+    # Sorted rows and their gradient, the activation and the gradient of gate and up; the rest as ever.
+    working = 2 * (2 * (2 * 32 + 3 * 200) + 4 * 32 + 2 * 64 + 2 * 32) + 4 * (64 + 2 * 32)
+    kept = native_memory._kept_bytes(config, 64, width=2, attention_dropout=0.0)
+    assert end["activations"] == int(64 * (kept / config.num_hidden_layers + working))
+
+
+def test_a_capacity_leaves_fewer_rows():
+    unlimited = tiny_moe_config(moe_k=2, vocab_size=5000)
+    half = replace(unlimited, moe_capacity=(1.0, 2.0, 2.0))
+    ample = replace(unlimited, moe_capacity=(64.0, 64.0, 64.0))
+    moe = sum(map(half.is_moe_layer, range(half.num_hidden_layers)))
+    fewer = 1024 * moe * 2 * (32 + 2 * half.moe_intermediate_size[0])
+    kept = estimate(unlimited, logits_rows=1000)["activations"]
+    assert estimate(half, logits_rows=1000)["activations"] == kept - fewer
+    assert estimate(ample, logits_rows=1000)["activations"] == kept
+    full = rows_of_experts(unlimited), rows_of_experts(half), rows_of_experts(ample)
+    assert full == (2, 1.0, 2)
+
+
 def test_constants_are_those_of_the_operators():
     from erniekit.ops.native import cross_entropy
 
     assert native_memory.LOGITS == cross_entropy.LOGITS
+
+
+def test_an_adapter_by_hand():
+    beside = estimate(num_trained=1000, adapter=AdapterSize(1000, kept=56, kept_fp32=8))
+    without = estimate(num_trained=1000)
+    assert beside["weights"] - without["weights"] == 2 * 1000
+    assert beside["activations"] - without["activations"] == 1024 * (2 * 56 + 4 * 8)
+    assert beside["optimizer"] == (4 + 4 + 2) * 1000

@@ -1,10 +1,14 @@
 """What recomputation spares and costs: by hand, against a search through all sets, and what does not fit."""
 
+import math
+from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
 from erniekit.errors import ConfigError
+from erniekit.estimate import recompute
 from erniekit.estimate.recompute import (
     GIB,
     cheapest_that_fits,
@@ -72,6 +76,16 @@ def test_parts_of_a_whole_count_once() -> None:
     assert recomputed_flops(DENSE, head, attended=9, labelled_share=0.5) == DENSE.vocab_size * 32
 
 
+def test_multi_token_prediction_by_hand() -> None:
+    """Two blocks of layer 0's kind: [2 H, H], q k v and o (32 x 192), gate, up and down (3 x 32 x 48)."""
+    config = tiny_moe_config(num_nextn_predict_layers=2)
+    assert not config.is_moe_layer(0)
+    blocks = Recomputation(((),) * 3, mtp=True)
+    assert recomputed_flops(config, blocks, attended=9) == 2 * 2 * (64 * 32 + 32 * 192 + 3 * 32 * 48)
+    heads = Recomputation(((),) * 3, head=True)
+    assert recomputed_flops(config, heads, attended=9) == 2 * 3 * config.vocab_size * 32
+
+
 def test_limits() -> None:
     assert limit_in_bytes(100, memory_limit_gb=None) == 90
     assert limit_in_bytes(0, memory_limit_gb=1.5) == 1.5 * GIB
@@ -111,6 +125,33 @@ def test_the_cheapest_set_is_that_of_a_search_through_all(config, share: float) 
     ]
     best = min(flops(chosen) for chosen in map(Recomputation, product(*sets)) if memory(chosen) <= limit)
     assert flops(found) <= best * 1.001
+
+
+@pytest.mark.parametrize("share", [0.5, 0.93, 0.97, 0.999])
+def test_the_search_through_many_layers_is_short(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits where nearly every operator is needed leave no room to choose; there the search is shortest."""
+    config = replace(MOE, num_hidden_layers=54)
+    costs = {layer: operator_costs(config, layer, width=2, attended=9) for layer in range(54)}
+    none = Recomputation(((),) * 54)
+    whole = Recomputation((("block",),) * 54)
+    everything = spared_bytes(config, whole, width=2, attended=9)
+    nodes = []
+
+    def ceil(number: float) -> int:
+        nodes.append(number)
+        return math.ceil(number)
+
+    monkeypatch.setattr(recompute, "math", SimpleNamespace(inf=math.inf, ceil=ceil))
+
+    def memory(chosen: Recomputation) -> float:
+        return everything - spared_bytes(config, chosen, width=2, attended=9)
+
+    limit = everything * (1 - share)
+    found = cheapest_that_fits(config, memory, limit, costs=costs, tokens=1, start=none)
+    assert memory(found) <= limit
+    assert len(nodes) < 2000
+    if share > 0.9:
+        assert all(len(operators) >= 1 for operators in found.operators)
 
 
 def test_nothing_is_recomputed_when_all_fits() -> None:

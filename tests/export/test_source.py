@@ -1,11 +1,13 @@
 """Exports of adapters: merged, proven, refused over other weights; and what a source is made of."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from erniekit import assemble
+from erniekit.checkpoint.adapter_files import open_adapter
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError, MissingModelError
 from erniekit.export.export import export_model
@@ -16,17 +18,19 @@ from tests.adapters.models import disturb
 from tests.train.test_contents import build, write
 
 
-def adapter(folder: Path, method: str = "LoRA", *, seed: int = 0, **numbers) -> tuple[Path, Path]:
-    """A model and an adapter that has been trained for it."""
+def adapter(
+    folder: Path, method: str = "LoRA", *, seed: int = 0, keys: dict[str, Any] | None = None, **numbers: Any
+) -> tuple[Path, Path]:
+    """A model and an adapter that has been trained for it; `keys` are those of `test_contents.build`."""
     source = write_tiny_checkpoint(folder / "model", tiny_config(**numbers), seed=seed)
-    built = build(source, method)
+    built = build(source, method, **(keys or {}))
     built.model.eval()
     disturb(built.adapter)
     return source, write(folder / "adapter", built, source)
 
 
-def logits(folder: Path, *adapters: Path) -> np.ndarray:
-    built = assemble.load_for_inference(folder, adapters, compute_type="fp32")
+def logits(folder: Path, *adapters: Path, scheme: str | None = None) -> np.ndarray:
+    built = assemble.load_for_inference(folder, adapters, compute_type="fp32", scheme=scheme)
     return logits_of(built.model, np.arange(3, 33).reshape(2, 15))
 
 
@@ -34,7 +38,7 @@ def logits(folder: Path, *adapters: Path) -> np.ndarray:
 def test_an_adapter_is_merged(tmp_path: Path, method: str) -> None:
     source, trained = adapter(tmp_path, method)
     exported = export_model(trained, tmp_path)
-    assert exported.merged and 0.0 < exported.max_difference < 1e-4 * exported.largest_logit
+    assert exported.merged and 0.0 < exported.compared.difference < 1e-4 * exported.compared.largest
     assert "merged in fp32" in exported.describe()
     expected, plain = logits(trained), logits(source)
     found = logits(exported.folder)
@@ -44,6 +48,23 @@ def test_an_adapter_is_merged(tmp_path: Path, method: str) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert {"generation_config.json", "README.md"} <= names
     assert not [name for name in names if "adapter" in name]
+
+
+@pytest.mark.parametrize("method", ["LoRA", "DoRA"])
+def test_one_of_quantised_weights_is_merged_into_the_full_ones(tmp_path: Path, method: str) -> None:
+    """The proof is against the full model with the adapter; how far the quantised one is is told."""
+    _, trained = adapter(tmp_path, method, keys={"compute_type": "nf4"})
+    exported = export_model(trained, tmp_path)
+    assert exported.compared.difference < 1e-4 * exported.compared.largest
+    found, quantised = logits(exported.folder), logits(trained, scheme="nf4")
+    np.testing.assert_allclose(found, logits(trained), atol=1e-5 * np.abs(found).max())
+    assert np.abs(found - quantised).max() > 1e-3 * np.abs(found).max()
+    assert exported.to_quantised.difference > 100 * exported.compared.difference
+    told = exported.describe()
+    assert "trained on weights in nf4 and is merged into the full ones; from the model as it" in told
+    assert str(exported.to_quantised) in told and told in (exported.folder / "README.md").read_text()
+    alone = export_model(trained, tmp_path, export_dir=str(tmp_path / "alone"), merge_adapter=False)
+    assert open_adapter(alone.folder).facts["scheme"] == "nf4"
 
 
 def test_layout_and_type(tmp_path: Path) -> None:

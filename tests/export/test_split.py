@@ -48,3 +48,9 @@ def test_split_again_needs_overwrite(tmp_path: Path) -> None:
     folder = split_model(source, tmp_path, True, max_shard_size=1)
     assert (folder / "model.safetensors").exists()
     assert not (folder / "model.safetensors.index.json").exists()
+
+
+def test_an_adapter_is_told_what_to_do_first(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter and no model; `erniekit export .* merges"):
+        split_model(tmp_path, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -14,6 +15,7 @@ from erniekit.generate.sampler import Sampling
 from erniekit.generate.stream import TextStream
 from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.models.ernie45.model import Ernie45
+from erniekit.testing.tiny_checkpoint import tiny_moe_config
 
 VOCAB = 60
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
@@ -86,6 +88,39 @@ def test_batch_of_unequal_prompts_gives_each_row_its_own_answer(model: Ernie45) 
     assert tokens == [reference(model, prompt, 8) for prompt in PROMPTS]
     assert len({tuple(row) for row in tokens}) == 3
     assert reasons == ["length"] * 3
+
+
+def test_vision_tokens_reach_their_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts with placeholders, in chunks with and without them, against whole passes with their types."""
+    config = tiny_moe_config(2, vocab_size=VOCAB, im_patch_id=9, max_position_embeddings=64)
+    seeing = Ernie45(config)
+    paddle.seed(5)
+    for name, parameter in seeing.named_parameters():
+        flat = len(parameter.shape) < 2 or name.endswith("correction_bias")
+        parameter.set_value(
+            paddle.ones(parameter.shape) if flat else paddle.normal(0.0, 0.3, parameter.shape)
+        )
+    seeing.eval()
+    prompts = [[5, 9, 9, 30, 12], [40, 41, 9]]
+
+    def expected(prompt: list[int]) -> list[int]:
+        ids = list(prompt)
+        for _ in range(4):
+            types = paddle.to_tensor([[int(token == 9) for token in ids]])
+            places = paddle.arange(len(ids), dtype="int64").unsqueeze(0)
+            whole = seeing(
+                paddle.to_tensor([ids]), places, paddle.zeros([1, len(ids)], dtype="int32"), None, types
+            )
+            ids.append(int(seeing.logits(whole[0, -1:]).argmax()))
+        return ids[len(prompt) :]
+
+    short = Sampling(max_new_tokens=4, temperature=0.0)
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 2)
+    tokens, _ = collect(list(generate(seeing, prompts, sampling=short, end_ids=[], max_context=64)), 2)
+    assert tokens == [expected(prompt) for prompt in prompts]
+    blind = Ernie45(replace(config, has_tower=True))
+    with pytest.raises(DataError, match="vision tower"):
+        next(generate(blind, prompts, sampling=short, end_ids=[], max_context=64))
 
 
 def test_prefill_in_chunks_changes_nothing(model: Ernie45, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ from erniekit.generate.native import decoder_table, native_steps
 from erniekit.generate.sampler import Sampling
 from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.models.ernie45.model import Ernie45
+from erniekit.models.ernie45.plan import ROLES
 from erniekit.nn.linear import Linear
 from erniekit.ops import backend
 from erniekit.ops.kernels.library import find_library
+from erniekit.quant import weight_only
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
@@ -126,6 +128,12 @@ def test_models_that_are_not_its_kind_are_left_alone() -> None:
     mixed = build()
     mixed.model.norm.weight = mixed.model.norm.create_parameter([32], dtype="bfloat16")
     assert decoder_table(mixed) is None
+    quantised = build()
+    items = [(name, "F32", parameter.numpy()) for name, parameter in quantised.named_parameters()]
+    list(weight_only.apply(quantised, ROLES, "wint8", items, dtype="float32"))  # the rest is there already
+    assert decoder_table(quantised) is None
+    sampling = Sampling(max_new_tokens=3, temperature=0.0)
+    assert len(list(generate(quantised, PROMPTS[:1], sampling=sampling, end_ids=[], max_context=64))) == 3
 
 
 def test_other_kernels_decode_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,9 @@ def test_arguments_are_parsed_and_written_as_messages_hold_them():
     message = parsed.as_message()
     assert message["role"] == "assistant" and message["content"] == ""
     call = message["tool_calls"][0]
-    assert call["id"] == "call_0" and json.loads(call["function"]["arguments"]) == {"minutes": 3}
+    assert call["id"] == "call_0" and call["function"] == {"name": "timer", "arguments": {"minutes": 3}}
+    function = parsed.tool_calls[0].as_message(0)["function"]
+    assert json.loads(function["arguments"]) == {"minutes": 3}, "as answers of a server hold them"
 
 
 def test_reasoning_is_not_part_of_the_message():

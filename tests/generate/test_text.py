@@ -1,13 +1,18 @@
 """Text in, text out, over a tiny model and its own tokenizer and template."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from erniekit.assemble import load_for_inference
-from erniekit.data.template import load_template
+from erniekit.data.formats import parse
+from erniekit.data.render import render_conversation, written_out
+from erniekit.data.template import built_in, load_template
 from erniekit.data.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError
+from erniekit.generate.rows import parse_question
 from erniekit.generate.sampler import Sampling
 from erniekit.generate.text import TextGenerator, read_generation_defaults
 from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
@@ -28,6 +33,41 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> TextGenerator:
 def test_prompt_is_rendered_as_in_training_and_opens_the_answer(generator: TextGenerator) -> None:
     text = generator.tokenizer.decode(generator.render(QUESTION))
     assert text == "<|user|>caf\u00e9<|end|><|assistant|>"
+
+
+def test_a_prompt_with_tools_is_what_training_renders(generator: TextGenerator) -> None:
+    """The text before a trained answer, with definitions, calls and results of tools."""
+    row: dict[str, Any] = {
+        "tools": [{"type": "function", "function": {"name": "clock", "parameters": {}}}],
+        "messages": [
+            *QUESTION,
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "clock", "arguments": {"a": 1}}]},
+            {"role": "tool", "name": "clock", "content": "07:40"},
+            {"role": "assistant", "content": "now"},
+        ],
+    }
+    template = built_in("ernie45-thinking", generator.tokenizer.special_tokens)
+    for used in (template, generator.template):
+        assert used is not None
+        answering = TextGenerator(None, generator.tokenizer, used, end_ids=[2], max_context=256)
+        parsed = parse("messages", row)
+        assert not isinstance(parsed, str)
+        written, _ = written_out(used, parsed.messages)
+        (trained,) = render_conversation(
+            used,
+            written,
+            tools=parsed.tools,
+            trained=[False, True],
+            special_texts=generator.tokenizer.special_texts | {"<|im_end|>"},
+        )
+        question = parse_question(json.dumps({**row, "messages": row["messages"][:3]}), "a:1", is_json=True)
+        prompt = answering.text_of(answering.render(question.messages, tools=question.tools))
+        assert trained.text[: trained.turns[0].start] == prompt
+        assert (
+            "07:40" in prompt
+            and '"name": "clock"' in prompt
+            and used.renders_tools == ("parameters" in prompt)
+        )
 
 
 def test_streamed_text_is_the_text_of_all_tokens(generator: TextGenerator) -> None:

@@ -20,7 +20,7 @@ WITH_CONFIG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "eval": ((), ("--base", "--json")),
     "export": ((), ()),
     "split": ((), ()),
-    "chat": (("--prompt", "--system"), ("--raw",)),
+    "chat": (("--prompt", "--system", "--tools"), ("--raw",)),
     "generate": (("--prompt", "--system", "--input", "--output", "--rows"), ("--raw",)),
 }
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")

@@ -170,6 +170,32 @@ def moe_step(figures: Figures) -> str:
     return table(rows) + said + table(ratios)
 
 
+def dpo_step(figures: Figures) -> str:
+    """Modes beside TRL."""
+    return _beside(figures, "trl", "TRL")
+
+
+def lora_step(figures: Figures) -> str:
+    """Modes beside peft."""
+    return _beside(figures, "torch", "peft")
+
+
+def _beside(figures: Figures, peer: str, words: str) -> str:
+    """Modes of both sides, then the ratios."""
+    rows = [["", "tokens/s", "s a step", "peak memory, GB"]]
+    for side, name in (("ours", "ErnieKit"), (peer, words)):
+        for mode, found in figures[side].items():
+            speed, seconds = f"{found['tokens_per_s']:.0f}", f"{found['seconds_per_step']:.2f}"
+            rows.append([f"{name} {mode}", speed, seconds, f"{found['peak_rss_gb']:.2f}"])
+    said = ""
+    if figures[peer]:
+        said = (
+            f"\nSpeed: {figures['ratio_best']:.2f} times the best mode of {words}. Peak memory: "
+            f"{figures['memory_ratio']:.2f} of that of its leanest mode.\n"
+        )
+    return table(rows) + said
+
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "train_step": train_step,
     "ops": ops,
@@ -180,4 +206,6 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "profile_paddle": profile,
     "decode": decode,
     "moe_step": moe_step,
+    "dpo_step": dpo_step,
+    "lora_step": lora_step,
 }

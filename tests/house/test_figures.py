@@ -29,6 +29,8 @@ SAMPLES: dict[str, dict] = {
         "memory_ratio_same_precision": 0.49,
         "memory_ratio_chunked": 0.55,
     },
+    "dpo_step": {"ours": {"bf16": MODE}, "trl": {"fp32": MODE}, "ratio_best": 2.5, "memory_ratio": 0.33},
+    "lora_step": {"ours": {"bf16": MODE}, "torch": {"fp32": MODE}, "ratio_best": 1.9, "memory_ratio": 0.34},
     "ops": {"operators": {"SwiGLU": {"ms": {"native bf16": [1.5, 4.0]}, "rate": 25.2, "unit": "GB/s"}}},
     "scaling": {
         "points": [{"side": "ErnieKit", "model": "m", "batch": 1, "length": 8192, "sample": 512, **MODE}],
@@ -122,6 +124,8 @@ EXPECTED = {
         "| 8-of-2 | 2.14 | 3.30 | - | 0.88 |",
         "4 x 512 tokens",
     ],
+    "lora_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "| peft fp32 |", "1.90 times", "0.34 of"],
+    "dpo_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "| TRL fp32 |", "2.50 times", "0.33 of"],
 }
 
 

@@ -23,8 +23,8 @@ def light_modules() -> list[str]:
         if source.module == "erniekit.__main__":
             continue
         in_room = source.room in LIGHT_ROOMS
-        in_models = source.room == "models" and source.path.name in LIGHT_FILES
-        if in_room or in_models:
+        in_file = source.room in ("models", "quant") and source.path.name in LIGHT_FILES
+        if in_room or in_file:
             chosen.append(source.module)
     return chosen
 

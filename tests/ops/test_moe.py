@@ -161,6 +161,52 @@ def test_dispatch_product_combine_is_the_sum_over_experts(dtype: str, dropping: 
     assert found[1] is not None and not found[1][4].numpy().any()
 
 
+LOADS = [
+    [3, 2, 3],
+    [6, 0, 0],
+    [0, 0, 5],
+    [1, 0, 9, 0, 0, 2],
+    [0, 1, 0, 0],
+    [4],
+    [2, 2],
+    [0, 7, 1, 0, 0, 0, 0, 0],
+]
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_the_batched_product_is_a_loop_over_experts(load: list[int]) -> None:
+    """Values and both gradients against numpy, expert by expert, for even loads, uneven ones and none."""
+    random = np.random.default_rng(len(load))
+    offsets = np.cumsum([0, *load])
+    x, weight = random.standard_normal([offsets[-1], 5]), random.standard_normal([len(load), 5, 3])
+    direction = random.standard_normal([offsets[-1], 3])
+    leaves = [paddle.to_tensor(array.astype(np.float32), stop_gradient=False) for array in (x, weight)]
+    out = moe.grouped_linear_reference(*leaves, paddle.to_tensor(offsets))
+    (out * paddle.to_tensor(direction.astype(np.float32))).sum().backward()
+    for expert, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        rows = slice(start, stop)
+        found = out[rows].numpy(), leaves[0].grad[rows].numpy(), leaves[1].grad[expert].numpy()
+        expected = (
+            x[rows] @ weight[expert],
+            direction[rows] @ weight[expert].T,
+            x[rows].T @ direction[rows],
+        )
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "load", [*LOADS, [100, *[0] * 63], [64] * 64, list(range(64))], ids=lambda x: str(x)[:20]
+)
+def test_tiles_hold_every_row_once_and_little_else(load: list[int]) -> None:
+    offsets = np.cumsum([0, *load])
+    experts, rows, places = moe._tiles(offsets)
+    assert rows.reshape(-1)[places].tolist() == list(range(offsets[-1]))
+    owner = np.repeat(np.arange(len(load)), load)
+    assert (np.repeat(experts, rows.shape[1])[places] == owner).all()
+    assert rows.size <= 3 * offsets[-1] + 2 * len(load) and len(experts) <= 1.5 * len(load) + 1
+
+
 def test_nothing_but_dropped_slots() -> None:
     chosen = paddle.to_tensor([[0, 1]])
     slots = moe.sort_slots(chosen, 2, paddle.to_tensor([[True, True]]))

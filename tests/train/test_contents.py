@@ -12,7 +12,9 @@ from erniekit.checkpoint.files import write_tensors
 from erniekit.config.config import Config
 from erniekit.data.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
+from erniekit.export.export import export_model
+from erniekit.models.registry import read_vision_tokens
+from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from erniekit.train.contents import base_name, checkpoint_contents
 
 BUILD = {
@@ -39,9 +41,13 @@ def write(folder: Path, built, source: Path) -> Path:
     return folder
 
 
-def build(source: Path, method: str = "LoRA", start: Path | None = None, **changes):
+def build(
+    source: Path, method: str = "LoRA", start: Path | None = None, compute_type: str = "fp32", **changes
+):
     adaptation = assemble.Adaptation(keys(**changes), start)
-    return assemble.build_model(source, adaptation, fine_tuning=method, **BUILD)
+    return assemble.build_model(
+        source, adaptation, fine_tuning=method, **{**BUILD, "compute_type": compute_type}
+    )
 
 
 def test_full_training_writes_a_model(tmp_path: Path) -> None:
@@ -50,6 +56,19 @@ def test_full_training_writes_a_model(tmp_path: Path) -> None:
     folder = write(tmp_path / "full", built, source)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     assert (folder / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_a_model_that_was_made_for_a_tower_still_asks_for_it(tmp_path: Path) -> None:
+    """Its placeholders are refused in what was trained of it as in the model itself."""
+    numbers = tiny_moe_config(2, im_patch_id=7)
+    source = write_tiny_checkpoint(tmp_path / "model", numbers)
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"vision_config": {"depth": 2}}))
+    folder = write(tmp_path / "full", assemble.build_model(source, fine_tuning="Full", **BUILD), source)
+    assert json.loads((folder / "config.json").read_text("utf-8"))["vision_config"] == {"depth": 2}
+    assert read_vision_tokens(folder).needs_tower
+    exported = export_model(folder, tmp_path, export_layout="paddle").folder
+    assert read_vision_tokens(exported).needs_tower
 
 
 @pytest.mark.parametrize("method", ["LoRA", "DoRA", "PiSSA", "lora"])

@@ -7,10 +7,16 @@ import paddle
 import pytest
 
 from erniekit.data.pack import collate
+from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import DataError, RunError
-from erniekit.ops import gradients
+from erniekit.ops import backend, gradients
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
-from erniekit.train.dpo import PreferenceObjective, answer_lengths, answer_log_probabilities
+from erniekit.train.dpo import (
+    PreferenceObjective,
+    answer_lengths,
+    answer_log_probabilities,
+    token_log_probabilities,
+)
 from erniekit.train.evaluation import evaluate
 from erniekit.train.reference import CachedReference, ModelReference
 from erniekit.train.step_loss import StepLoss
@@ -29,13 +35,32 @@ def model(folder):
     return build(folder)
 
 
-def alone(model, side):
-    """Summed log-probability of an answer from the logits of its own forward pass."""
+@pytest.fixture(params=["native", "paddle"])
+def kernels(request, monkeypatch):
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+    before = backend.current_backend()
+    if request.param == "native" and backend.use_kernels("auto") != "native":
+        pytest.skip("no native kernels here")
+    yield backend.use_kernels(request.param)
+    backend.use_kernels("native" if before == "native" else "paddle")
+
+
+def tokens_alone(model, side):
+    """Log-probabilities of an answer's tokens from the logits of its own forward pass."""
     batch = collate([(side,)], pad_id=0)
     inputs = [paddle.to_tensor(x) for x in (batch.input_ids, batch.position_ids, batch.attend_from)]
-    hidden = model(*inputs)[0, : len(side)]
+    types = {}
+    if model.config.vision_tokens().types:
+        types["token_type_ids_BT"] = paddle.to_tensor((batch.input_ids % 2 == 0).astype("int64"))
+    hidden = model(*inputs, **types)[0, : len(side)]
     log_p = paddle.nn.functional.log_softmax(model.logits(hidden).astype("float64"), axis=-1).numpy()
-    return sum(log_p[t, label] for t, label in enumerate(side.labels) if label != -100)
+    places = np.flatnonzero(side.labels != -100)
+    return log_p[places, side.labels[places]]
+
+
+def alone(model, side):
+    """Their sum."""
+    return tokens_alone(model, side).sum()
 
 
 def objective(reference=None, size=1024, **changes):
@@ -61,18 +86,28 @@ def shifted(model, by):
     )
 
 
-@pytest.mark.parametrize("kind", ["dense", "experts"])
-def test_shared_prompts_change_no_log_probability(kind, folder, tmp_path):
-    if kind == "experts":
-        folder = write_tiny_checkpoint(tmp_path / "moe", tiny_moe_config())
+@pytest.mark.parametrize("kind", ["dense", "experts", "two modalities"])
+def test_shared_prompts_change_no_log_probability(kind, folder, tmp_path, kernels):
+    """Every token within 1e-5 of that of a forward pass of its own, sums within 1e-6 of their size."""
+    if kind != "dense":
+        two = kind == "two modalities"
+        numbers = tiny_moe_config(2, im_patch_id=4) if two else tiny_moe_config()
+        folder = write_tiny_checkpoint(tmp_path / "moe", numbers)
+    # Every second id is a vision token.
+    even = VisionTokens(dict.fromkeys(range(0, 300, 2), 1)) if kind == "two modalities" else None
+    batch = collate([tuple(PAIRS[:2]), tuple(PAIRS[2:])], pad_id=0, vision=even)
+    assert (batch.token_types is not None) == (even is not None)
+    sides = [side for pair in PAIRS for side in (pair.chosen(), pair.rejected())]
+    places = np.flatnonzero(batch.labels.reshape(-1) != -100)
     model = build(folder)
-    batch = collate([tuple(PAIRS[:2]), tuple(PAIRS[2:])], pad_id=0)
-    answers = answer_log_probabilities(model, batch, loss_subbatch_seqlen=4)
-    for number, pair in enumerate(PAIRS):
-        assert float(answers.chosen_P[number]) == pytest.approx(alone(model, pair.chosen()), abs=1e-4)
-        assert float(answers.rejected_P[number]) == pytest.approx(alone(model, pair.rejected()), abs=1e-4)
-    apart = sum(len(pair.chosen()) + len(pair.rejected()) for pair in PAIRS)
-    assert batch.num_tokens < 0.75 * apart
+    with paddle.no_grad():
+        found = token_log_probabilities(model, batch, places, loss_subbatch_seqlen=4).numpy()
+        answers = answer_log_probabilities(model, batch, loss_subbatch_seqlen=4)
+        expected = [tokens_alone(model, side) for side in sides]
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=0, atol=1e-5)
+    sums = np.stack([answers.chosen_P.numpy(), answers.rejected_P.numpy()], axis=1).reshape(-1)
+    np.testing.assert_allclose(sums, [tokens.sum() for tokens in expected], rtol=1e-6, atol=0)
+    assert batch.num_tokens < 0.75 * sum(len(side) for side in sides)
 
 
 def test_lengths():

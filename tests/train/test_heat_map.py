@@ -31,3 +31,18 @@ def test_every_expert_of_every_router_is_there(layers):
     assert max(float(cell.get("y")) + float(cell.get("height")) for cell in cells) < bottom
     texts = [text.text for text in root.iter(f"{space}text")]
     assert "step 1" in texts and "step 20" in texts and "0" in texts
+
+
+def test_rows_of_panels_are_of_the_same_routers():
+    """A step without tokens for vision leaves that row empty, and the others where they are named."""
+    text = [{"layer": layer, "modality": "text", "load": [1, 2]} for layer in (1, 2)]
+    vision = {"layer": 1, "modality": "vision", "load": [1, 1]}
+    root = ElementTree.fromstring(load_heat_map([("a", text), ("b", [text[0], vision, text[1]])]))
+    space = "{http://www.w3.org/2000/svg}"
+    cells = [rect for rect in root.iter(f"{space}rect") if rect.find(f"{space}title") is not None]
+    heights = [float(cell.get("y")) for cell in cells[::2]]
+    assert heights[:2] == [heights[2], heights[4]] and heights[2] < heights[3] < heights[4]
+    names = [text.text for text in root.iter(f"{space}text")]
+    assert names.index("1") < names.index("1 vision") < names.index("2")
+    right = max(float(cell.get("x")) + float(cell.get("width")) for cell in cells)
+    assert right < float(root.get("viewBox").split()[2])

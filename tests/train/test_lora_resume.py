@@ -27,6 +27,14 @@ CASES = {
         "numbers": tiny_moe_config(),
         "lora_target": ["all-linear", "experts", "router"],
     },
+    "over nf4": {"fine_tuning": "LoRA", "compute_type": "nf4"},
+    "DoRA over int8": {"fine_tuning": "DoRA", "compute_type": "wint8"},
+    "experts over int4 and int8": {
+        "fine_tuning": "LoRA",
+        "compute_type": "wint4/8",
+        "numbers": tiny_moe_config(),
+        "lora_target": ["all-linear", "experts"],
+    },
 }
 
 

@@ -17,7 +17,8 @@ from erniekit.ops import backend
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from erniekit.testing.tiny_run import run_erniekit, write_run
-from erniekit.train.recompute import recompute_as_asked, step_memory
+from erniekit.train.recompute import adapter_size, recompute_as_asked, step_memory
+from tests.train.test_contents import BUILD, build
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"recompute": True},
@@ -93,6 +94,31 @@ def test_auto_recomputes_as_little_as_fits(caplog: pytest.LogCaptureFixture) -> 
     assert 0 < counts[0] < counts[1] < counts[2]
 
 
+@pytest.mark.parametrize(("stage", "expected"), [("SFT", (True, True)), ("DPO", (False, False))])
+def test_pairs_have_no_head_and_no_prediction_ahead_to_recompute(
+    tmp_path: Path, stage: str, expected: tuple[bool, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_tiny_checkpoint(tmp_path / "model", tiny_moe_config(num_nextn_predict_layers=1))
+    built = assemble.build_model(source, fine_tuning="Full", **BUILD)
+    keys = {"recompute": True, "use_recompute_loss_fn": True, "stage": stage}
+    config = config_from_dict({"model_name_or_path": "m", "train_dataset_path": "a", **keys}).config
+    with caplog.at_level("INFO", logger=logger.name):
+        logger.addHandler(caplog.handler)
+        try:
+            chosen = recompute_as_asked(config, built, DataReport(), lambda: 0)
+        finally:
+            logger.removeHandler(caplog.handler)
+    assert (chosen.head, chosen.mtp) == expected and chosen.operators == (("block",),) * 3
+    assert ("no effect in stage: DPO" in caplog.text) == (stage == "DPO")
+
+
+def test_a_dense_model_has_no_prediction_ahead_to_recompute(tmp_path: Path) -> None:
+    path = write_run(tmp_path, recompute=True, max_steps=1, evaluation_strategy="no")
+    done = run_erniekit("train", str(path))
+    assert done.returncode == 0 and "recomputed in the backward pass: everything in 2 of 2" in done.stderr
+    assert "multi-token" not in done.stderr
+
+
 def test_auto_says_what_the_least_is(tmp_path: Path) -> None:
     path = write_run(tmp_path, recompute="auto", memory_limit_gb=0.001)
     done = run_erniekit("train", str(path))
@@ -103,3 +129,31 @@ def test_auto_without_a_limit_runs(tmp_path: Path) -> None:
     path = write_run(tmp_path, recompute="auto", max_steps=1, evaluation_strategy="no")
     done = run_erniekit("train", str(path))
     assert done.returncode == 0 and "recompute: auto: nothing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "dropout", "kept", "kept_fp32"),
+    [
+        # Rank 3: q, k, v, o, gate, up, down in each of two layers.
+        ("LoRA", 0.0, 2 * 3 * 7, 0.0),
+        # What A saw (hidden, queries, hidden, inner) in fp32 with a mask in bytes, and the products.
+        ("LoRA", 0.1, 0.0, 2 * (1.25 * (32 + 64 + 32 + 48) + 3 * 7)),
+        # Results of all matrices: q, k, v; o; gate and up; down.
+        ("DoRA", 0.0, 2 * 3 * 7, 2 * (128 + 32 + 96 + 32)),
+    ],
+)
+def test_what_an_adapter_keeps(
+    tmp_path: Path, method: str, dropout: float, kept: float, kept_fp32: float
+) -> None:
+    built = build(write_tiny_checkpoint(tmp_path / "model"), method, lora_rank=3, lora_dropout=dropout)
+    size = adapter_size(built)
+    assert size is not None and size.kept == kept and size.kept_fp32 == pytest.approx(kept_fp32)
+    lengths = 2 * (128 + 32 + 96 + 32) if method == "DoRA" else 0
+    assert size.num_parameters + lengths == built.num_trained
+
+
+def test_experts_keep_a_row_for_each_that_a_token_takes(tmp_path: Path) -> None:
+    source = write_tiny_checkpoint(tmp_path / "model", tiny_moe_config())
+    built = build(source, lora_rank=3, lora_target=["experts"])
+    size, layers = adapter_size(built), 2
+    assert size is not None and size.kept == layers * 2 * (3 * 2 + 3) and size.kept_fp32 == 0.0

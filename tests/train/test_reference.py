@@ -8,6 +8,7 @@ import paddle
 import pytest
 
 from erniekit.data.pack import collate
+from erniekit.errors import CheckpointError
 from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
 from erniekit.train.reference import ModelReference, digest_of, score_once
 from tests.train.pairs import build, random_pair
@@ -78,6 +79,28 @@ def test_numbers_of_another_model_are_not_used(model, tmp_path):
     build_reference = Counting(model)
     score_once(BATCHES, build_reference, cache, "another")
     assert build_reference.asked == 1
+
+
+def test_a_resumed_run_keeps_its_reference(model, tmp_path):
+    """Another model on resume is told, not trained against."""
+    cache = tmp_path / "cache.json"
+    score_once(BATCHES, Counting(model), cache, "one", resumed=True)
+    build_reference = Counting(model)
+    score_once(BATCHES, build_reference, cache, "one", resumed=True)
+    with pytest.raises(CheckpointError, match="bring it back"):
+        score_once(BATCHES, build_reference, cache, "another", resumed=True)
+    assert build_reference.asked == 0
+
+
+def test_changed_numbers_are_not_used(model, tmp_path):
+    cache = tmp_path / "cache.json"
+    first = rows(score_once(BATCHES, Counting(model), cache, "digest"))
+    content = json.loads(cache.read_text())
+    key = next(iter(content["pairs"]))
+    content["pairs"][key][0] += 1.0
+    cache.write_text(json.dumps(content))
+    again = rows(score_once(BATCHES, Counting(model), cache, "digest"))
+    np.testing.assert_array_equal(first, again)
 
 
 def test_asking_leaves_the_model_and_the_generator_as_they_were(model, tmp_path):

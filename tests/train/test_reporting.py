@@ -3,7 +3,7 @@ import json
 import pytest
 
 from erniekit.errors import UnsupportedError
-from erniekit.train.reporting import Reporter, open_trackers, read_log
+from erniekit.train.reporting import TRACKERS, Reporter, open_trackers, read_log
 
 FIELDS = dict(
     logging_steps=2, logging_first_step=True, logging_dir=None, report_to=(), run_name=None, disable_tqdm=True
@@ -68,6 +68,31 @@ def test_timing_has_speed_and_mfu(tmp_path, monkeypatch):
     assert timing["tokens_per_second"] == 500.0
     assert timing["mfu"] == 0.25  # 500 tokens/s at 1e6 FLOPs each, of a peak of 2e9
     assert timing["peak_memory_bytes"] >= timing["memory_bytes"] > 0
+
+
+def test_trackers_get_the_names_of_other_trainers(tmp_path, monkeypatch):
+    seen = []
+
+    class Kept:
+        def add(self, values, step):
+            seen.append((step, values))
+
+        def close(self):
+            seen.append("closed")
+
+    monkeypatch.setitem(TRACKERS, "wandb", lambda directory, run_name: Kept())
+    reporter = Reporter(tmp_path, 2, 0.0, **{**FIELDS, "report_to": ("wandb",)})
+    reporter.start(0, 0)
+    reporter.log_step({**row(2), "rewards/chosen": 0.25})
+    evaluation = {"eval_loss": 1.0, "eval_perplexity": 2.7, "eval_accuracy": 0.5}
+    reporter.log_evaluation({"step": 2, **evaluation, "eval_rewards/margins": 0.5})
+    reporter.close()
+    assert seen[0][0] == 2 and seen[0][1]["train/rewards/chosen"] == 0.25 and "train/step" not in seen[0][1]
+    assert seen[-2] == (
+        2,
+        {"eval/rewards/margins": 0.5, **{k.replace("_", "/"): v for k, v in evaluation.items()}},
+    )
+    assert seen[-1] == "closed"
 
 
 def test_a_tracker_that_is_not_installed_names_the_extra():

@@ -1,11 +1,14 @@
 """Whole runs in this process: what they write, that they learn, what they refuse."""
 
 import json
+import re
 
 import pytest
 
+from erniekit.checkpoint.files import open_tensors
 from erniekit.config.load import load_config
-from erniekit.errors import DataError, RunError
+from erniekit.errors import ConfigError, DataError, RunError
+from erniekit.export.export import export_model
 from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import write_run
 from erniekit.train.reporting import read_log
@@ -92,6 +95,82 @@ def test_what_a_run_tells_about_its_routers(experts):
     assert [(f.layer, f.num_tokens > result.num_tokens) for f in result.routers] == [(1, True), (2, True)]
     rows = {row["step"]: row for row in read_log(out / "train_log.jsonl") if "eval_loss" in row}
     assert result.loss == pytest.approx(rows[30]["eval_loss"], rel=1e-6)
+
+
+def test_a_run_without_pictures_leaves_the_vision_half_alone(tmp_path):
+    """<|system|> stands for a placeholder: first text alone, then rows with it, through train and eval."""
+    numbers = tiny_moe_config(2, im_patch_id=5, image_start_token_id=None)
+    path = write_run(
+        tmp_path, numbers, max_steps=4, save_steps=4, eval_steps=4, moe_use_aux_free=True,
+        token_balance_loss=True, moe_aux_loss_lambda=0.1, learning_rate=0.02, compute_type="fp32",
+    )  # fmt: skip
+
+    def vision_half(folder):
+        tensors = open_tensors(folder)
+        names = [n for n in tensors.names() if "gate.weight_1" in n or re.search(r"experts\.[4-7]\.", n)]
+        assert len(names) == 2 * (1 + 4 * 3)
+        return {name: tensors.read(name) for name in names}
+
+    assert train(path) == 0
+    before = vision_half(tmp_path / "model")
+    after = vision_half(tmp_path / "out" / "checkpoint-4")
+    assert all((before[name] == after[name]).all() for name in before)
+    rows = read_log(tmp_path / "out" / "train_log.jsonl")
+    assert {r["modality"] for row in rows for r in row.get("routers", ())} == {"text"}
+
+    question = "<|system|><|system|> what is it"
+    seen = tmp_path / "seen.jsonl"
+    seen.write_text("\n".join(json.dumps({"src": [question], "tgt": ["a cat"]}) for _ in range(8)) + "\n")
+    sets = [f"train_dataset_path={seen}", f"eval_dataset_path={seen}", f"output_dir={tmp_path / 'two'}"]
+    assert train(path, *sets) == 0
+    after = vision_half(tmp_path / "two" / "checkpoint-4")
+    assert all((before[name] != after[name]).any() for name in before)
+    row = next(row for row in read_log(tmp_path / "two" / "train_log.jsonl") if "routers" in row)
+    load = {r["modality"]: sum(r["load"]) for r in row["routers"] if r["layer"] == 1}
+    # Two placeholders a sample, two experts a token.
+    assert load["vision"] % 4 == 0 and load["text"] > load["vision"] > 0
+    result = eval_session(load_config(path, sets, verb="eval").config, tmp_path / "two" / "checkpoint-4")
+    assert {f.modality for f in result.routers} == {"text", "vision"}
+    # All positions are in the denominator, those of placeholders too.
+    share = row["tokens"] / (sum(load.values()) / 2)
+    assert row["token_balanced_loss"] == pytest.approx(row["lm_loss"] * share, rel=1e-5)
+
+
+def test_blocks_of_prediction_ahead_that_the_checkpoint_has_not(tmp_path):
+    """They are trained, saved, evaluated around, exported; with 0 in the YAML they go again."""
+    path = write_run(
+        tmp_path, tiny_moe_config(), num_nextn_predict_layers=1, max_steps=12, eval_steps=12, save_steps=12,
+        compute_type="fp32",
+    )  # fmt: skip
+    assert train(path) == 0
+    rows = [row for row in read_log(tmp_path / "out" / "train_log.jsonl") if "loss" in row]
+    assert rows[-1]["mtp_loss"] < rows[0]["mtp_loss"]
+    checkpoint = tmp_path / "out" / "checkpoint-12"
+    assert json.loads((checkpoint / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    ahead = [name for name in open_tensors(checkpoint).names() if "mtp_" in name]
+    assert len(ahead) == 12
+    exported = export_model(checkpoint, tmp_path, export_layout="paddle")
+    assert {name.replace("ernie.", "model.") for name in open_tensors(exported.folder).names()} > {
+        "model.mtp_emb_norm.0.weight", "model.mtp_linear_proj.0.weight"
+    }  # fmt: skip
+    without = [
+        *(f"model_name_or_path={checkpoint}", "num_nextn_predict_layers=0", f"output_dir={tmp_path / 'two'}"),
+        *("max_steps=2", "save_steps=2", "evaluation_strategy=no"),
+    ]
+    assert train(path, *without) == 0
+    assert not any("mtp_" in name for name in open_tensors(tmp_path / "two" / "checkpoint-2").names())
+    for more in ("multi_token_pred_lambda=0", "num_nextn_predict_layers=2"), ("num_nextn_predict_layers=2",):
+        words = [
+            *more,
+            f"model_name_or_path={checkpoint}",
+            f"output_dir={tmp_path / f'more-{len(more)}'}",
+            "max_steps=1",
+        ]
+        if len(more) == 2:
+            with pytest.raises(ConfigError, match="multi_token_pred_lambda: 0 would leave the new blocks"):
+                train(path, *words)
+        else:
+            assert train(path, *words) == 0
 
 
 def test_early_stopping_ends_a_run(tmp_path):

@@ -21,7 +21,8 @@ CASES = {
     },
     # Rows of the log and checkpoints at different steps: what a row tells of routers is of its own step.
     "experts balanced by a bias, multi-token prediction": {
-        "numbers": tiny_moe_config(num_nextn_predict_layers=1),
+        "numbers": tiny_moe_config(),
+        "num_nextn_predict_layers": 1,
         "moe_use_aux_free": True,
         "moe_orthogonal_loss_lambda": 0.01,
         "moe_gate_lr_ratio": 0.5,

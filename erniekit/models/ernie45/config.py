@@ -7,13 +7,24 @@ is written carries both spellings of the rotary base, so that each of them reads
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from erniekit.data.vision_tokens import VisionTokens
 from erniekit.errors import CheckpointError, UnsupportedError
 
 MODEL_TYPE = "ernie4_5"
 ARCHITECTURE = "Ernie4_5ForCausalLM"
+# Keys of a config.json that speak of the folder it stands in, or say otherwise what is written flat.
+_NOT_KEPT = (
+    "transformers_version",
+    "paddleformers_version",
+    "auto_map",
+    "_name_or_path",
+    "quantization_config",
+    "text_config",
+    "mlp_layer_types",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,8 @@ class Ernie45Config:
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
+    # What else a config.json says: nothing is computed from it, and it is written again.
+    others: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: str = "config.json") -> "Ernie45Config":
@@ -52,10 +65,13 @@ class Ernie45Config:
         """
         _refuse_variants(content, source)
         cls._refuse(content, source)
+        names = [each.name for each in fields(cls) if each.name != "others"]
         values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name in content and (content[field.name] is not None or field.name.endswith("_id")):
-                values[field.name] = content[field.name]
+        for name in names:
+            if name in content and (content[name] is not None or name.endswith("_id")):
+                values[name] = content[name]
+        known = {*names, *_NOT_KEPT}
+        values["others"] = {key: value for key, value in content.items() if key not in known}
         rope = content.get("rope_parameters") or {}
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
@@ -82,10 +98,10 @@ class Ernie45Config:
     def to_json(self, *, dtype: str = "float32") -> dict[str, Any]:
         """The content of config.json; `dtype` is the word for the type of the weights beside it."""
         content: dict[str, Any] = {"architectures": [self._architecture()], "model_type": self._model_type()}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            content[field.name] = list(value) if isinstance(value, tuple) else value
-        return content | {
+        for each in fields(self):
+            value = getattr(self, each.name)
+            content[each.name] = list(value) if isinstance(value, tuple) else value
+        return {**content.pop("others"), **content} | {
             "hidden_act": "silu",
             "rope_scaling": None,
             "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
@@ -132,6 +148,23 @@ class Ernie45Config:
         """Whether a layer holds experts instead of an MLP: none of a dense model does."""
         return False
 
+    def vision_tokens(self) -> VisionTokens:
+        """The tokens that are no text; a dense model has none."""
+        return VisionTokens()
+
+    def with_ahead(self, number: int) -> "Ernie45Config":
+        """The same with this number of blocks of multi-token prediction.
+
+        Raises:
+            UnsupportedError: the model is dense, and these have none.
+        """
+        if number:
+            raise UnsupportedError(
+                f"num_nextn_predict_layers: {number}: multi-token prediction is of mixtures of experts, "
+                "and this model is dense; write 0, or leave the key out"
+            )
+        return self
+
     def flops_per_token(self, seq_len: int) -> float:
         """FLOPs of one forward pass per token, in a causal sequence of `seq_len` (mean over positions).
 
@@ -162,16 +195,16 @@ class Ernie45Config:
             )
 
     def _check(self, source: str) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int:
-                _check_count(field.name, value, source, least=0 if field.name in self.may_be_zero else 1)
-            if field.type is bool and not isinstance(value, bool):
-                raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be true or false")
-            if field.type is float and (
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type is int:
+                _check_count(each.name, value, source, least=0 if each.name in self.may_be_zero else 1)
+            if each.type is bool and not isinstance(value, bool):
+                raise CheckpointError(f"{source}: {each.name} is {value!r}; it must be true or false")
+            if each.type is float and (
                 isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
             ):
-                raise CheckpointError(f"{source}: {field.name} is {value!r}; it must be a number above 0")
+                raise CheckpointError(f"{source}: {each.name} is {value!r}; it must be a number above 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"{source}: num_attention_heads {self.num_attention_heads} is not a multiple of "

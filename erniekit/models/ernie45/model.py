@@ -16,6 +16,8 @@ and the shared last norm and head make of h' the logits of the token at t + d + 
     B batch, T positions, H hidden size, N rows of hidden states, V vocabulary
 """
 
+from collections.abc import Collection
+
 import paddle
 from paddle import nn
 
@@ -120,8 +122,23 @@ class Ernie45(nn.Layer):
             layer.hidden_dropout = hidden
             layer.self_attn.dropout = attention
 
-    def initialise_weights(self) -> None:
+    def set_num_ahead(self, number: int) -> list[str]:
+        """Have this number of blocks of multi-token prediction: the last ones go, or fresh ones are added.
+
+        Returns:
+            The names of the parameters that are new; they have fresh weights.
+        """
+        before = set(self.state_dict())
+        self.config = self.config.with_ahead(number)
+        self.model.set_num_ahead(self.config, dtype=self.cache_dtype)
+        added = {name for name in self.state_dict() if name not in before}
+        self.initialise_weights(added)
+        return sorted(added)
+
+    def initialise_weights(self, only: Collection[str] | None = None) -> None:
         """Fresh weights, drawn from Paddle's generator (seed it first): all initialisation is here.
+
+        `only` are the names of the parameters that get them; all without.
 
         | parameter                     | value                                    |
         |-------------------------------|------------------------------------------|
@@ -131,6 +148,8 @@ class Ernie45(nn.Layer):
         """
         std = self.config.initial_std()
         for name, parameter in self.named_parameters():
+            if only is not None and name not in only:
+                continue
             if len(parameter.shape) >= 2 and not name.endswith("e_score_correction_bias"):
                 drawn = paddle.normal(0.0, std, parameter.shape)
                 parameter.set_value(drawn.astype(parameter.dtype))
@@ -144,16 +163,23 @@ class _Decoder(nn.Layer):
         self.layers = nn.LayerList(
             [_Block(config, layer, dtype=dtype) for layer in range(config.num_hidden_layers)]
         )
-        hidden, epsilon = config.hidden_size, config.rms_norm_eps
-        self.norm = RMSNorm(hidden, epsilon=epsilon, dtype=dtype)
-        # Multi-token prediction. Its blocks are of the kind of layer 0, whatever comes before them.
-        depths = range(config.num_nextn_predict_layers)
-        self.mtp_block = nn.LayerList([_Block(config, 0, dtype=dtype) for _ in depths])
-        self.mtp_emb_norm = nn.LayerList([RMSNorm(hidden, epsilon=epsilon, dtype=dtype) for _ in depths])
-        self.mtp_hidden_norm = nn.LayerList([RMSNorm(hidden, epsilon=epsilon, dtype=dtype) for _ in depths])
-        self.mtp_linear_proj = nn.LayerList(
-            [Linear(2 * hidden, hidden, bias=config.use_bias, dtype=dtype) for _ in depths]
-        )
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype)
+        # Multi-token prediction.
+        self.mtp_block, self.mtp_emb_norm = nn.LayerList(), nn.LayerList()
+        self.mtp_hidden_norm, self.mtp_linear_proj = nn.LayerList(), nn.LayerList()
+        self.set_num_ahead(config, dtype=dtype)
+
+    def set_num_ahead(self, config: Ernie45Config, *, dtype: str) -> None:
+        """Have as many blocks of multi-token prediction as the config says; new ones have zero weights."""
+        hidden, epsilon, number = config.hidden_size, config.rms_norm_eps, config.num_nextn_predict_layers
+        for name in ("mtp_block", "mtp_emb_norm", "mtp_hidden_norm", "mtp_linear_proj"):
+            setattr(self, name, nn.LayerList(list(getattr(self, name))[:number]))
+        while len(self.mtp_block) < number:
+            # They are of the kind of layer 0, whatever comes before them.
+            self.mtp_block.append(_Block(config, 0, dtype=dtype))
+            self.mtp_emb_norm.append(RMSNorm(hidden, epsilon=epsilon, dtype=dtype))
+            self.mtp_hidden_norm.append(RMSNorm(hidden, epsilon=epsilon, dtype=dtype))
+            self.mtp_linear_proj.append(Linear(2 * hidden, hidden, bias=config.use_bias, dtype=dtype))
 
     def forward(
         self,

@@ -5,9 +5,10 @@ transformers 5 nests them in `text_config` and lists the kind of every layer (`m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from erniekit.data.vision_tokens import IMAGE, VIDEO, VisionTokens
 from erniekit.errors import CheckpointError, UnsupportedError
 from erniekit.models.ernie45.config import Ernie45Config
 
@@ -15,6 +16,16 @@ TEXT_TYPE, TEXT_ARCHITECTURE = "ernie4_5_moe", "Ernie4_5_MoeForCausalLM"
 VISION_TYPE, VISION_ARCHITECTURE = "ernie4_5_moe_vl", "Ernie4_5_VLMoeForConditionalGeneration"
 _LISTS = ("moe_num_experts", "moe_intermediate_size", "moe_layer_start_index", "moe_layer_end_index")
 SCORES = ("softmax", "sigmoid")
+# Ids of vision tokens: type, and what a config.json that does not say means (Baidu's names the first only).
+_VISION_IDS = {
+    "im_patch_id": (IMAGE, 100295),
+    "image_start_token_id": (IMAGE, 101304),
+    "image_end_token_id": (IMAGE, 101305),
+    "video_start_token_id": (VIDEO, 101306),
+    "video_end_token_id": (VIDEO, 101307),
+    "video_token_id": (VIDEO, 103367),
+}
+_PLACEHOLDERS = ("im_patch_id", "video_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,15 @@ class Ernie45MoeConfig(Ernie45Config):
     moe_capacity: tuple[float, float, float] | None = None
     scoring_func: str = "softmax"
     num_nextn_predict_layers: int = 0  # type: ignore[misc]  # a field here, a constant of dense models
+    # Vision tokens, of models for two modalities; None for a token that the vocabulary does not have.
+    im_patch_id: int | None = None
+    image_start_token_id: int | None = None
+    image_end_token_id: int | None = None
+    video_start_token_id: int | None = None
+    video_end_token_id: int | None = None
+    video_token_id: int | None = None
+    # Whether the model was made for a vision tower: its config.json describes one.
+    has_tower: bool = False
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: str = "config.json") -> "Ernie45MoeConfig":
@@ -58,6 +78,8 @@ class Ernie45MoeConfig(Ernie45Config):
             flat["moe_num_experts"] = 2 * flat.get("moe_num_experts", (64,))
         if flat.get("moe_capacity") is not None:
             flat["moe_capacity"] = _capacity(flat["moe_capacity"], source)
+        flat["has_tower"] = bool(flat.get("vision_config"))
+        flat |= _vision_ids(flat, source)
         config = super().from_json(flat, source=source)
         assert isinstance(config, cls)
         return config
@@ -66,6 +88,13 @@ class Ernie45MoeConfig(Ernie45Config):
     def num_modalities(self) -> int:
         """1, or 2 with experts of their own for vision tokens."""
         return len(self.moe_num_experts)
+
+    def vision_tokens(self) -> VisionTokens:
+        """The tokens that go to the experts of vision."""
+        ids = {name: getattr(self, name) for name in _VISION_IDS}
+        types = {ids[name]: kind for name, (kind, _) in _VISION_IDS.items() if ids[name] is not None}
+        placeholders = frozenset(ids[name] for name in _PLACEHOLDERS if ids[name] is not None)
+        return VisionTokens(types, placeholders, self.has_tower)
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether a layer holds experts; see the class."""
@@ -131,6 +160,10 @@ class Ernie45MoeConfig(Ernie45Config):
             block += 3 * hidden * self.intermediate_size
         return self.num_nextn_predict_layers * (block + 2 * hidden * hidden + self.vocab_size * hidden)
 
+    def with_ahead(self, number: int) -> "Ernie45MoeConfig":
+        """See `Ernie45Config.with_ahead`."""
+        return replace(self, num_nextn_predict_layers=number)
+
     def _experts(self) -> list[tuple[int, int]]:
         """Number and width of the experts of each modality."""
         return list(zip(self.moe_num_experts, self.moe_intermediate_size, strict=True))
@@ -151,7 +184,9 @@ class Ernie45MoeConfig(Ernie45Config):
             for name in _LISTS:
                 content[name] = content[name][0] if len(content[name]) == 1 else content[name]
         else:
-            content |= {"moe_use_hard_gate": True, "rope_3d": True}
+            content |= {"moe_use_hard_gate": True, "rope_3d": True, "image_token_id": self.im_patch_id}
+        for name in ("has_tower", *(_VISION_IDS if self.num_modalities == 1 else ())):
+            del content[name]
         if self.moe_capacity is None:
             del content["moe_capacity"]
         return content
@@ -210,6 +245,21 @@ def _rule_of(kinds: Any, source: str) -> dict[str, Any]:
             f"{source}: mlp_layer_types {kinds}: layers with experts must follow each other"
         )
     return {"moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1], "moe_layer_interval": 1}
+
+
+def _vision_ids(flat: Mapping[str, Any], source: str) -> dict[str, int | None]:
+    """The ids of vision tokens, for two modalities; transformers calls `im_patch_id` image_token_id."""
+    if len(flat.get("moe_num_experts", ())) != 2:
+        return dict.fromkeys(_VISION_IDS)
+    found: dict[str, int | None] = {}
+    size = flat.get("vocab_size", 0)
+    for name, (_, default) in _VISION_IDS.items():
+        given = flat.get("image_token_id", default) if name == "im_patch_id" else default
+        value = flat.get(name, given)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise CheckpointError(f"{source}: {name} is {value!r}; it must be a token id, or null for none")
+        found[name] = value if value is None or value < size else None
+    return found
 
 
 def _tuple(name: str, value: Any, source: str) -> tuple[int, ...]:

@@ -17,6 +17,15 @@ EXPERTS = {
     "mlp.vision_experts.down_proj": "row",
 }
 SHARED_EXPERTS = {"mlp.shared_experts.up_gate_proj": "column", "mlp.shared_experts.down_proj": "row"}
+# What the matrices are for quantisation; those without a role are not quantised.
+ROLES = {
+    "self_attn.qkv_proj": "attention",
+    "self_attn.o_proj": "attention",
+    "mlp.up_gate_proj": "dense_mlp",
+    "mlp.down_proj": "dense_mlp",
+    **dict.fromkeys(EXPERTS, "experts"),
+    **dict.fromkeys(SHARED_EXPERTS, "shared_experts"),
+}
 # Matrices that stay fp32 whatever the type of the model, and are the same everywhere.
 ROUTERS = ("mlp.gate.weight", "mlp.gate.weight_1", "mlp.moe_statics.e_score_correction_bias")
 EMBEDDING = "model.embed_tokens"

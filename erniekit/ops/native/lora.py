@@ -7,6 +7,7 @@ low-rank terms are added to the large product where it lies.
 """
 
 from ctypes import c_float, c_int, c_long, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
@@ -18,11 +19,12 @@ from erniekit.ops.linear import linear
 from erniekit.ops.lora import Pieces, each_piece, lora_linear_reference
 from erniekit.ops.native.matmul import TYPES, contiguous, matmul_into, takes
 from erniekit.ops.native.memory import empty
+from erniekit.ops.quantised import QuantisedMatrix, quantised_product
 
 
 def lora_linear_native(
     x: paddle.Tensor,
-    weight: paddle.Tensor,
+    weight: paddle.Tensor | QuantisedMatrix,
     bias: paddle.Tensor | None,
     lora_A: paddle.Tensor,
     lora_B: paddle.Tensor,
@@ -34,17 +36,20 @@ def lora_linear_native(
     trained = not weight.stop_gradient or (bias is not None and not bias.stop_gradient)
     if not takes(x, weight, bias, lora_A, lora_B) or trained or not lora_A.is_leaf or not lora_B.is_leaf:
         return lora_linear_reference(x, weight, bias, lora_A, lora_B, pieces=pieces, scale=scale)
-    setting = _Setting(pieces, scale)
+    frozen = _Frozen(weight, bias, pieces, scale)
     if not paddle.is_grad_enabled():
-        return _forward(x, weight, bias, lora_A, lora_B, setting)[0]
-    return _LoraLinear.apply(x, lora_A, lora_B, weight, bias, setting, remake.keep(x))
+        return _forward(x, lora_A, lora_B, frozen)[0]
+    return _LoraLinear.apply(x, lora_A, lora_B, frozen, remake.keep(x))
 
 
-class _Setting:
-    """What Paddle shall not take for a tensor."""
+@dataclass(frozen=True)
+class _Frozen:
+    """What gets no gradient, so that Paddle does not take it for an input of the graph."""
 
-    def __init__(self, pieces: Pieces, scale: float) -> None:
-        self.pieces, self.scale = pieces, scale
+    weight: paddle.Tensor | QuantisedMatrix
+    bias: paddle.Tensor | None
+    pieces: Pieces
+    scale: float
 
 
 def _rows(x: paddle.Tensor) -> paddle.Tensor:
@@ -52,22 +57,17 @@ def _rows(x: paddle.Tensor) -> paddle.Tensor:
 
 
 def _forward(
-    x: paddle.Tensor,
-    weight: paddle.Tensor,
-    bias: paddle.Tensor | None,
-    lora_A: paddle.Tensor,
-    lora_B: paddle.Tensor,
-    setting: _Setting,
+    x: paddle.Tensor, lora_A: paddle.Tensor, lora_B: paddle.Tensor, frozen: _Frozen
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """y and h; gradients are off."""
     x_MI = _rows(x)
-    y = linear(x_MI, weight, bias)
+    y = linear(x_MI, frozen.weight, frozen.bias)
     inner = empty([x_MI.shape[0], lora_A.shape[1]], dtype="float32")
     matmul_into(inner, x_MI, contiguous(lora_A))
-    h = inner.scale_(setting.scale).astype(x.dtype)
-    for ranks, columns, (start, stop) in each_piece(setting.pieces, lora_B.shape[0]):
+    h = inner.scale_(frozen.scale).astype(x.dtype)
+    for ranks, columns, (start, stop) in each_piece(frozen.pieces, lora_B.shape[0]):
         add_low_rank(y[:, start:stop], h[:, ranks], lora_B[:, columns])
-    return y.reshape([*x.shape[:-1], weight.shape[1]]), h
+    return y.reshape([*x.shape[:-1], frozen.weight.shape[1]]), h
 
 
 class _LoraLinear(PyLayer):
@@ -77,21 +77,19 @@ class _LoraLinear(PyLayer):
         x: paddle.Tensor,
         lora_A: paddle.Tensor,
         lora_B: paddle.Tensor,
-        weight: paddle.Tensor,
-        bias: paddle.Tensor | None,
-        setting: _Setting,
+        frozen: _Frozen,
         kept: Any,
     ) -> paddle.Tensor:
-        ctx.to_x, ctx.has_bias = not x.stop_gradient, bias is not None
+        ctx.to_x = not x.stop_gradient
         ctx.trained = not lora_A.stop_gradient, not lora_B.stop_gradient
         ctx.kept = kept if ctx.trained[0] else None
-        ctx.weight, ctx.factors, ctx.setting, ctx.shape = weight, (lora_A, lora_B), setting, x.shape
-        y, ctx.h = _forward(x, weight, bias, lora_A, lora_B, setting)
+        ctx.factors, ctx.frozen, ctx.shape = (lora_A, lora_B), frozen, x.shape
+        y, ctx.h = _forward(x, lora_A, lora_B, frozen)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
-        (lora_A, lora_B), pieces, h = ctx.factors, ctx.setting.pieces, ctx.h
+        (lora_A, lora_B), pieces, h = ctx.factors, ctx.frozen.pieces, ctx.h
         rank = lora_B.shape[0]
         grad_MO = _rows(grad)
         inner = empty([grad_MO.shape[0], lora_A.shape[1]], dtype="float32")
@@ -103,7 +101,7 @@ class _LoraLinear(PyLayer):
             if ctx.trained[1]:
                 product(to_B[:, columns], h[:, ranks], piece, transpose_a=True, add=add != 0.0)
             product(inner[:, ranks], piece, lora_B[:, columns], transpose_b=True)
-        u = inner.scale_(ctx.setting.scale).astype(grad.dtype)
+        u = inner.scale_(ctx.frozen.scale).astype(grad.dtype)
         if ctx.trained[0]:
             x_MI = _rows(remake.restore(ctx.kept))
             ctx.kept = None
@@ -112,12 +110,18 @@ class _LoraLinear(PyLayer):
             del x_MI
         grad_x = None
         if ctx.to_x:
-            grad_MI = empty([grad_MO.shape[0], ctx.shape[-1]], dtype=grad.dtype)
-            matmul_into(grad_MI, grad_MO, contiguous(ctx.weight), transpose_b=True)
+            grad_MI = _times_transposed(grad_MO, ctx.frozen.weight)
             add_low_rank(grad_MI, u, contiguous(lora_A), transposed=True)
             grad_x = grad_MI.reshape(ctx.shape)
-        # x, A, B, W and, when there is one, the bias.
-        return (grad_x, None, None, None, *((None,) if ctx.has_bias else ()))
+        return grad_x, None, None
+
+
+def _times_transposed(grad_MO: paddle.Tensor, weight: paddle.Tensor | QuantisedMatrix) -> paddle.Tensor:
+    if isinstance(weight, QuantisedMatrix):
+        return quantised_product(grad_MO, weight, turned=True)
+    grad_MI = empty([grad_MO.shape[0], weight.shape[0]], dtype=grad_MO.dtype)
+    matmul_into(grad_MI, grad_MO, contiguous(weight), transpose_b=True)
+    return grad_MI
 
 
 def add_low_rank(

@@ -42,6 +42,13 @@ def test_what_is_written_is_read_back():
     assert content["architectures"] == ["Ernie4_5ForCausalLM"] and content["model_type"] == "ernie4_5"
 
 
+def test_what_is_not_used_is_written_again():
+    given = {**SIZES, "x_note": {"kept": [1]}, "auto_map": {"AutoModel": "m.py"}, "hidden_act": "silu"}
+    content = Ernie45Config.from_json({**given, "torch_dtype": "bfloat16"}).to_json(dtype="float32")
+    assert content["x_note"] == {"kept": [1]} and "auto_map" not in content and "others" not in content
+    assert content["torch_dtype"] == "float32"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

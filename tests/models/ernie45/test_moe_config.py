@@ -150,3 +150,32 @@ def test_wrong_numbers_are_named(change: dict[str, Any], message: str) -> None:
 def test_variants_that_are_not_built_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         read(**change)
+
+
+def test_vision_tokens_of_each_form() -> None:
+    released = {**SIZES, **VISION, "vocab_size": 103424}
+    marks = {101304: 1, 101305: 1, 101306: 2, 101307: 2, 103367: 2}
+    # Baidu's files name the placeholder of images only, transformers' call it image_token_id.
+    for given in ({"im_patch_id": 100295}, {"image_token_id": 100295}, {}):
+        tokens = Ernie45MoeConfig.from_json({**released, **given}).vision_tokens()
+        assert tokens.types == {100295: 1, **marks} and tokens.placeholders == {100295, 103367}
+        assert not tokens.needs_tower
+    assert not read().vision_tokens().types, "a model of text"
+    assert not read(**VISION).vision_tokens().types, "a vocabulary without them"
+    assert Ernie45MoeConfig.from_json({**NESTED, "image_token_id": 9}).vision_tokens().needs_tower
+
+
+def test_vision_tokens_are_written_and_read_back() -> None:
+    config = read(**VISION, im_patch_id=7, video_token_id=None, image_start_token_id=8)
+    content = config.to_json()
+    assert content["im_patch_id"] == content["image_token_id"] == 7 and "has_tower" not in content
+    assert Ernie45MoeConfig.from_json(content) == config
+    assert config.vision_tokens().types == {7: 1, 8: 1} and config.vision_tokens().placeholders == {7}
+    assert "im_patch_id" not in read().to_json()
+    # A model that was made for a tower stays one, in whatever form its config.json is written.
+    nested = Ernie45MoeConfig.from_json(NESTED)
+    again = nested.to_json()
+    assert again["vision_config"] == NESTED["vision_config"] and "text_config" not in again
+    assert Ernie45MoeConfig.from_json(again) == nested and nested.has_tower
+    with pytest.raises(CheckpointError, match="im_patch_id is '7'; it must be a token id"):
+        read(**VISION, im_patch_id="7")

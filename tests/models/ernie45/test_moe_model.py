@@ -151,6 +151,28 @@ def test_prediction_ahead_sees_the_tokens_that_come() -> None:
         assert difference[0, 5 - depth :].min() > 1e-4
 
 
+def test_blocks_of_prediction_ahead_come_and_go() -> None:
+    model = build(num_nextn_predict_layers=1)
+    paddle.seed(11)
+    held = {name: parameter.numpy().copy() for name, parameter in model.named_parameters()}
+    added = model.set_num_ahead(3)
+    parameters = dict(model.named_parameters())
+    assert set(added) == set(parameters) - set(held) and len(added) == 2 * 9
+    assert list(parameters) == list(memory_shapes(model.config))
+    assert model.config.num_nextn_predict_layers == 3
+    assert all((parameters[name].numpy() == array).all() for name, array in held.items())
+    for name in added:
+        array = parameters[name].numpy()
+        assert (array == 1).all() if array.ndim == 1 else 0.5 < array.std() / model.config.initial_std() < 2
+    assert len(model.predict_ahead(*batch())[1]) == 3
+    assert model.set_num_ahead(1) == []
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == {
+        name: list(array.shape) for name, array in held.items()
+    }
+    assert model.set_num_ahead(0) == [] and not any("mtp" in name for name, _ in model.named_parameters())
+    assert model.predict_ahead(*batch())[1] == []
+
+
 def test_prediction_ahead_by_hand() -> None:
     """One block, from the parts of the model."""
     model = build(num_nextn_predict_layers=1)

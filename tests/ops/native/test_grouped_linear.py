@@ -47,7 +47,7 @@ def by_group(function, loads, *arrays):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("sizes", [(6, 5), (7, 300), (64, 49)])
+@pytest.mark.parametrize("sizes", [(6, 5), (7, 300), (64, 49), (34, 80)])
 @pytest.mark.parametrize("loads", LOADS)
 def test_products_and_gradients(library, loads, sizes, dtype, tolerance):
     inner, outer = sizes

@@ -38,33 +38,33 @@ EK_INLINE unit wide_of(float x) {
 
 // ---- the inner loop --------------------------------------------------------------------------
 // acc[r][j] += sum over p of A(r, p) B(p, j), A(r, p) at a + r row + p step (bytes).
-template <int R, bool PAIRS>
-EK_INLINE void accumulate(vf (&acc)[R][NV], const char* a, long row, long step, const unit* b, long count) {
+template <int R, int V, bool PAIRS>
+EK_INLINE void accumulate(vf (&acc)[R][V], const char* a, long row, long step, const unit* b, long count) {
     for (long p = 0; p < count; p++) {
 #if EK_LEVEL >= 3
         if (PAIRS) {
-            __m512bh columns[NV];
-            for (int j = 0; j < NV; j++) columns[j] = (__m512bh)_mm512_loadu_si512(b + j * VW);
+            __m512bh columns[V];
+            for (int j = 0; j < V; j++) columns[j] = (__m512bh)_mm512_loadu_si512(b + j * VW);
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 int both;
                 memcpy(&both, a + r * row, 4);
                 const __m512bh x = (__m512bh)_mm512_set1_epi32(both);
 #pragma GCC unroll 4
-                for (int j = 0; j < NV; j++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], x, columns[j]);
+                for (int j = 0; j < V; j++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], x, columns[j]);
             }
         } else
 #endif
         {
-            vf columns[NV];
-            for (int j = 0; j < NV; j++) columns[j] = vload((const float*)b + j * VW);
+            vf columns[V];
+            for (int j = 0; j < V; j++) columns[j] = vload((const float*)b + j * VW);
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 float one;
                 memcpy(&one, a + r * row, 4);
                 const vf x = vset(one);
 #pragma GCC unroll 4
-                for (int j = 0; j < NV; j++) acc[r][j] = vfma(x, columns[j], acc[r][j]);
+                for (int j = 0; j < V; j++) acc[r][j] = vfma(x, columns[j], acc[r][j]);
             }
         }
         a += step;
@@ -89,18 +89,18 @@ struct Tile {
 template <class T>
 EK_INLINE vf bias_at(const T* bias, long column, long left) { return vload_n(bias + column, left); }
 
-template <int R, bool PAIRS>
+template <int R, int V, bool PAIRS>
 static void tile(const char* a, long row, long step, const unit* b, long count, const Tile& t) {
-    vf acc[R][NV];
+    vf acc[R][V];
     for (int r = 0; r < R; r++)
-        for (int j = 0; j < NV; j++) acc[r][j] = t.first ? vzero() : vload(t.sums + r * t.sums_stride + j * VW);
-    accumulate<R, PAIRS>(acc, a, row, step, b, count);
+        for (int j = 0; j < V; j++) acc[r][j] = t.first ? vzero() : vload(t.sums + r * t.sums_stride + j * VW);
+    accumulate<R, V, PAIRS>(acc, a, row, step, b, count);
     if (!t.last) {
         for (int r = 0; r < R; r++)
-            for (int j = 0; j < NV; j++) vstore(t.sums + r * t.sums_stride + j * VW, acc[r][j]);
+            for (int j = 0; j < V; j++) vstore(t.sums + r * t.sums_stride + j * VW, acc[r][j]);
         return;
     }
-    for (int j = 0; j < NV; j++) {
+    for (int j = 0; j < V; j++) {
         const long left = t.columns - j * VW;
         if (left <= 0) break;
         if (t.bias) {
@@ -120,29 +120,37 @@ static void tile(const char* a, long row, long step, const unit* b, long count, 
 }
 
 typedef void (*TileFunction)(const char*, long, long, const unit*, long, const Tile&);
-template <bool PAIRS>
-EK_INLINE TileFunction tile_function(long rows) {
+template <int V, bool PAIRS>
+EK_INLINE TileFunction tile_of(long rows) {
     switch (rows) {
-        case 1: return tile<1, PAIRS>;
-        case 2: return tile<2, PAIRS>;
-        case 3: return tile<3, PAIRS>;
-        case 4: return tile<4, PAIRS>;
+        case 1: return tile<1, V, PAIRS>;
+        case 2: return tile<2, V, PAIRS>;
+        case 3: return tile<3, V, PAIRS>;
+        case 4: return tile<4, V, PAIRS>;
 #if EK_LEVEL >= 1
-        case 5: return tile<5, PAIRS>;
-        case 6: return tile<6, PAIRS>;
+        case 5: return tile<5, V, PAIRS>;
+        case 6: return tile<6, V, PAIRS>;
 #endif
 #if EK_LEVEL >= 2
-        case 7: return tile<7, PAIRS>;
-        case 8: return tile<8, PAIRS>;
+        case 7: return tile<7, V, PAIRS>;
+        case 8: return tile<8, V, PAIRS>;
 #endif
 #if EK_LEVEL >= 3 && EK_MR > 8
-        case 9: return tile<9, PAIRS>;
-        case 10: return tile<10, PAIRS>;
-        case 11: return tile<11, PAIRS>;
-        case 12: return tile<12, PAIRS>;
+        case 9: return tile<9, V, PAIRS>;
+        case 10: return tile<10, V, PAIRS>;
+        case 11: return tile<11, V, PAIRS>;
+        case 12: return tile<12, V, PAIRS>;
 #endif
     }
     return nullptr;
+}
+
+// A last panel of few columns is computed with as few vectors as hold them.
+template <bool PAIRS>
+EK_INLINE TileFunction tile_function(long rows, long columns) {
+    if (columns <= VW) return tile_of<1, PAIRS>(rows);
+    if (NV > 2 && columns <= 2 * VW) return tile_of<2, PAIRS>(rows);
+    return tile_of<NV, PAIRS>(rows);
 }
 
 // ---- copies ------------------------------------------------------------------------------------
@@ -292,8 +300,33 @@ EK_INLINE bool a_is_direct(const Product& x) {
     return x.type == EK_FP32 || (pairs(x.type) && x.k % 2 == 0);
 }
 
+// A panel of B that is wanted next: cache lines that are fetched while tiles are computed, so that its copy
+// does not wait for memory. Only a hint: lines past the end of B do no harm.
+struct Ahead {
+    const char* data;
+    long stride;       // bytes from one row in memory to the next
+    long rows, lines;  // cache lines in each row
+    long share;        // lines to fetch with each tile
+    long row, line;    // the next one
+};
+
+EK_INLINE Ahead ahead_of(const Product& x, const void* panel, long tiles) {
+    const long size = x.type == EK_BF16 ? 2 : 4;
+    const long rows = x.b.transposed ? (long)NR : x.k, width = x.b.transposed ? x.k : (long)NR;
+    const long lines = (width * size + 63) / 64;
+    return {(const char*)panel, x.b.stride * size, rows, lines, (rows * lines + tiles - 1) / tiles, 0, 0};
+}
+
+EK_INLINE void fetch(Ahead& ahead) {
+    for (long i = 0; i < ahead.share && ahead.row < ahead.rows; i++) {
+        __builtin_prefetch(ahead.data + ahead.row * ahead.stride + ahead.line * 64, 0, 2);
+        if (++ahead.line == ahead.lines) ahead.line = 0, ahead.row++;
+    }
+}
+
 struct Plan {
     const Product* x;
+    Ahead* ahead;  // or null
     bool direct;
     long panels;       // of B
     long row_blocks;   // tasks along M
@@ -335,7 +368,9 @@ EK_INLINE void run_tiles(const Plan& plan, long panel, long row, long rows, long
             row_bytes = 4;
             step = 4 * MR;
         }
-        const TileFunction f = pairs(x.type) ? tile_function<true>(here) : tile_function<false>(here);
+        const TileFunction f =
+            pairs(x.type) ? tile_function<true>(here, t.columns) : tile_function<false>(here, t.columns);
+        if (plan.ahead) fetch(*plan.ahead);
         f(a, row_bytes, step, b, count, t);
     }
 }
@@ -403,16 +438,17 @@ void multiply(const Product& x) {
         return;
     Plan plan;
     plan.x = &x;
+    plan.ahead = nullptr;
     plan.direct = a_is_direct(x);
     plan.panels = (x.n + NR - 1) / NR;
     plan.whole_a = plan.whole_b = nullptr;
     const long row_tiles = (x.m + MR - 1) / MR;
-    // Rows that make a task of about 64 KB of A, so that they stay in the second-level cache.
     const bool by_rows = plan.direct ? false : x.m >= x.n;
     const size_t a_units = (size_t)copied_a(x, x.k), b_units = (size_t)copied_b(x, x.k);
     if (by_rows) {
+        // Rows of a task stay in the second-level cache; every core has something to do until the end.
         long tiles = smaller(row_tiles, 384 / MR);
-        while (tiles > 1 && (row_tiles + tiles - 1) / tiles < 8) tiles = (tiles + 1) / 2;
+        while (!ek_pool_inside() && tiles > 1 && (row_tiles + tiles - 1) / tiles < 8) tiles = (tiles + 1) / 2;
         plan.block_rows = tiles * MR;
         plan.row_blocks = (row_tiles + tiles - 1) / tiles;
         unit* copy = ek_scratch<unit>(ek_pool_thread(), 3, b_units);
@@ -445,7 +481,17 @@ void multiply(const Product& x) {
             copy_a(x, r, k, depth, copy + copied_a(x, k) + r * units(x.type, depth));
         });
     }
-    ek_parallel(plan.panels * plan.row_blocks, [&](long task, int thread) { run_task(plan, task, thread); });
+    if (x.next_b == nullptr) {
+        ek_parallel(plan.panels * plan.row_blocks, [&](long task, int thread) { run_task(plan, task, thread); });
+        return;
+    }
+    for (long panel = 0; panel < plan.panels; panel++) {
+        const bool last = panel + 1 == plan.panels;
+        Ahead ahead = ahead_of(x, last ? x.next_b : at(x.b, x.type, 0, (panel + 1) * NR), row_tiles);
+        plan.ahead = &ahead;
+        for (long block = 0; block < plan.row_blocks; block++)
+            run_task(plan, panel * plan.row_blocks + block, ek_pool_thread());
+    }
 }
 
 EK_INLINE const void* past(const void* data, int type, long elements) {
@@ -459,6 +505,13 @@ enum { TASK_COLUMNS = 4 * NR };
 // columns out among the threads, so that no thread waits for the largest group.
 static void multiply_rows(long groups, const long* from, const Product& all, long b_size) {
     const long pieces = (all.n + TASK_COLUMNS - 1) / TASK_COLUMNS;
+    auto b_of = [&](long task) {
+        const long column = task % pieces * TASK_COLUMNS;
+        const long offset = all.b.transposed ? column * all.b.stride : column;
+        return past(all.b.data, all.type, task / pieces * b_size + offset);
+    };
+    // What a thread takes next is most likely this many tasks on.
+    const long threads = ek_get_threads();
     ek_parallel(groups * pieces, [&](long task, int) {
         const long g = task / pieces, column = task % pieces * TASK_COLUMNS;
         Product x = all;
@@ -466,7 +519,8 @@ static void multiply_rows(long groups, const long* from, const Product& all, lon
         if (x.m == 0) return;
         x.n = smaller(TASK_COLUMNS, all.n - column);
         x.a.data = past(all.a.data, all.type, from[g] * all.a.stride);
-        x.b.data = past(all.b.data, all.type, g * b_size + (all.b.transposed ? column * all.b.stride : column));
+        x.b.data = b_of(task);
+        x.next_b = task + threads < groups * pieces ? b_of(task + threads) : nullptr;
         x.c = (void*)past(all.c, all.c_type, from[g] * all.c_stride + column);
         multiply(x);
     });

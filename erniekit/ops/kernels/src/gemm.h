@@ -29,6 +29,7 @@ struct Product {
     int c_type;
     float beta;        // 0 or 1; 1 only where C is fp32
     const void* bias;  // [N] or null
+    const void* next_b;  // a matrix like B that a task multiplies by next, or null; only a hint
 };
 
 // The whole product; from inside a task it runs on the calling thread.

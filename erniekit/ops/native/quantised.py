@@ -1,0 +1,52 @@
+"""Products with quantised matrices on the native kernels, which make numbers of a panel at a time."""
+
+from ctypes import c_int, c_long, c_void_p
+
+import paddle
+
+from erniekit.ops.kernels import library
+from erniekit.ops.native.matmul import TYPES, contiguous, takes
+from erniekit.ops.native.memory import empty
+from erniekit.ops.number_formats import FORMATS
+from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
+
+
+def quantised_product_native(
+    x_MK: paddle.Tensor,
+    matrix: QuantisedMatrix,
+    *,
+    bias: paddle.Tensor | None = None,
+    offsets: paddle.Tensor | None = None,
+    turned: bool = False,
+) -> paddle.Tensor:
+    """As `quantised_product_reference`, which also serves mixed types."""
+    if not takes(x_MK, bias) or x_MK.dtype != matrix.dtype:
+        return quantised_product_reference(x_MK, matrix, bias=bias, offsets=offsets, turned=turned)
+    *_, rows, columns = matrix.shape
+    inner, outer = (columns, rows) if turned else (rows, columns)
+    assert x_MK.shape[1] == inner, (x_MK.shape, matrix.shape, turned)
+    x_MK = contiguous(x_MK)
+    out = empty([x_MK.shape[0], outer], dtype=x_MK.dtype)
+    bits = FORMATS[matrix.number].bits
+    size = (rows, columns, matrix.group)
+    data = (matrix.codes.data_ptr(), matrix.scales.data_ptr(), matrix.table.data_ptr())
+    if offsets is None:
+        library.load().declare(
+            "ek_quantised_gemm",
+            *(c_int, c_int, c_long, c_long, c_long, c_long, c_void_p),
+            *(c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p),
+        )(
+            *(TYPES[x_MK.dtype], bits, x_MK.shape[0], *size, x_MK.data_ptr()),
+            *(*data, turned, out.data_ptr(), None if bias is None else bias.data_ptr()),
+        )
+        return out
+    assert bias is None, "experts have no bias"
+    library.load().declare(
+        "ek_quantised_grouped_gemm",
+        *(c_int, c_int, c_long, c_void_p, c_long, c_long, c_long, c_void_p),
+        *(c_void_p, c_void_p, c_void_p, c_int, c_void_p),
+    )(
+        *(TYPES[x_MK.dtype], bits, matrix.shape[0], offsets.data_ptr(), *size, x_MK.data_ptr()),
+        *(*data, turned, out.data_ptr()),
+    )
+    return out

@@ -1,0 +1,171 @@
+"""Numbers of few bits: values to codes and back, codes into bytes and back. No Paddle.
+
+A matrix W [I, O] is cut along I into groups of rows, and each column of a group has one scale s in fp32:
+
+    s = max |w| / largest,    code = the code whose value is nearest to w / s,    w' = value(code) s
+
+so |w - w'| <= gap s / 2, `gap` being the widest space between neighbouring values. A group may be all
+rows ("per channel"). For values spread evenly over a space the mean square of the error is (gap s)^2 / 12.
+
+| format | bits | values | largest | gap |
+|---|---|---|---|---|
+| int8 | 8 | -127 ... 127 | 127 | 1 |
+| int4 | 4 | -7 ... 7 | 7 | 1 |
+| nf4 | 4 | 16 quantiles of the normal distribution (Dettmers et al. 2023) | 1 | 0.304 |
+
+Codes of 4 bits lie in pairs: rows 2r and 2r + 1 of a column in the low and the high half of a byte.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Numbers that are in fp32 at once while a matrix is quantised.
+_BLOCK = 1 << 18
+
+# The 4-bit NormalFloat: quantiles of N(0, 1) scaled to [-1, 1], with an exact zero.
+NF4_VALUES = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+_NF4 = np.array(NF4_VALUES, np.float32)
+_NF4_MIDDLES = (_NF4[1:] + _NF4[:-1]) / 2
+_INT4_ZERO = 8
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """A number format: its size, its largest value, and the functions between scaled values and codes.
+
+    to_codes: fp32 within [-largest, largest] -> uint8 codes. to_values: uint8 codes -> fp32.
+    """
+
+    bits: int
+    largest: float
+    gap: float
+    to_codes: Callable[[np.ndarray], np.ndarray]
+    to_values: Callable[[np.ndarray], np.ndarray]
+
+    def table(self) -> np.ndarray:
+        """The value of every code, fp32."""
+        return self.to_values(np.arange(1 << self.bits, dtype=np.uint8))
+
+
+def _int8_codes(scaled: np.ndarray) -> np.ndarray:
+    return np.rint(scaled).astype(np.int8).view(np.uint8)
+
+
+def _int8_values(codes: np.ndarray) -> np.ndarray:
+    return codes.view(np.int8).astype(np.float32)
+
+
+def _int4_codes(scaled: np.ndarray) -> np.ndarray:
+    return (np.rint(scaled) + _INT4_ZERO).astype(np.uint8)
+
+
+def _int4_values(codes: np.ndarray) -> np.ndarray:
+    return codes.astype(np.float32) - _INT4_ZERO
+
+
+def _nf4_codes(scaled: np.ndarray) -> np.ndarray:
+    return np.searchsorted(_NF4_MIDDLES, scaled).astype(np.uint8)
+
+
+def _nf4_values(codes: np.ndarray) -> np.ndarray:
+    return _NF4[codes]
+
+
+FORMATS: dict[str, NumberFormat] = {
+    "int8": NumberFormat(8, 127.0, 1.0, _int8_codes, _int8_values),
+    "int4": NumberFormat(4, 7.0, 1.0, _int4_codes, _int4_values),
+    "nf4": NumberFormat(4, 1.0, float(np.diff(_NF4).max()), _nf4_codes, _nf4_values),
+}
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 codes [..., I, O] as kept bytes: themselves, or [..., (I + 1) // 2, O] for 4 bits."""
+    if bits == 8:
+        return codes
+    if codes.shape[-2] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1, :])], axis=-2)
+    return codes[..., ::2, :] | codes[..., 1::2, :] << 4
+
+
+def unpack(packed: np.ndarray, bits: int, rows: int) -> np.ndarray:
+    """The codes [..., rows, O] that `pack` was given."""
+    if bits == 8:
+        return packed
+    both = np.stack([packed & 15, packed >> 4], axis=-2)
+    return both.reshape(*packed.shape[:-2], -1, packed.shape[-1])[..., :rows, :]
+
+
+def packed_shape(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:
+    """The shape of `pack` of codes of a shape."""
+    *lead, rows, columns = shape
+    return (*lead, rows if bits == 8 else (rows + 1) // 2, columns)
+
+
+def scales_shape(shape: tuple[int, ...], group: int | None) -> tuple[int, ...]:
+    """The shape of the scales of a matrix [..., I, O]."""
+    *lead, rows, columns = shape
+    return (*lead, -(-rows // (group or rows)), columns)
+
+
+def quantise(weight: Any, number: str, group: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of a matrix.
+
+    Args:
+        weight: [..., I, O], fp32, or bf16 as uint16.
+        number: a row of FORMATS.
+        group: rows that share a scale; None for all.
+
+    Returns:
+        Packed codes, uint8 [..., I or (I + 1) // 2, O], and scales, fp32 [..., groups, O].
+    """
+    shape = tuple(weight.shape)
+    chosen = FORMATS[number]
+    packed = np.empty(packed_shape(shape, chosen.bits), np.uint8)
+    scales = np.empty(scales_shape(shape, group), np.float32)
+    for matrix in np.ndindex(*shape[:-2]):
+        # Columns are independent of each other.
+        width = max(1, _BLOCK // shape[-2])
+        for start in range(0, shape[-1], width):
+            columns = (*matrix, slice(None), slice(start, start + width))
+            codes, scales[columns] = _quantise_block(_widened(weight[columns]), chosen, group)
+            packed[columns] = pack(codes, chosen.bits)
+    return packed, scales
+
+
+def _quantise_block(
+    wide: np.ndarray, number: NumberFormat, group: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = wide.shape[0]
+    starts = np.arange(0, rows, group or rows)
+    scales = np.maximum.reduceat(np.abs(wide), starts, axis=0) / np.float32(number.largest)
+    divisor = np.where(scales > 0, scales, np.float32(1))
+    scaled = wide / _each_row(divisor, rows, group)
+    return number.to_codes(np.clip(scaled, -number.largest, number.largest)), scales
+
+
+def dequantise(
+    packed: np.ndarray, scales: np.ndarray, number: str, group: int | None, rows: int
+) -> np.ndarray:
+    """The numbers, fp32 [..., rows, O], that codes and scales stand for."""
+    chosen = FORMATS[number]
+    values = chosen.to_values(unpack(packed, chosen.bits, rows))
+    return values * _each_row(scales, rows, group)
+
+
+def _each_row(scales: np.ndarray, rows: int, group: int | None) -> np.ndarray:
+    return np.repeat(scales, group or rows, axis=-2)[..., :rows, :]
+
+
+def _widened(raw: np.ndarray) -> np.ndarray:
+    """fp32 of raw bits: fp32 itself, or bf16 as uint16."""
+    if raw.dtype == np.uint16:
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32)

@@ -1,0 +1,167 @@
+"""Products with a frozen matrix that is kept as codes and scales (see `number_formats.py`).
+
+The numbers are made anew in the forward and in the backward pass, so that beside the codes there is at
+most a part of the matrix: a panel with native kernels, one matrix with Paddle's operators. A number is
+value(code) * scale in fp32, rounded once to the type of the activations. The matrix gets no gradient.
+
+    M rows, I, O features in and out, E experts
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.autograd import PyLayer
+
+from erniekit.ops.backend import choose, to_arithmetic, to_storage
+from erniekit.ops.number_formats import FORMATS, dequantise, quantise
+
+
+class QuantisedMatrix:
+    """A matrix [I, O], or one an expert [E, I, O], in place of a tensor that is multiplied with.
+
+    Args:
+        codes: uint8, packed. scales: fp32. number: a row of FORMATS. group: rows that share a scale.
+        dtype: Paddle's type of the numbers that are made, or its name.
+    """
+
+    stop_gradient = True
+
+    def __init__(
+        self,
+        codes: paddle.Tensor,
+        scales: paddle.Tensor,
+        *,
+        shape: Sequence[int],
+        number: str,
+        group: int | None,
+        dtype: Any,
+    ) -> None:
+        self.codes, self.scales = codes, scales
+        self.shape, self.number = list(shape), number
+        self.dtype = getattr(paddle, dtype) if isinstance(dtype, str) else dtype
+        self.group = group or self.shape[-2]
+        self.table = paddle.to_tensor(FORMATS[number].table())
+
+    @classmethod
+    def of(cls, raw: np.ndarray, number: str, group: int | None, dtype: Any) -> "QuantisedMatrix":
+        """Quantise a matrix in fp32, or in bf16 as uint16."""
+        codes, scales = quantise(raw, number, group)
+        return cls(
+            *(paddle.to_tensor(codes), paddle.to_tensor(scales)),
+            shape=raw.shape,
+            number=number,
+            group=group,
+            dtype=dtype,
+        )
+
+    @property
+    def size(self) -> int:
+        """Numbers in the matrix."""
+        return int(np.prod(self.shape))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of codes and scales."""
+        return int(self.codes.size + 4 * self.scales.size)
+
+    def numbers(self, expert: int | None = None) -> paddle.Tensor:
+        """The matrix (of an expert) as a tensor of its type."""
+        codes, scales = (t if expert is None else t[expert] for t in (self.codes, self.scales))
+        made = dequantise(codes.numpy(), scales.numpy(), self.number, self.group, self.shape[-2])
+        return paddle.to_tensor(made).astype(self.dtype)
+
+
+def quantised_product(
+    x_MK: paddle.Tensor,
+    matrix: QuantisedMatrix,
+    *,
+    bias: paddle.Tensor | None = None,
+    offsets: paddle.Tensor | None = None,
+    turned: bool = False,
+) -> paddle.Tensor:
+    """x times the matrix, or times its transpose when `turned`; no graph is made.
+
+    Args:
+        offsets: int64 [E + 1] where the matrix is one an expert, as of `ops/moe.py: grouped_linear`.
+    """
+    return choose("quantised_product")(x_MK, matrix, bias=bias, offsets=offsets, turned=turned)
+
+
+@paddle.no_grad()
+def quantised_product_reference(
+    x_MK: paddle.Tensor,
+    matrix: QuantisedMatrix,
+    *,
+    bias: paddle.Tensor | None = None,
+    offsets: paddle.Tensor | None = None,
+    turned: bool = False,
+) -> paddle.Tensor:
+    """`quantised_product` by Paddle's operators, one whole matrix at a time."""
+    dtype = x_MK.dtype
+    if offsets is None:
+        y = _product(x_MK, matrix.numbers(), turned)
+        return to_storage(y if bias is None else y + to_arithmetic(bias)[0], dtype)
+    bounds = offsets.tolist()
+    parts = []
+    for expert, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        if stop > start:
+            parts.append(_product(x_MK[start:stop], matrix.numbers(expert), turned))
+    if not parts:
+        return paddle.zeros([0, matrix.shape[-2 if turned else -1]], dtype=dtype)
+    return to_storage(paddle.concat(parts), dtype)
+
+
+def _product(x_MK: paddle.Tensor, numbers: paddle.Tensor, turned: bool) -> paddle.Tensor:
+    return paddle.matmul(to_arithmetic(x_MK)[0], to_arithmetic(numbers)[0], transpose_y=turned)
+
+
+def quantised_linear(
+    x: paddle.Tensor, matrix: QuantisedMatrix, bias: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """x [..., I] times the matrix [I, O] plus bias, with a gradient to x alone."""
+    if not paddle.is_grad_enabled():
+        return _rowwise(x, matrix, bias=bias)
+    return _Product.apply(x, matrix, bias, None)
+
+
+def quantised_grouped_linear(
+    x_MI: paddle.Tensor, matrix: QuantisedMatrix, offsets: paddle.Tensor
+) -> paddle.Tensor:
+    """Rows of every expert times its matrix of [E, I, O], with a gradient to x alone."""
+    bounds = offsets.astype("int64").contiguous()
+    if not paddle.is_grad_enabled():
+        return quantised_product(x_MI, matrix, offsets=bounds)
+    return _Product.apply(x_MI, matrix, None, _Bounds(bounds))
+
+
+def _rowwise(x: paddle.Tensor, matrix: QuantisedMatrix, **settings: Any) -> paddle.Tensor:
+    y = quantised_product(x.reshape([-1, x.shape[-1]]), matrix, **settings)
+    return y.reshape([*x.shape[:-1], y.shape[-1]])
+
+
+class _Bounds:
+    """Offsets that Paddle does not take for an input of the graph."""
+
+    def __init__(self, offsets: paddle.Tensor) -> None:
+        self.offsets = offsets
+
+
+class _Product(PyLayer):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: paddle.Tensor,
+        matrix: QuantisedMatrix,
+        bias: paddle.Tensor | None,
+        bounds: _Bounds | None,
+    ) -> paddle.Tensor:
+        assert bias is None or bias.stop_gradient, "the bias of a quantised matrix is not trained"
+        ctx.matrix, ctx.offsets, ctx.has_bias = matrix, bounds and bounds.offsets, bias is not None
+        return _rowwise(x, matrix, bias=bias, offsets=ctx.offsets)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        grad_x = _rowwise(grad, ctx.matrix, offsets=ctx.offsets, turned=True)
+        return (grad_x, None) if ctx.has_bias else grad_x

@@ -1,0 +1,57 @@
+"""Weights of a model as codes of few bits, everything else as it was.
+
+A layer's parameter `weight` gives place to a `QuantisedMatrix`, which the operators multiply with, so
+the layers stay those of `nn`, and whoever replaces or wraps them (adapters, recomputation) finds what
+it looks for. Weights are quantised one by one while they are read. They are frozen: a matrix is no
+parameter, has no gradient, and is in no checkpoint.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from erniekit.checkpoint.files import Item
+from erniekit.nn.linear import Linear
+from erniekit.nn.moe import ExpertMatrices
+from erniekit.ops.quantised import QuantisedMatrix
+from erniekit.quant.schemes import WeightFormat, format_of
+
+
+def apply(
+    model: Any, roles: Mapping[str, str], scheme: str, items: Iterable[Item], *, dtype: str
+) -> Iterator[Item]:
+    """Take the parameters that `scheme` quantises out of a model, and put matrices there as they pass by.
+
+    Args:
+        roles: end of a module's name -> its role.
+        items: every parameter as (name, dtype word, raw bits).
+        dtype: Paddle's name of the type that is computed in.
+
+    Returns:
+        The items of the parameters that stay. It has to be read to its end.
+    """
+    waiting: dict[str, tuple[Any, WeightFormat]] = {}
+    for module, layer in model.named_sublayers():
+        chosen = format_of(f"{module}.weight", roles, scheme)
+        if chosen is not None and isinstance(layer, (Linear, ExpertMatrices)):
+            waiting[f"{module}.weight"] = (layer, chosen)
+            del layer.weight
+    assert waiting, f"{scheme} quantises nothing of this model"
+    return _quantise(waiting, items, dtype)
+
+
+def _quantise(
+    waiting: dict[str, tuple[Any, WeightFormat]], items: Iterable[Item], dtype: str
+) -> Iterator[Item]:
+    for name, word, raw in items:
+        if name not in waiting:
+            yield name, word, raw
+            continue
+        layer, chosen = waiting.pop(name)
+        layer.weight = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype)
+    assert not waiting, f"matrices without a source: {sorted(waiting)}"
+
+
+def quantised_matrices(model: Any) -> dict[str, QuantisedMatrix]:
+    """The quantised weights of a model by the name that the parameter had."""
+    layers = ((f"{name}.weight", getattr(layer, "weight", None)) for name, layer in model.named_sublayers())
+    return {name: weight for name, weight in layers if isinstance(weight, QuantisedMatrix)}
