@@ -30,6 +30,7 @@ class Loader:
         shape: BatchShape,
         seed: int,
         *,
+        num_replicas: int = 1,
         max_seq_len: int,
         packing: bool,
         buffer_size: int,
@@ -38,7 +39,7 @@ class Loader:
     ) -> None:
         self._samples, self._seed = samples, seed
         self._batch_size = shape.per_device_train_batch_size
-        self._rows_per_step = self._batch_size * shape.gradient_accumulation_steps * shape.num_replicas
+        self._rows_per_step = self._batch_size * shape.gradient_accumulation_steps * num_replicas
         self._max_seq_len, self._packing, self._window_rows = max_seq_len, packing, buffer_size
         self._pad_to = max_seq_len if pad_to_max_seqlen else None
         self._pool = ThreadPoolExecutor(1, "loader") if dataloader_num_workers > 0 else None

@@ -17,12 +17,11 @@ from erniekit.data.vision_tokens import VisionTokens
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """How many rows the batches have; `num_replicas` processes share the micro-batches of a step."""
+    """How many rows the batches have."""
 
     per_device_train_batch_size: int
     per_device_eval_batch_size: int
     gradient_accumulation_steps: int
-    num_replicas: int = 1
 
 
 Pack = tuple[Sample, ...]

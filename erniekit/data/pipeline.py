@@ -107,6 +107,7 @@ def build_loader(
     samples: TrainSamples,
     shape: BatchShape,
     seed: int,
+    num_replicas: int = 1,
     *,
     max_seq_len: int,
     packing: bool,
@@ -114,11 +115,12 @@ def build_loader(
     pad_to_max_seqlen: bool,
     dataloader_num_workers: int,
 ) -> Loader:
-    """The loader of a configuration."""
+    """The loader of a configuration, of which `num_replicas` processes share the micro-batches of a step."""
     return Loader(
         samples,
         shape,
         seed,
+        num_replicas=num_replicas,
         max_seq_len=max_seq_len,
         packing=packing,
         buffer_size=buffer_size,
