@@ -24,6 +24,9 @@ from erniekit.quant.schemes import SCHEMES
 if TYPE_CHECKING:
     import paddle
 
+    from erniekit.parallel.distribute import Distribution
+    from erniekit.parallel.mesh import Mesh
+
 # fine_tuning -> the layer that takes the place of a linear one; None trains the model as it is.
 ADAPTERS: dict[str, str | None] = {
     "full": None,
@@ -54,6 +57,7 @@ class Assembled:
         adapter: what is on it (an `adapters.lora.Applied`), or None.
         fingerprint: of the weights under an adapter, as they are in files.
         scheme: what the frozen weights are quantised by.
+        spread: how the model lies over several processes.
     """
 
     model: Any
@@ -64,6 +68,7 @@ class Assembled:
     adapter: Any = None
     fingerprint: str | None = None
     scheme: str | None = None
+    spread: "Distribution | None" = None
 
     def numbers_in_words(self) -> str:
         """Number types of weights and arithmetic."""
@@ -120,6 +125,7 @@ def _in_words(compute_dtype: str, scheme: str | None) -> str:
 def build_model(
     folder: Path,
     adaptation: Adaptation | None = None,
+    mesh: "Mesh | None" = None,
     *,
     continue_training: bool,
     compute_type: str,
@@ -127,6 +133,7 @@ def build_model(
     hidden_dropout_prob: float,
     attention_probs_dropout_prob: float,
     freeze: Sequence[str],
+    sequence_parallel: bool = False,
     num_nextn_predict_layers: int | None = None,
 ) -> Assembled:
     """Build the model of `folder` for training.
@@ -135,6 +142,7 @@ def build_model(
         folder: a model folder; with `continue_training=False` only its `config.json` is read and
             the weights are initialised at random.
         adaptation: the adapter, when `fine_tuning` asks for one.
+        mesh: the processes that the model is spread over, where there are several.
         num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
 
     Raises:
@@ -145,7 +153,10 @@ def build_model(
     if fine_tuning.lower() not in ADAPTERS:
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
     layer = ADAPTERS[fine_tuning.lower()]
-    built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+    if mesh is not None:
+        built = _spread_out(folder, mesh, compute_type=compute_type, sequence_parallel=sequence_parallel)
+    else:
+        built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
     if num_nextn_predict_layers is not None:
         built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
     if layer is not None:
@@ -346,6 +357,23 @@ def _build(
         model.initialise_weights()
     release_free_memory()
     return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
+
+
+def _spread_out(folder: Path, mesh: "Mesh", *, compute_type: str, sequence_parallel: bool) -> Assembled:
+    """The model over several processes; each reads what it holds, and has no memory for the rest."""
+    import paddle
+
+    from erniekit.parallel.distribute import distribute
+    from erniekit.parallel.placement import placed_items
+
+    compute_dtype, _ = number_types(compute_type)
+    config = read_model_config(folder)
+    family = load_family(config)
+    with paddle.LazyGuard():
+        model = family.build(config, dtype=compute_dtype)
+    spread = distribute(model, family.plan, mesh, sequence_parallel=sequence_parallel)
+    load_weights(model, placed_items(family.weights.load_weights(folder, config), spread.placements))
+    return Assembled(model, config, compute_dtype, 0, 0, spread=spread)
 
 
 def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:

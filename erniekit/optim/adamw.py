@@ -139,6 +139,10 @@ class AdamW:
         self._update.update(entries, numbers)
         self._clip = 1.0
 
+    def names(self) -> list[str]:
+        """Parameters that are updated here."""
+        return list(self._parameters)
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._clip = 1.0

@@ -7,7 +7,7 @@ to split, and what was saved under one plan is read under any other.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from erniekit.errors import ConfigError
 
 Shape = tuple[int, ...]
+Item = tuple[str, str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ def split(
         )
         here, begin = here + length, begin + piece
     return Placement(placement.shape, tuple(blocks), placement.counted)
+
+
+def placed_items(items: Iterable[Item], placements: Mapping[str, Placement]) -> Iterator[Item]:
+    """Of whole parameters (name, dtype word, raw bits) what this process holds of those that it has."""
+    for name, word, array in items:
+        if name in placements:
+            yield name, word, placements[name].take(array)
 
 
 def share_out(sizes: Sequence[int], count: int) -> list[int]:

@@ -83,6 +83,8 @@ def require_devices(
     devices = max(devices, expert_parallel_degree, num_processes)
     if num_processes > 1:
         asked["nproc_per_node"] = max(nproc_per_node, num_processes)
+    if num_processes > 1:
+        return
     held = state()
     total = sum(held.values()) if held else 0
     if devices == 1 and total <= available():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniekit import assemble
 from erniekit.checkpoint.sources import companions_folder, locate_adapters, locate_model
+from erniekit.checkpoint.store import Checkpoint
 from erniekit.config.config import Config
 from erniekit.data.loader import Loader
 from erniekit.data.pack import BatchShape
@@ -31,23 +32,33 @@ from erniekit.log import logger
 from erniekit.models.registry import read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
+from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.parallel.rendezvous import own_place
 from erniekit.train.contents import checkpoint_contents
-from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
+from erniekit.train.devices import (
+    free_memory,
+    known_numbers,
+    require_devices,
+    run_identity,
+    state_of,
+)
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
 from erniekit.train.preference import held_out_objective, moving_reference, preference_objective
+from erniekit.train.processes import Crew, open_processes
 from erniekit.train.recompute import recompute_as_asked
-from erniekit.train.reporting import Reporter, resident_memory
+from erniekit.train.reporting import Quiet, Reporter, resident_memory
 from erniekit.train.routing import RouterWatch, watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
 from erniekit.train.saving import SavingPlan
+from erniekit.train.shared_contents import PlacedTensors
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.step_loss import StepLoss
+from erniekit.train.team import ALONE, Team, share_states
 from erniekit.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -77,6 +88,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     require_devices(
         lambda: state_of_run(config), lambda: free_memory(device), own_place()[1], **asdict(config.parallel)
     )
+    mesh = _mesh(config, loaded)
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -85,15 +97,17 @@ def train_session(loaded: "LoadedConfig") -> int:
         loaded.to_yaml(),
         deciding_settings(config),
         config.saving.save_total_limit,
+        None if mesh is None else Crew(mesh),
         output_dir=run.output_dir,
         overwrite_output_dir=run.overwrite_output_dir,
         resume_from_checkpoint=run.resume_from_checkpoint,
     )
     for line in samples.report.lines():
         logger.info(line)
-    loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
+    replicas = 1 if mesh is None else mesh.batch.size
+    loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, replicas, **_packing(config))
     start = run_folder.start_from
-    built = _build_model(config, folder, start.path if start else None)
+    built = _build_model(config, folder, start.path if start else None, mesh)
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
     )
@@ -107,28 +121,26 @@ def train_session(loaded: "LoadedConfig") -> int:
         config, run_folder, built, loader, held_out, reader, samples.report, folder, objective
     )
     if start is not None:
-        trainer.resume(
-            start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer"))
-        )
+        trainer.resume(start, lambda checkpoint: _load_optimizer(trainer, checkpoint))
         moving = moving_reference(objective)
         if moving is not None:
             moving.load(start.path)
-    sample = samples.first_samples(1)[0]
-    show_start_screen(
-        config,
-        built,
-        trainer,
-        samples.report,
-        chosen,
-        sample=sample,
-        tokenizer=reader.tokenizer,
-        device=device,
-    )
+    if trainer.team.is_first:
+        show_start_screen(
+            config,
+            built,
+            trainer,
+            samples.report,
+            chosen,
+            sample=samples.first_samples(1)[0],
+            tokenizer=reader.tokenizer,
+            device=device,
+        )
     try:
         code = trainer.run()
     finally:
         loader.close()
-    if code == 0:
+    if code == 0 and trainer.team.is_first:
         write_outcome(run_folder, trainer, config, built)
     return code
 
@@ -264,7 +276,41 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     return StepLoss(objective, companions, depths, **own)
 
 
-def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble.Assembled:
+def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
+    """The places of the processes, where there are several."""
+    if own_place()[1] == 1:
+        return None
+    model = config.model
+    others = {
+        "stage": config.run.stage,
+        "fine_tuning": model.fine_tuning,
+        "continue_training": model.continue_training,
+        "num_nextn_predict_layers": model.num_nextn_predict_layers,
+    }
+    return open_processes(asdict(config.parallel), others, run_identity(config.values()))
+
+
+def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    tensors, team = checkpoint.tensors("optimizer"), trainer.team
+    if team.spread is None:
+        trainer.optimizer.load_state(tensors)
+        return
+    held = team.held() or frozenset(trainer.optimizer.names())
+    trainer.optimizer.load_state(PlacedTensors(tensors, team.spread.placements, held))
+
+
+def _team(config: Config, built: assemble.Assembled) -> Team:
+    if built.spread is None:
+        return ALONE
+    if not config.parallel.sharding:
+        return Team(built.spread)
+    sizes = {name: p.size for name, p in built.model.named_parameters() if not p.stop_gradient}
+    return Team(built.spread, share_states(built.spread, sizes))
+
+
+def _build_model(
+    config: Config, folder: Path, resumed: Path | None, mesh: Mesh | None = None
+) -> assemble.Assembled:
     """The model to train; a checkpoint that is continued is the whole model, or the adapter on it."""
     model = config.model
     adaptation = None
@@ -279,12 +325,14 @@ def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble
     return assemble.build_model(
         folder,
         adaptation,
+        mesh,
         continue_training=model.continue_training or resumed is not None,
         compute_type=model.compute_type,
         fine_tuning=model.fine_tuning,
         hidden_dropout_prob=model.hidden_dropout_prob,
         attention_probs_dropout_prob=model.attention_probs_dropout_prob,
         freeze=model.freeze,
+        sequence_parallel=config.parallel.sequence_parallel,
         num_nextn_predict_layers=model.num_nextn_predict_layers,
     )
 
@@ -327,9 +375,12 @@ def _build_trainer(
         trained_share=built.num_trained / built.num_parameters,
         ahead=config.routing.multi_token_pred_lambda > 0,
     )
+    team = _team(config, built)
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
-        evaluate_now = lambda: evaluate(built.model, _batches(config, held_out), objective)  # noqa: E731
+        evaluate_now = lambda: evaluate(  # noqa: E731
+            built.model, _batches(config, held_out), objective, team=team
+        )
     return Trainer(
         model=built.model,
         step_loss=_step_loss(config, built, objective),
@@ -337,11 +388,12 @@ def _build_trainer(
         optimizer=build_optimizer(
             list(built.model.named_parameters()),
             built.adapter.learning_rate_ratios() if built.adapter else None,
+            team.held(),
             **asdict(config.optimizer),
         ),
         schedule=build_schedule(config.optimizer.learning_rate, total_steps, **asdict(config.schedule)),
         store=run_folder.store,
-        reporter=Reporter(run_folder.path, total_steps, flops, **reporting),
+        reporter=(Reporter if team.is_first else Quiet)(run_folder.path, total_steps, flops, **reporting),
         evaluation=EvaluationPlan(**asdict(config.evaluation)),
         saving=SavingPlan(**asdict(config.saving)),
         nonfinite=policy,
@@ -357,4 +409,5 @@ def _build_trainer(
         ),
         total_steps=total_steps,
         seed=config.run.seed,
+        team=team,
     )

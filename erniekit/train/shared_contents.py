@@ -17,7 +17,6 @@ from erniekit.models.registry import load_family
 from erniekit.parallel.placement import Placement, whole
 from erniekit.train.team import Team
 
-Item = tuple[str, str, np.ndarray]
 COUNT = "num_updates"
 
 
@@ -103,13 +102,6 @@ class PlacedTensors:
         """Raw bits of the part."""
         array = self._tensors.read(name)
         return array if name == COUNT else self._placements[_parameter(name)].take(array)
-
-
-def placed_items(items: Iterable[Item], placements: Mapping[str, Placement]) -> Iterator[Item]:
-    """Of whole parameters what this process holds of those that it has."""
-    for name, word, array in items:
-        if name in placements:
-            yield name, word, placements[name].take(array)
 
 
 def _parameter(stored: str) -> str:

@@ -22,6 +22,7 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.reporting import Reporter
 from erniekit.train.saving import SavingPlan
+from erniekit.train.shared_contents import model_tensors, optimizer_tensors
 from erniekit.train.signals import StopOnSignal, exit_code_of
 from erniekit.train.step_loss import StepLoss
 from erniekit.train.team import ALONE, Team
@@ -199,6 +200,9 @@ class Trainer:
             "log_bytes": self.reporter.log_bytes(),
             "total_steps": self.total_steps,
         }
+        if self.team.spread is not None:
+            self._save_shared(state)
+            return
         self.store.save(
             self.progress.step,
             model_items=self.contents.items(),
@@ -207,6 +211,19 @@ class Trainer:
             write_files=self.contents.write_files,
             asynchronous=self.saving.asynchronous,
             model_basename=self.contents.basename,
+        )
+
+    def _save_shared(self, state: dict[str, Any]) -> None:
+        names = [name for name, _ in self.model.named_parameters()]
+        self.store.save_shared(
+            self.progress.step,
+            tensors=[
+                model_tensors(self.model, self.model.config, self.team),
+                optimizer_tensors(self.optimizer, names, self.team),
+            ],
+            state=state,
+            write_files=self.contents.write_files,
+            asynchronous=self.saving.asynchronous,
         )
 
     def resume(self, checkpoint: Checkpoint, load_optimizer: Callable[[Checkpoint], None]) -> None:
