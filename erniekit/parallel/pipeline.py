@@ -18,8 +18,9 @@ import paddle
 
 from erniekit.ops import gradients
 from erniekit.parallel import comm, schedule, seeds
+from erniekit.parallel.parts import find
 from erniekit.parallel.schedule import Action, Schedule
-from erniekit.parallel.stage_model import StageView, at, cut_model, shares_embedding
+from erniekit.parallel.stage_model import StageView, cut_model, shares_embedding
 from erniekit.parallel.stages import Stages
 
 Call = Callable[[], object]
@@ -276,7 +277,7 @@ class PipelineEngine:
         """The gradient of an embedding that first and last stage have."""
         if self._ends.size == 1 or self._ends.rank < 0:
             return
-        for parameter in at(self._model, self._plan.EMBEDDING).parameters():
+        for parameter in find(self._model, self._plan.EMBEDDING).parameters():
             if parameter.stop_gradient:
                 continue
             found = gradients.of(parameter)

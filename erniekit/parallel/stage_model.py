@@ -18,6 +18,7 @@ from paddle import nn
 
 from erniekit.errors import RunError
 from erniekit.ops.linear import add
+from erniekit.parallel.parts import find
 from erniekit.parallel.stages import Stages
 
 
@@ -50,7 +51,7 @@ def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> froz
     """
     first, last = 0 in own, len(stages) - 1 in own
     kept = {block for stage in own for block in range(*stages[stage])}
-    blocks = at(model, plan.BLOCKS)
+    blocks = find(model, plan.BLOCKS)
     assert len(blocks) == stages[-1][1], (len(blocks), stages)
     shared = shares_embedding(model, plan)
     for index in range(len(blocks)):
@@ -58,7 +59,7 @@ def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> froz
             blocks[index] = Absent(plan)
     container, names = _container(plan)
     if not last:
-        for name, layer in list(at(model, container)._sub_layers.items()):
+        for name, layer in list(find(model, container)._sub_layers.items()):
             if f"{container}.{name}" not in (plan.BLOCKS, plan.EMBEDDING):
                 empty = nn.LayerList() if isinstance(layer, nn.LayerList) else Absent(plan)
                 _place(model, f"{container}.{name}", empty)
@@ -75,8 +76,8 @@ def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> froz
 
 def shares_embedding(model: Any, plan: Any) -> bool:
     """Whether the last stage needs the embedding: as its head, or for multi-token prediction."""
-    head = at(model, plan.HEAD)
-    return getattr(head, "weight", None) is None or len(at(model, plan.AHEAD_BLOCKS) or ()) > 0
+    head = find(model, plan.HEAD)
+    return getattr(head, "weight", None) is None or len(find(model, plan.AHEAD_BLOCKS) or ()) > 0
 
 
 class StageView:
@@ -93,14 +94,14 @@ class StageView:
             inner = _twin(owner._sub_layers[name])
             owner._sub_layers[name] = inner
             owner = inner
-        blocks = at(model, plan.BLOCKS)
+        blocks = find(model, plan.BLOCKS)
         own = range(*stages[stage])
         like = blocks[own[0]]
         kept = [block if index in own else Absent(plan, like) for index, block in enumerate(blocks)]
         _place(self.model, plan.BLOCKS, nn.LayerList(kept))
         if not self.is_first:
             owner.register_forward_pre_hook(self._begin)
-            _place(self.model, plan.EMBEDDING, self._entrance(at(model, plan.EMBEDDING)))
+            _place(self.model, plan.EMBEDDING, self._entrance(find(model, plan.EMBEDDING)))
         if not self.is_last:
             leaving = nn.Layer()
             leaving.forward = _leave
@@ -111,7 +112,11 @@ class StageView:
 
     def _entrance(self, embedding: Any) -> Any:
         """A layer that gives the received activation once, and later embeds, for multi-token prediction."""
-        entrance = nn.Layer() if isinstance(embedding, Absent) else _twin(embedding)
+        entrance = nn.Layer()
+        if not isinstance(embedding, Absent):
+            # A tied head reads its weight.
+            for name, parameter in embedding.named_parameters(include_sublayers=False):
+                entrance.add_parameter(name, parameter)
 
         def enter(ids: paddle.Tensor) -> paddle.Tensor:
             if not self._begins:
@@ -133,15 +138,6 @@ def _leave(stream: paddle.Tensor, delta: paddle.Tensor | None = None) -> tuple[A
     return total, total
 
 
-def at(root: Any, path: str) -> Any:
-    """The part at a dotted path, or None where there is none."""
-    for name in path.split("."):
-        root = getattr(root, name, None)
-        if root is None:
-            return None
-    return root
-
-
 def _container(plan: Any) -> tuple[str, list[str]]:
     """Path of what holds the blocks, and its names."""
     path = plan.BLOCKS.rpartition(".")[0]
@@ -150,7 +146,7 @@ def _container(plan: Any) -> tuple[str, list[str]]:
 
 def _place(model: Any, path: str, layer: Any) -> None:
     owner, _, name = path.rpartition(".")
-    holder = at(model, owner) if owner else model
+    holder = find(model, owner) if owner else model
     if name in holder._sub_layers:
         holder._sub_layers[name] = layer
 

@@ -9,7 +9,7 @@ import pytest
 from erniekit.parallel.layout import Layout
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
-from tests.parallel.test_pipeline import batches_of, fill, step_loss_of
+from tests.parallel.plans import batches_of, fill, gradients_of, step_loss_of
 
 HERE = "tests.parallel.test_distribute"
 MODELS = {
@@ -39,13 +39,6 @@ MORE = {
     "experts dp2 ep2": ("experts", Layout(data=4, expert=2, moe_group="dp"), False),
     "experts dp2 mp2 sp": ("experts", Layout(data=2, tensor=2, expert=2, moe_group="mp"), True),
 }
-
-
-def gradients_of(model: Any) -> dict[str, np.ndarray]:
-    from erniekit.ops import gradients
-
-    found = {name: gradients.of(parameter) for name, parameter in model.named_parameters()}
-    return {name: gradient.numpy() for name, gradient in found.items() if gradient is not None}
 
 
 def build(kind: str, *, lazily: bool = False) -> Any:

@@ -13,6 +13,7 @@ from erniekit.models.ernie45.model import Ernie45
 from erniekit.ops import gradients
 from erniekit.parallel.stage_model import StageView, cut_model, shares_embedding
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
+from tests.parallel.plans import gradients_of
 
 STAGES = ((0, 1), (1, 3), (3, 4))
 
@@ -33,11 +34,8 @@ def inputs() -> tuple[paddle.Tensor, ...]:
 
 
 def take_gradients(model: Any) -> dict[str, np.ndarray]:
-    found = {}
-    for name, parameter in model.named_parameters():
-        gradient = gradients.of(parameter)
-        if gradient is not None:
-            found[name] = gradient.numpy().copy()
+    found = gradients_of(model)
+    for parameter in model.parameters():
         gradients.clear(parameter)
     return found
 
@@ -61,6 +59,20 @@ def test_stages_one_after_the_other_are_the_model() -> None:
         assert np.abs(found_gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max(), name
     # The model itself is as it was.
     np.testing.assert_array_equal(model(*inputs()).numpy(), hidden.numpy())
+
+
+def test_an_embedding_that_was_changed_from_outside_can_be_cut() -> None:
+    model = build(num_nextn_predict_layers=1)
+    embed = model.model.embed_tokens
+    original = embed.forward
+    embed.forward = lambda ids: 2.0 * original(ids)
+    hidden, (ahead,) = model.predict_ahead(*inputs())
+    first, last = (StageView(model, plan, ((0, 2), (2, 4)), stage) for stage in range(2))
+    last.received = first.model(*inputs())
+    found, (found_ahead,) = last.model.predict_ahead(*inputs())
+    np.testing.assert_array_equal(found.numpy(), hidden.numpy())
+    np.testing.assert_array_equal(found_ahead.numpy(), ahead.numpy())
+    assert last.model.head().weight is embed.weight
 
 
 def test_a_second_pass_over_one_activation_is_refused() -> None:

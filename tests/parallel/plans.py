@@ -1,0 +1,65 @@
+"""What tests of models over several processes share: weights, batches, the loss of a step, gradients."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+
+def fill(model: Any) -> None:
+    """Weights that depend on the name of the parameter only."""
+    for name, parameter in model.named_parameters():
+        random = np.random.default_rng(list(name.encode()))
+        scale, shift = (0.15, 0.0) if len(parameter.shape) >= 2 else (0.1, float("norm" in name))
+        parameter.set_value(random.normal(shift, scale, parameter.shape).astype(np.float32))
+
+
+def batches_of(step: int, count: int) -> list[Any]:
+    """Packed rows of unequal length, with labels for some positions."""
+    random = np.random.default_rng(step)
+    found = []
+    for index in range(count):
+        lengths = random.integers(2, 7, 2 + index % 3)
+        columns = int(lengths.sum())
+        ids = random.integers(3, 64, (2, columns))
+        labels = np.where(random.random((2, columns)) < 0.7, random.integers(3, 64, (2, columns)), -100)
+        starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths).astype(np.int32)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        found.append(
+            SimpleNamespace(
+                input_ids=ids,
+                labels=labels,
+                position_ids=np.tile(positions, (2, 1)),
+                attend_from=np.tile(starts, (2, 1)),
+                token_types=None,
+                is_token=lambda columns=columns: np.ones((2, columns), bool),
+            )
+        )
+    return found
+
+
+def step_loss_of(model: Any, kind: str) -> Any:
+    from erniekit.train.objectives import build_objective
+    from erniekit.train.routing import watch_routers
+    from erniekit.train.step_loss import StepLoss
+
+    experts = kind == "experts"
+    companions = watch_routers(
+        model,
+        "SFT",
+        moe_aux_loss_lambda=0.5 * experts,
+        moe_z_loss_lambda=0.1 * experts,
+        moe_orthogonal_loss_lambda=0.2 * experts,
+        use_ortho_loss_callback=False,
+        moe_use_aux_free=False,
+        moe_use_aux_free_update_coef=0.0,
+    )
+    objective = build_objective("SFT", loss_subbatch_seqlen=8, use_sparse_head_and_loss_fn=True)
+    return StepLoss(objective, companions, 2 * experts, multi_token_pred_lambda=0.3 * experts)
+
+
+def gradients_of(model: Any) -> dict[str, np.ndarray]:
+    from erniekit.ops import gradients
+
+    found = {name: gradients.of(parameter) for name, parameter in model.named_parameters()}
+    return {name: gradient.numpy().copy() for name, gradient in found.items() if gradient is not None}
