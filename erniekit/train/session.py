@@ -56,6 +56,7 @@ from erniekit.train.routing import RouterWatch, watch_routers
 from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
 from erniekit.train.saving import SavingPlan
 from erniekit.train.shared_contents import PlacedTensors
+from erniekit.train.shared_routers import share_routers
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.step_loss import StepLoss
 from erniekit.train.team import ALONE, Team, share_states
@@ -268,6 +269,9 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     routing = asdict(config.routing)
     own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
     companions: list[Any] = [*watch_routers(built.model, config.run.stage, **routing)]
+    if built.spread is not None:
+        for routers in companions:
+            share_routers(routers, built.spread, sequence_parallel=config.parallel.sequence_parallel)
     moving = moving_reference(objective)
     if moving is not None:
         companions.append(moving)
