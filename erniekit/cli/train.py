@@ -20,6 +20,10 @@ def run(argv: list[str]) -> int:
 
     loaded = read_config(argv, "train")
     require_paddle()
+    from erniekit.errors import ErnieKitError
     from erniekit.train.session import train_session
 
-    return train_session(loaded)
+    try:
+        return train_session(loaded)
+    except ErnieKitError as error:
+        raise loaded.placed(error) from error

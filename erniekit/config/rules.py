@@ -248,7 +248,8 @@ def _recomputation(config: Config) -> RuleResult:
     if chosen.memory_limit_gb is not None and chosen.recompute != "auto":
         yield (
             "memory_limit_gb",
-            f"memory_limit_gb is for recompute: auto, and recompute is {chosen.recompute}",
+            f"memory_limit_gb is for recompute: auto, and recompute is {chosen.recompute}; write "
+            "recompute: auto, or leave memory_limit_gb out",
         )
     if chosen.recompute == "false":
         return
