@@ -16,7 +16,7 @@ from erniekit.config.interpolate import interpolate
 from erniekit.config.keys import NO_EFFECT, NOT_BUILT, NOTE_PREFIX, declared_keys, upstream_keys
 from erniekit.config.overrides import read_overrides
 from erniekit.config.resolved import dump
-from erniekit.config.rules import NOT_TRAINING, broken_rules, features_not_built
+from erniekit.config.rules import NOT_TRAINING, broken_rules, features_not_built, without_effect
 from erniekit.config.suggest import nearest_word, suggest
 from erniekit.errors import ConfigError, ErnieKitError, UnsupportedError
 
@@ -166,6 +166,9 @@ class _Collected:
         written = {key: entry.spelling for key, entry in entries.items() if entry.spelling is not None}
         for key, message in broken_rules(config, verb, written):
             self.problems.append(Problem(entries[key].place if key in entries else whole, message))
+        for key, reason in without_effect(config, verb):
+            if self.values.get(key, default := declared_keys()[key].default) != default:
+                self._notice(reason, key)
 
     def raise_problems(self, name: str) -> None:
         """Tell everything that is wrong, in the order of the file."""
