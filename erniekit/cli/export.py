@@ -1,10 +1,5 @@
 """`erniekit export`: a finished model folder from a run or a model."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source"
 USAGE = """usage: erniekit export MODEL|CONFIG [key=value ...]
 
@@ -43,23 +38,14 @@ def run(argv: list[str]) -> int:
     from erniekit.export.export import export_model
     from erniekit.log import console, logger
 
+    adapter = target.one_adapter("is merged")
     logger.info(f"model: {target.description}")
     exported = export_model(
-        target.folder,
+        target.model,
         target.output_dir,
         target.overwrite,
-        _adapter(target.config.lora.lora_path),
+        adapter,
         **asdict(target.config.export),
     )
     console.print(f"{exported.folder}: {exported.describe()}", markup=False)
     return 0
-
-
-def _adapter(lora_path: str | None) -> "Path | None":
-    from erniekit.checkpoint.sources import locate_adapters
-    from erniekit.errors import ConfigError
-
-    found = locate_adapters(lora_path=lora_path)
-    if len(found) > 1:
-        raise ConfigError(f"lora_path names {len(found)} adapters, and one is merged; name one")
-    return found[0] if found else None

@@ -25,7 +25,7 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
     found = list(_answer_length(config))
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
-        found += _quantised(config) if verb != "eval" else ()
+        found += [*_quantised(config), *_started_from(config)] if verb != "eval" else ()
         found += _padding(config, written.get("pad_to_max_seqlen", ""))
     return found
 
@@ -235,19 +235,23 @@ def _count(text: str | None) -> int:
     return len([part for part in (text or "").split(",") if part.strip()])
 
 
-def _adapter(config: Config) -> RuleResult:
-    method, path = config.model.fine_tuning, config.lora.lora_path
-    if method == "Full":
-        if path and config.run.do_train:
-            yield (
-                "lora_path",
-                f"lora_path: {path} with fine_tuning: Full would train without the adapter; write "
-                "fine_tuning: LoRA to go on training it, or merge it first with erniekit export",
-            )
+def _started_from(config: Config) -> RuleResult:
+    path = config.lora.lora_path
+    if not path or not config.run.do_train:
         return
-    if _count(path) > 1:
+    if config.model.fine_tuning == "Full":
+        yield (
+            "lora_path",
+            f"lora_path: {path} with fine_tuning: Full would train without the adapter; write "
+            "fine_tuning: LoRA to go on training it, or merge it first with erniekit export",
+        )
+    elif _count(path) > 1:
         yield "lora_path", f"lora_path names {_count(path)} adapters, and one is trained; name one"
-    if not config.model.continue_training:
+
+
+def _adapter(config: Config) -> RuleResult:
+    method = config.model.fine_tuning
+    if method != "Full" and not config.model.continue_training:
         yield (
             "continue_training",
             f"continue_training: false with fine_tuning: {method} would freeze random weights under the "

@@ -156,3 +156,12 @@ def test_keys_that_others_leave_nothing_to_do_are_told(values: dict[str, object]
 def test_the_best_of_no_evaluations_needs_both() -> None:
     with pytest.raises(ConfigError, match="write save_strategy: steps"):
         config_from_dict(LEAST | {"load_best_model_at_end": True, "save_strategy": "no"})
+
+
+def test_adapters_to_train_from_and_to_evaluate() -> None:
+    """Several are evaluated, with any fine_tuning; one is trained."""
+    for method, why in (("Full", "would train without the adapter"), ("LoRA", "names 2 adapters")):
+        values = {**LEAST, "fine_tuning": method, "lora_path": "./one,./two"}
+        with pytest.raises(ConfigError, match=why):
+            config_from_dict(values, verb="train")
+        config_from_dict({**values, "eval_dataset_path": "b.jsonl"}, verb="eval")
