@@ -1,6 +1,6 @@
 """`erniekit train`: the whole run of a configuration."""
 
-HELP = "train a model from a configuration (SFT, PT)"
+HELP = "train a model from a configuration (SFT, PT, DPO)"
 USAGE = """usage: erniekit train CONFIG [key=value | --key value | --key=value ...]
 
 Trains what CONFIG describes (YAML or JSON), evaluates and saves on the way, and writes report.md.
