@@ -41,6 +41,11 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
     elif config.lora.rslora_plus:
         for key in ("lora_alpha", "lora_plus_scale"):
             yield key, "4 with rslora_plus: true, whatever is given"
+    recompute = config.recompute.recompute
+    if recompute != "true":
+        does = "chooses by itself" if recompute == "auto" else "recomputes no layer"
+        for key in ("recompute_granularity", "refined_recompute", "no_recompute_layers", "use_recompute_moe"):
+            yield key, f"of recompute: true, and recompute: {recompute} {does}"
     if config.run.stage != "DPO":
         yield from _fields(
             config.preference, f"of pairs of answers, and stage is {config.run.stage}; write stage: DPO"

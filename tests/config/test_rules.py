@@ -142,7 +142,13 @@ def test_no_rule_speaks_about_a_value_that_could_not_be_read() -> None:
             {"fine_tuning": "LoRA", "rslora_plus": True, "lora_alpha": 16},
             "lora_alpha: 4 with rslora_plus: true",
         ),
+        ({"no_recompute_layers": "0-3"}, "no_recompute_layers: of recompute: true, and recompute: false"),
+        (
+            {"recompute": "auto", "recompute_granularity": "core_attn"},
+            "recompute_granularity: of recompute: true, and recompute: auto chooses by itself",
+        ),
         # Used, or as it is without being written.
+        ({"recompute": "true", "recompute_granularity": "core_attn", "no_recompute_layers": "0"}, None),
         ({"fine_tuning": "DoRA", "lora_rank": 16, "stage": "DPO", "loss_type": "ipo"}, None),
         ({"lora_rank": 8, "loss_type": "sigmoid", "mask_thinking": True}, None),
     ],
