@@ -39,6 +39,7 @@ MODELS["small experts"] = {
     "moe_k": 6,
 }
 MODELS["capacity"] = {**MODELS["small experts"], "moe_capacity": (1.0, 1.0, 1.0)}
+MODELS["ahead"] = {**MODELS["experts"], "num_nextn_predict_layers": 3}
 COMMON: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 384,
@@ -91,6 +92,8 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "6 of 32 experts: nothing": ("small experts", "bf16", {"recompute": "false"}),
     "6 of 32 experts: full": ("small experts", "bf16", {}),
     "6 of 32 experts, capacity 1: nothing": ("capacity", "bf16", {"recompute": "false"}),
+    "experts, 3 blocks ahead: nothing": ("ahead", "bf16", {"recompute": "false"}),
+    "experts, 3 blocks ahead: full": ("ahead", "bf16", {}),
 }
 
 
@@ -186,13 +189,16 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "SFT", chosen.head, loss_subbatch_seqlen=1024, use_sparse_head_and_loss_fn=True
     )
     batch = _batch(options, config.vocab_size)
+    scale = 0.5 / batch.labels.size
+    ahead = [0.1 * scale] * config.num_nextn_predict_layers
     seconds: list[float] = []
     cpu_seconds: list[float] = []
     total = 0.0
     for _ in range(1 + options.steps):
         started, cpu_started = time.perf_counter(), time.process_time()
         for _ in range(2):
-            loss, _ = objective(model, batch, scale=0.5 / batch.labels.size)
+            loss, found = objective(model, batch, scale=scale, ahead_scales=ahead)
+            loss = sum(found.get("ahead_losses", ()), loss)
             loss.backward()
             optimizer.accumulate_grads()
             total += float(loss)

@@ -1,10 +1,10 @@
-"""Runs the benchmarks whose figures docs/performance.md shows, and keeps what they measured.
+"""Runs the benchmarks whose figures the documents show, and keeps what they measured.
 
     python benchmarks/record.py --peer .venv-peer/bin/python
     python benchmarks/record.py overhead ops
 
 The JSON of each goes to benchmarks/figures/NAME.json; `make docs` writes the tables from there. About
-25 minutes on two cores with nothing else to do; with other work the figures are worthless.
+30 minutes on two cores with nothing else to do; with other work the figures are worthless.
 """
 
 import argparse
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "moe_step": ("moe_step.py", (), True),
     "lora_step": ("lora_step.py", ("--model", "starter", "--batch", "4", "--length", "512"), True),
     "dpo_step": ("dpo_step.py", ("--model", "starter", "--batch", "4", "--length", "512"), True),
+    "methods": ("methods.py", (), False),
     "decode": ("decode.py", (), False),
     "convergence": ("convergence.py", (), False),
     "overhead": ("overhead.py", (), False),

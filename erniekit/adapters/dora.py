@@ -41,11 +41,10 @@ class DoraLinear(LoraLinear):
         stretch = self.lora_magnitude / self.lengths()
         parts, reached, first = [], 0, 0
         for start, stop in self.columns:
-            parts.append(y[..., reached:start])
-            parts.append(y[..., start:stop] * stretch[first : first + stop - start])
+            parts += [paddle.ones([start - reached]), stretch[first : first + stop - start]]
             first, reached = first + stop - start, stop
-        parts.append(y[..., reached:])
-        y = paddle.concat([part for part in parts if part.shape[-1]], axis=-1)
+        parts.append(paddle.ones([y.shape[-1] - reached]))
+        y = y * paddle.concat([part for part in parts if part.shape[0]])
         return to_storage(y if bias is None else y + to_arithmetic(bias)[0], dtype)
 
     def kept_numbers(self) -> tuple[float, float]:

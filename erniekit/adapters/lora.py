@@ -131,10 +131,14 @@ def apply(
         lora_plus_scale=lora_plus_scale,
     )
     settings = AdapterSettings(lora_rank, alpha, lora_dropout, stabilised, linear.method == "DoRA")
-    targets = find_targets(model, layout, lora_target)
+    saved = tuple(_whole_parameters(model, lora_modules_to_save))
+    # Factors beside a matrix that is trained whole would only learn the same again.
+    targets = [t for t in find_targets(model, layout, lora_target) if f"{t.module}.weight" not in saved]
+    if not targets:
+        raise ConfigError("lora_modules_to_save names all that lora_target chooses: nothing is left to adapt")
     applied = attach(model, layout, targets, settings, linear)
     applied.plus_scale = plus_scale
-    applied.saved = tuple(_whole_parameters(model, lora_modules_to_save))
+    applied.saved = saved
     freeze_base(applied)
     return applied
 
@@ -245,7 +249,7 @@ def _swap(model: Any, layers: dict[str, Any]) -> None:
 
 def _whole_parameters(model: Any, entries: Sequence[str]) -> list[str]:
     """Parameters of the modules that `lora_modules_to_save` names, by an end of the name or a regex."""
-    names = [name for name, _ in model.named_parameters() if ".lora_" not in name]
+    names = [name for name, _ in model.named_parameters()]
     weights = ((f"{name}.weight", getattr(layer, "weight", None)) for name, layer in model.named_sublayers())
     quantised = [name for name, weight in weights if isinstance(weight, QuantisedMatrix)]
     chosen: dict[str, None] = {}

@@ -115,8 +115,7 @@ def write_settings(
     """
     settings = _with_rank(applied.settings, applied.settings.rank * stored_ranks(applied))
     settings = replace(settings, base=base)
-    modules = tuple(dict.fromkeys(name.split(".")[-2] for name in applied.saved))
-    content = peft_config(replace(settings, modules_to_save=modules), target_names(applied))
+    content = peft_config(replace(settings, modules_to_save=_whole_modules(applied)), target_names(applied))
     if EMBEDDING in applied.saved and _is_tied(applied.model):
         content["ensure_weight_tying"] = True
     _write(folder / PEFT_CONFIG, content)
@@ -351,6 +350,23 @@ def _take_whole_tensors(applied: Applied, adapter: Adapter, *, expected: Sequenc
             part[...] = given
         parameter.set_value(paddle.to_tensor(array).astype(parameter.dtype))
     applied.saved = tuple(sorted(names)) if expected is None else applied.saved
+
+
+def _whole_modules(applied: Applied) -> tuple[str, ...]:
+    """Names of the modules that are trained whole for peft, which takes all whose name ends in one."""
+    modules: dict[str, bool] = {}
+    for name, parameter in applied.model.named_parameters():
+        if ".lora_" not in name:
+            for stored in _stored(applied.layout, name, tuple(parameter.shape)):
+                modules[stored.name.rpartition(".")[0]] = name in applied.saved
+    chosen = [module for module, saved in modules.items() if saved]
+    others = [module for module, saved in modules.items() if not saved]
+    ends = {module: module.rpartition(".")[2] for module in chosen}
+    return tuple(
+        dict.fromkeys(
+            module if any(other.endswith(end) for other in others) else end for module, end in ends.items()
+        )
+    )
 
 
 def _is_tied(model: Any) -> bool:

@@ -62,7 +62,7 @@ def find_targets(model: Any, layout: Layout, lora_target: Sequence[str]) -> list
                     chosen.setdefault(candidate.module, {})[piece] = None
                     hits += 1
         if not hits and lora_target:
-            raise ConfigError(f"lora_target: {pattern!r} matches no matrix; {_listing(candidates)}")
+            raise ConfigError(f"lora_target: '{pattern}' matches no matrix; {_listing(candidates)}")
     targets = []
     for candidate in candidates:
         if candidate.module in chosen:
@@ -127,4 +127,8 @@ def _listing(candidates: Sequence[Target]) -> str:
     )
     listed = ", ".join(list(ends)[:_LISTED])
     words = ", ".join(WORDS)
-    return f"names end in {listed}; the names of fused weights, regular expressions, and {words} work too"
+    example = candidates[-1].module if candidates else "none"
+    return (
+        f"names end in {listed} (the last is {example}); the names of fused weights, regular expressions, "
+        f"and {words} work too"
+    )

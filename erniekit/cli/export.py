@@ -1,10 +1,5 @@
 """`erniekit export`: a finished model folder from a run or a model."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source"
 USAGE = """usage: erniekit export MODEL|CONFIG [key=value ...]
 
@@ -42,24 +37,22 @@ def run(argv: list[str]) -> int:
     target = choose_target(argv, "export")
     from erniekit.export.export import export_model
     from erniekit.log import console, logger
+    from erniekit.quant.schemes import SCHEMES
 
+    adapter = target.one_adapter("is merged")
     logger.info(f"model: {target.description}")
+    compute_type = target.config.model.compute_type
+    if compute_type in SCHEMES and adapter is None:
+        logger.warning(
+            f"compute_type: {compute_type} is how weights are held while they are used: what is exported "
+            "are the full ones (export_dtype says in which type)"
+        )
     exported = export_model(
-        target.folder,
+        target.model,
         target.output_dir,
         target.overwrite,
-        _adapter(target.config.lora.lora_path),
+        adapter,
         **asdict(target.config.export),
     )
     console.print(f"{exported.folder}: {exported.describe()}", markup=False)
     return 0
-
-
-def _adapter(lora_path: str | None) -> "Path | None":
-    from erniekit.checkpoint.sources import locate_adapters
-    from erniekit.errors import ConfigError
-
-    found = locate_adapters(lora_path=lora_path)
-    if len(found) > 1:
-        raise ConfigError(f"lora_path names {len(found)} adapters, and one is merged; name one")
-    return found[0] if found else None

@@ -15,7 +15,8 @@ USAGE = """usage: erniekit generate MODEL|CONFIG --prompt TEXT [options] [key=va
 
 MODEL is a model folder, a training output folder (its best, else latest checkpoint), starter, or a
 hub id. CONFIG is a YAML or JSON file: the checkpoint in its output_dir if there is one, otherwise
-its model_name_or_path (model_name_or_path=... on the command line always wins).
+its model_name_or_path (model_name_or_path=... on the command line always wins). lora_path=FOLDER puts
+an adapter on it, unmerged.
 
   --prompt TEXT   the prompt (- reads it from standard input); the answer goes to standard output
   --system TEXT   a system message before it
@@ -43,6 +44,7 @@ def run(argv: list[str]) -> int:
     _check(options)
     require_paddle()
     target = choose_target(words, "generate")
+    target.one_adapter("answers here (chat switches between several)")
 
     from erniekit.generate.sampler import build_sampling
     from erniekit.log import logger

@@ -29,6 +29,7 @@ class Target:
 
     Attributes:
         output_dir: the run's folder, or what the configuration names.
+        adapters: the folder itself if it is one, then those of lora_path.
         overwrite: whether what lies in the way may be replaced.
     """
 
@@ -37,6 +38,28 @@ class Target:
     config: "Config"
     output_dir: Path
     overwrite: bool = False
+    adapters: tuple[Path, ...] = ()
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model that the adapters are for."""
+        from erniekit.checkpoint.sources import base_folder
+
+        return base_folder(self.folder) if self.folder in self.adapters else self.folder
+
+    def one_adapter(self, use: str) -> Path | None:
+        """The adapter, if there is one.
+
+        Raises:
+            ConfigError: there are several, and `use` is for one.
+        """
+        if len(self.adapters) > 1:
+            names = ", ".join(str(folder) for folder in self.adapters)
+            raise ConfigError(
+                f"lora_path: there are {len(self.adapters)} adapters ({names}), and one {use}; name the "
+                "model and one adapter: MODEL lora_path=ADAPTER"
+            )
+        return self.adapters[0] if self.adapters else None
 
     def generation_defaults(self) -> dict[str, Any]:
         """Content of the model's generation_config.json; of an adapter without one, its base's."""
@@ -78,7 +101,8 @@ def _of_config(argv: list[str], verb: str) -> Target:
         if store.latest() is not None:
             named = str(output_dir)
     folder, description = _locate(named, config)
-    return Target(folder, description, config, output_dir, config.run.overwrite_output_dir)
+    overwrite = config.run.overwrite_output_dir
+    return Target(folder, description, config, output_dir, overwrite, _adapters(folder, loaded))
 
 
 def _of_model(folder: Path, argv: list[str], verb: str) -> Target:
@@ -98,7 +122,18 @@ def _of_model(folder: Path, argv: list[str], verb: str) -> Target:
         output_dir = run_folder
     # That a run was allowed to overwrite its folder says nothing about an export of it today.
     overwrite = loaded.config.run.overwrite_output_dir and _is_of_command_line(loaded, "overwrite_output_dir")
-    return Target(chosen, description, loaded.config, output_dir, overwrite)
+    return Target(chosen, description, loaded.config, output_dir, overwrite, _adapters(chosen, loaded))
+
+
+def _adapters(folder: Path, loaded: "LoadedConfig") -> tuple[Path, ...]:
+    """The adapters for a target; the lora_path of a run is what its own adapter began as, and not meant."""
+    from erniekit.checkpoint.adapter_files import is_adapter
+    from erniekit.checkpoint.sources import locate_adapters
+
+    own = [folder] if is_adapter(folder) else []
+    if own and not _is_of_command_line(loaded, "lora_path"):
+        return (folder,)
+    return tuple(dict.fromkeys([*own, *locate_adapters(lora_path=loaded.config.lora.lora_path)]))
 
 
 def _is_of_command_line(loaded: "LoadedConfig", key: str) -> bool:
@@ -140,8 +175,7 @@ def describe(folder: Path, named: str) -> str:
 def open_generator(target: Target) -> "TextGenerator":
     """Load a target's model, tokenizer and template, ready to answer; needs Paddle."""
     from erniekit import assemble
-    from erniekit.checkpoint.adapter_files import is_adapter
-    from erniekit.checkpoint.sources import companions_folder, locate_adapters
+    from erniekit.checkpoint.sources import companions_folder
     from erniekit.cli.switch import AdapterSwitch
     from erniekit.data.template import load_template
     from erniekit.data.tokenizer import load_tokenizer
@@ -151,11 +185,10 @@ def open_generator(target: Target) -> "TextGenerator":
     config = target.config
     run = config.run
     assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
-    adapters = locate_adapters(lora_path=config.lora.lora_path)
     companions = companions_folder(target.folder)
     tokenizer = load_tokenizer(Path(config.model.tokenizer) if config.model.tokenizer else companions)
     template = load_template(tokenizer, chat_template=config.sequences.chat_template)
-    built = assemble.load_for_inference(target.folder, adapters, compute_type=config.model.compute_type)
+    built = assemble.load_for_inference(target.model, target.adapters, compute_type=config.model.compute_type)
     defaults = read_generation_defaults(companions)
     generator = TextGenerator(
         built.model,
@@ -165,8 +198,7 @@ def open_generator(target: Target) -> "TextGenerator":
         max_context=built.config.max_position_embeddings,
     )
     if built.adapter is not None:
-        own = [target.folder] if is_adapter(target.folder) else []
-        generator.adapters = AdapterSwitch(built, [*own, *adapters])
+        generator.adapters = AdapterSwitch(built, target.adapters)
     return generator
 
 

@@ -1,6 +1,6 @@
 """`erniekit train`: the whole run of a configuration."""
 
-HELP = "train a model from a configuration (SFT, PT)"
+HELP = "train a model from a configuration (SFT, PT, DPO)"
 USAGE = """usage: erniekit train CONFIG [key=value | --key value | --key=value ...]
 
 Trains what CONFIG describes (YAML or JSON), evaluates and saves on the way, and writes report.md.
@@ -29,6 +29,10 @@ def run(argv: list[str]) -> int:
     if code is not None:
         return code
     require_paddle()
+    from erniekit.errors import ErnieKitError
     from erniekit.train.session import train_session
 
-    return train_session(loaded)
+    try:
+        return train_session(loaded)
+    except ErnieKitError as error:
+        raise loaded.placed(error) from error

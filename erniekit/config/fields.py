@@ -5,6 +5,7 @@ bounds, the help text of the reference) travels in the field's metadata, so that
 checks and the generated reference all read the same place.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field
 from typing import Any, cast
@@ -52,6 +53,16 @@ def key(default: Any, help: str, **limits: Any) -> Any:
         limits: the other fields of `Rule`.
     """
     return field(default=default, metadata={METADATA_KEY: Rule(help=help, **limits)})
+
+
+def regular_expressions(patterns: tuple[str, ...]) -> str | None:
+    """Why one of `patterns` is no regular expression, or None."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"{pattern!r} is not a regular expression: {error}"
+    return None
 
 
 def rule_of(declared: "Field[Any]") -> Rule:

@@ -17,9 +17,9 @@ from erniekit.config.keys import NO_EFFECT, NOT_BUILT, NOTE_PREFIX, declared_key
 from erniekit.config.overrides import read_overrides
 from erniekit.config.parallel_words import words_without_effect
 from erniekit.config.resolved import dump
-from erniekit.config.rules import NOT_TRAINING, broken_rules, features_not_built
+from erniekit.config.rules import NOT_TRAINING, broken_rules, features_not_built, without_effect
 from erniekit.config.suggest import nearest_word, suggest
-from erniekit.errors import ConfigError, UnsupportedError
+from erniekit.errors import ConfigError, ErnieKitError, UnsupportedError
 
 # Keys whose values only matter to training; other verbs take what this build cannot train.
 _TRAINING_KEYS = ("stage", "optim")
@@ -44,6 +44,15 @@ class LoadedConfig:
     def to_yaml(self) -> str:
         """A flat file with every key, which alone repeats the run."""
         return dump(self.config, self.notes)
+
+    def placed(self, error: ErnieKitError) -> ErnieKitError:
+        """The error with the place of the key that its message begins with, where the user gave that key.
+
+        For what only a run can find wrong, such as a layer that the model does not have.
+        """
+        key = str(error).partition(":")[0]
+        place = str(self.sources.get(key, DEFAULT))
+        return error if place == DEFAULT else type(error)(f"{place}: {error}")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = (), *, verb: str) -> LoadedConfig:
@@ -160,6 +169,9 @@ class _Collected:
         written = {key: entry.spelling for key, entry in entries.items() if entry.spelling is not None}
         for key, message in broken_rules(config, verb, written):
             self.problems.append(Problem(entries[key].place if key in entries else whole, message))
+        for key, reason in without_effect(config, verb):
+            if self.values.get(key, default := declared_keys()[key].default) != default:
+                self._notice(reason, key)
 
     def raise_problems(self, name: str) -> None:
         """Tell everything that is wrong, in the order of the file."""

@@ -1,25 +1,14 @@
 """Adapters: a few trained numbers beside frozen weights."""
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.fields import key
+from erniekit.config.fields import key, regular_expressions
 
 
 def _alpha(value: float) -> str | None:
     """Why a number is no alpha, or None."""
     return None if value == -1 or value > 0 else "write a number above 0, or -1 for twice the rank"
-
-
-def _expressions(patterns: tuple[str, ...]) -> str | None:
-    """Why one of `patterns` is no regular expression, or None."""
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            return f"{pattern!r} is not a regular expression: {error}"
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +38,10 @@ class Lora:
         (),
         "matrices with an adapter: names (q_proj, mlp.down_proj), regular expressions, all-linear; experts, "
         "router, head, which nothing else includes; empty is attention and MLPs",
-        check=_expressions,
+        check=regular_expressions,
     )
     lora_modules_to_save: tuple[str, ...] = key(
         (),
         "modules that are trained whole and saved with the adapter, such as embed_tokens and lm_head",
-        check=_expressions,
+        check=regular_expressions,
     )

@@ -1,21 +1,9 @@
 """The model: where it comes from and what is done to it before training."""
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erniekit.config.fields import key
-
-
-def _regular_expressions(patterns: tuple[str, ...]) -> str | None:
-    """Why one of `patterns` is no regular expression, or None."""
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            return f"{pattern!r} is not a regular expression: {error}"
-    return None
-
+from erniekit.config.fields import key, regular_expressions
 
 # Frozen weights in few bits, arithmetic as with auto: the rows of `quant/schemes.py`.
 QUANTISED = ("wint8", "wint4", "wint4/8", "nf4")
@@ -64,7 +52,7 @@ class Model:
     freeze: tuple[str, ...] = key(
         (),
         "regular expressions; parameters whose name contains a match are not trained",
-        check=_regular_expressions,
+        check=regular_expressions,
     )
     num_nextn_predict_layers: int | None = key(
         None,

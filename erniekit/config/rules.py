@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from erniekit.config.config import Config
 from erniekit.config.model import QUANTISED
@@ -23,9 +25,38 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
     found = list(_answer_length(config))
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
-        found += _quantised(config) if verb != "eval" else ()
+        found += [*_quantised(config), *_started_from(config)] if verb != "eval" else ()
         found += _padding(config, written.get("pad_to_max_seqlen", ""))
     return found
+
+
+def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
+    """The (key, reason) of keys that other values leave nothing to do, should they have been given."""
+    if verb in (*NOT_TRAINING, "eval"):
+        return
+    if config.model.fine_tuning == "Full":
+        yield from _fields(
+            config.lora, "of an adapter, and fine_tuning: Full trains none; write fine_tuning: LoRA"
+        )
+    elif config.lora.rslora_plus:
+        for key in ("lora_alpha", "lora_plus_scale"):
+            yield key, "4 with rslora_plus: true, whatever is given"
+    recompute = config.recompute.recompute
+    if recompute != "true":
+        does = "chooses by itself" if recompute == "auto" else "recomputes no layer"
+        for key in ("recompute_granularity", "refined_recompute", "no_recompute_layers", "use_recompute_moe"):
+            yield key, f"of recompute: true, and recompute: {recompute} {does}"
+    if config.run.stage != "DPO":
+        yield from _fields(
+            config.preference, f"of pairs of answers, and stage is {config.run.stage}; write stage: DPO"
+        )
+    if config.run.stage != "SFT":
+        for key in ("train_on", "mask_thinking", "encode_one_turn"):
+            yield key, f"of conversations in stage: SFT, and stage is {config.run.stage}"
+
+
+def _fields(section: Any, reason: str) -> RuleResult:
+    return ((field.name, reason) for field in fields(section) if field.name != "lora_path")  # has its rule
 
 
 def features_not_built(config: Config) -> list[tuple[str, str]]:
@@ -81,10 +112,11 @@ def _held_out(config: Config) -> RuleResult:
 def _saves_when_it_evaluates(config: Config) -> RuleResult:
     saving, evaluation = config.saving, config.evaluation
     if evaluation.load_best_model_at_end and saving.save_strategy == "no":
+        strategy = evaluation.evaluation_strategy
         yield (
             "load_best_model_at_end",
             "load_best_model_at_end: true needs checkpoints, and save_strategy is no; "
-            f"write save_strategy: {evaluation.evaluation_strategy}",
+            f"write save_strategy: {strategy if strategy != 'no' else 'steps'}",
         )
 
 
@@ -125,15 +157,31 @@ def _preference(config: Config) -> RuleResult:
         )
     if not chosen.pref_loss_ratio and not chosen.sft_loss_ratio:
         yield ("pref_loss_ratio", "pref_loss_ratio: 0 and sft_loss_ratio: 0 leave no loss; raise one of them")
-    without = chosen.reference_free or chosen.loss_type in ("simpo", "or", "orpo")
-    if without and chosen.ref_model_update_steps > 0:
-        yield (
-            "ref_model_update_steps",
-            f"ref_model_update_steps: {chosen.ref_model_update_steps} needs a reference model, and "
-            f"loss_type: {chosen.loss_type} (reference_free: {str(chosen.reference_free).lower()}) has none",
-        )
+    if chosen.ref_model_update_steps > 0:
+        given = f"ref_model_update_steps: {chosen.ref_model_update_steps}"
+        for reason in _why_no_reference_moves(config):
+            yield "ref_model_update_steps", f"{given} {reason}"
     if config.routing.token_balance_loss:
         yield ("token_balance_loss", "token_balance_loss is a loss of tokens; stage: DPO has one of pairs")
+
+
+def _why_no_reference_moves(config: Config) -> Iterator[str]:
+    chosen, method = config.preference, config.model.fine_tuning
+    if chosen.reference_free or chosen.loss_type in ("simpo", "or", "orpo"):
+        yield (
+            f"needs a reference model, and loss_type: {chosen.loss_type} (reference_free: "
+            f"{str(chosen.reference_free).lower()}) has none; leave ref_model_update_steps out"
+        )
+        return
+    if method != "Full":
+        yield (
+            f"moves a whole model, and fine_tuning: {method} trains an adapter, whose reference is the "
+            "model without it; leave ref_model_update_steps out"
+        )
+    if chosen.ref_logps == "precompute":
+        yield "changes the reference, and ref_logps: precompute asks it only once; write ref_logps: model"
+    if config.saving.use_async_save:
+        yield "needs checkpoints that are written while nothing moves; write use_async_save: false"
 
 
 def _shares(config: Config) -> RuleResult:
@@ -192,19 +240,23 @@ def _count(text: str | None) -> int:
     return len([part for part in (text or "").split(",") if part.strip()])
 
 
-def _adapter(config: Config) -> RuleResult:
-    method, path = config.model.fine_tuning, config.lora.lora_path
-    if method == "Full":
-        if path and config.run.do_train:
-            yield (
-                "lora_path",
-                f"lora_path: {path} with fine_tuning: Full would train without the adapter; write "
-                "fine_tuning: LoRA to go on training it, or merge it first with erniekit export",
-            )
+def _started_from(config: Config) -> RuleResult:
+    path = config.lora.lora_path
+    if not path or not config.run.do_train:
         return
-    if _count(path) > 1:
+    if config.model.fine_tuning == "Full":
+        yield (
+            "lora_path",
+            f"lora_path: {path} with fine_tuning: Full would train without the adapter; write "
+            "fine_tuning: LoRA to go on training it, or merge it first with erniekit export",
+        )
+    elif _count(path) > 1:
         yield "lora_path", f"lora_path names {_count(path)} adapters, and one is trained; name one"
-    if not config.model.continue_training:
+
+
+def _adapter(config: Config) -> RuleResult:
+    method = config.model.fine_tuning
+    if method != "Full" and not config.model.continue_training:
         yield (
             "continue_training",
             f"continue_training: false with fine_tuning: {method} would freeze random weights under the "
@@ -248,7 +300,8 @@ def _recomputation(config: Config) -> RuleResult:
     if chosen.memory_limit_gb is not None and chosen.recompute != "auto":
         yield (
             "memory_limit_gb",
-            f"memory_limit_gb is for recompute: auto, and recompute is {chosen.recompute}",
+            f"memory_limit_gb is for recompute: auto, and recompute is {chosen.recompute}; write "
+            "recompute: auto, or leave memory_limit_gb out",
         )
     if chosen.recompute == "false":
         return

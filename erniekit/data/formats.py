@@ -306,9 +306,14 @@ def parse(kind: str, row: Any) -> Conversation | str:
     return read_text(row) if kind == "text" else FORMATS[kind](row)
 
 
+def missing(row: Mapping[str, Any], key: str) -> RowError:
+    """The error for a column that is not there."""
+    return RowError(f"{key} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+
+
 def texts_of(row: Mapping[str, Any], key: str, *, may_begin_empty: bool = False) -> list[str]:
     if key not in row:
-        raise RowError(f"{key} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+        raise missing(row, key)
     values = row[key] if isinstance(row[key], list) else [row[key]]
     if not values:
         raise RowError(f"{key} is an empty list")
@@ -322,7 +327,7 @@ def texts_of(row: Mapping[str, Any], key: str, *, may_begin_empty: bool = False)
 
 def _text(row: Mapping[str, Any], key: str) -> str:
     if key not in row:
-        raise RowError(f"{key} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+        raise missing(row, key)
     if not isinstance(row[key], str):
         raise RowError(f"{key} is {type(row[key]).__name__}; it must be a text")
     if not row[key].strip():

@@ -18,6 +18,7 @@ from typing import Any
 from erniekit.data.formats import (
     Conversation,
     RowError,
+    missing,
     optional_text,
     read_alpaca,
     read_erniekit,
@@ -64,6 +65,8 @@ def _read_erniekit(row: Mapping[str, Any]) -> Pair:
     sources = texts_of(row, "src")
     targets = texts_of(row, "tgt", may_begin_empty=True) if row.get("tgt") else []
     responses, sort = row.get("response"), row.get("sort")
+    if responses is None:
+        raise missing(row, "response")
     if not isinstance(responses, list) or len(responses) != 2:
         given = f"{len(responses)} answers" if isinstance(responses, list) else type(responses).__name__
         raise RowError(f"response is {given}; it must be a list of two answers")
@@ -113,7 +116,7 @@ def _read_alpaca(row: Mapping[str, Any]) -> Pair:
 
 def _answer_text(row: Mapping[str, Any], side: str) -> str:
     if side not in row:
-        raise RowError(f"{side} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+        raise missing(row, side)
     if not isinstance(row[side], str) or not row[side].strip():
         raise RowError(f"{side} must be a text that is not empty")
     return row[side]

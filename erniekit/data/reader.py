@@ -1,5 +1,6 @@
 """From a row to samples: parse, render, tokenise, fit to max_seq_len."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class SampleReader:
             half = f"U+{ord(error.object[error.start]):04X}"
             return self._bad(f"{origin}: holds {half}, half of a pair and no character", report, error)
         except (RowError, DataError) as error:
-            return self._bad(f"{origin}: {error}", report, error)
+            return self._bad(f"{origin}: {error}{self._other_stage(row)}", report, error)
         kept = [fitted for sample in samples if (fitted := self._fit(sample, report)) is not None]
         if report is not None:
             report.rows += 1
@@ -156,6 +157,14 @@ class SampleReader:
             return self._text(parsed, origin)
         _note_wrong_calls(parsed.messages, parsed.tools, origin, report)
         return self._chat(parsed, origin)
+
+    def _other_stage(self, row: Any) -> str:
+        """A hint where a bad row is one of another stage's."""
+        columns = row.keys() if isinstance(row, Mapping) else set()
+        pair = {"chosen", "rejected"} <= columns or {"response", "sort"} <= columns
+        if self.stage == "DPO":
+            return "" if pair else "; it is no pair of answers: rows with one answer are for stage: SFT"
+        return "; it is a pair of answers, which stage: DPO trains on" if pair else ""
 
     def _bad(self, message: str, report: DataReport | None, error: Exception) -> list[Sample]:
         """A bad row is counted or, unless bad rows are skipped, an error."""

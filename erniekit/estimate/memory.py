@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erniekit.estimate import native_memory
-from erniekit.estimate.recompute import rerun_bytes, rows_of_experts, spared_bytes
+from erniekit.estimate.recompute import layer_kinds, rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.estimate.state import Held, model_bytes
 from erniekit.parallel.recomputation import Recomputation
 
@@ -83,6 +83,7 @@ def training_memory(
     adapter: AdapterSize | None = None,
     scheme: str | None = None,
     held: Held | None = None,
+    depths: int | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
 
@@ -100,6 +101,7 @@ def training_memory(
         adapter: what is beside frozen weights.
         scheme: what frozen weights are quantised by.
         held: what one of several processes holds, where it is not all of `config`.
+        depths: blocks of multi-token prediction that are trained; None for all that there are.
     """
     narrow = compute_type != "fp32"
     width = 2 if narrow else 4
@@ -113,9 +115,10 @@ def training_memory(
     if adapter is not None:
         weights += width * adapter.num_parameters
         beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32
+    at_work = config if depths is None else config.with_ahead(depths)
     if native:
         changing = native_memory.moments(
-            config,
+            at_work,
             num_trained=num_trained,
             width=width,
             tokens=tokens,
@@ -130,7 +133,7 @@ def training_memory(
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
         return _by_cause(changing, weights, state * num_states, on_cpu=True)
     at_peak = _by_paddle(
-        config,
+        at_work,
         num_trained=num_trained,
         narrow=narrow,
         tokens=tokens,
@@ -303,15 +306,17 @@ def _kept_numbers(
         layer = 6 * hidden + (query + 2 * key) + 2 * query
     else:
         layer = 4 * hidden + (query + 2 * key) + (query + key) + query
-    # Last norm and its input, labelled rows of it and their gradient, and the rotation of each position.
-    ends = 4 * hidden + query + key
-    return config.num_hidden_layers * (layer + weights) + inner_numbers(config) + ends
+    # Last norm and its input, labelled rows of it and their gradient, of the model and of every block that
+    # predicts ahead, whose two inputs are joined besides; and the rotation of each position.
+    ends = (4 + 6 * config.num_nextn_predict_layers) * hidden + query + key
+    return len(layer_kinds(config)) * (layer + weights) + inner_numbers(config) + ends
 
 
 def inner_numbers(config: Any) -> float:
     """Numbers a text token that the MLPs and experts of all layers keep."""
-    moe = sum(map(config.is_moe_layer, range(config.num_hidden_layers)))
-    dense = (config.num_hidden_layers - moe) * 3 * config.intermediate_size
+    kinds = layer_kinds(config)
+    moe = sum(map(config.is_moe_layer, kinds))
+    dense = (len(kinds) - moe) * 3 * config.intermediate_size
     if not moe:
         return dense
     experts = rows_of_experts(config) * (2 * config.hidden_size + 3 * config.moe_intermediate_size[0])

@@ -21,7 +21,7 @@ Gradients of weights are fp32.
 
 from typing import Any
 
-from erniekit.estimate.recompute import rerun_bytes, rows_of_experts, spared_bytes
+from erniekit.estimate.recompute import layer_kinds, rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.estimate.state import Held
 from erniekit.parallel.recomputation import Recomputation
 
@@ -115,15 +115,17 @@ def _kept_bytes(config: Any, attended: float, *, width: int, attention_dropout: 
     narrow, wide = 2 * hidden + 2 * query + 2 * key, 2 + heads
     if attention_dropout:
         narrow, wide = narrow + query, wide + 3 * heads * attended
-    layers = config.num_hidden_layers
-    moe = sum(map(config.is_moe_layer, range(layers)))
+    kinds = layer_kinds(config)
+    layers, moe = len(kinds), sum(map(config.is_moe_layer, kinds))
     inner, scores = 2 * (layers - moe) * config.intermediate_size, 0
     if moe:
         experts = rows_of_experts(config) * (hidden + 2 * config.moe_intermediate_size[0])
         inner += moe * (experts + 2 * config.shared_intermediate_size())
         scores = 6 * config.moe_num_experts[0] * moe
-    # Last norm, labelled rows and their gradient; the rotation of each position.
-    ends = width * 3 * hidden + 4 * config.head_dim
+    # Last norm, labelled rows and their gradient, of the model and of every block that predicts ahead, whose
+    # two inputs are joined besides; the rotation of each position.
+    depths = config.num_nextn_predict_layers
+    ends = width * (3 + 5 * depths) * hidden + 4 * config.head_dim
     return layers * (width * narrow + 4 * wide) + width * inner + 4 * scores + ends
 
 

@@ -89,10 +89,16 @@ def recomputed_flops(
 ) -> float:
     """FLOPs a token that are computed again."""
     per_layer = _chosen_costs(config, chosen, width=2, attended=attended, native=True)
-    head, depths = config.vocab_size * config.hidden_size, config.num_nextn_predict_layers
-    again = head * (1 + depths) * labelled_share if chosen.head else 0.0
-    again += config.ahead_weights() - depths * head if chosen.mtp else 0.0
-    return sum(cost.flops for costs in per_layer for cost in costs) + 2.0 * again
+    heads = (1 + config.num_nextn_predict_layers) * labelled_share if chosen.head else 0.0
+    return (
+        sum(cost.flops for costs in per_layer for cost in costs)
+        + 2.0 * heads * config.vocab_size * config.hidden_size
+    )
+
+
+def layer_kinds(config: Any) -> list[int]:
+    """A layer of the kind of each block: every layer, and layer 0 for those of multi-token prediction."""
+    return [*range(config.num_hidden_layers), *[0] * config.num_nextn_predict_layers]
 
 
 def rows_of_experts(config: Any) -> float:
@@ -223,11 +229,12 @@ def _whole_layers(
     """Every operator that spares something, and as few layers as will do as a whole."""
     total = config.num_hidden_layers
     everything = _with(start, total, kinds, [len(kind.layers) for kind in kinds])
-    for count in range(1, total + 1):
-        chosen = replace(everything, operators=(("block",),) * count + everything.operators[count:])
-        if memory(chosen) <= limit:
+    counts = range(1, total + 1)
+    sets = [replace(everything, operators=(("block",),) * n + everything.operators[n:]) for n in counts]
+    sets.append(replace(sets[-1], mtp=config.num_nextn_predict_layers > 0))
+    for chosen in sets:
+        if (least := memory(chosen)) <= limit:
             return chosen
-    least = memory(replace(start, operators=(("block",),) * total))
     raise ConfigError(
         f"recompute: auto: with every layer recomputed the run needs {least / GIB:.2f} GiB, and "
         f"{limit / GIB:.2f} GiB are allowed; lower per_device_train_batch_size (and raise "
@@ -240,7 +247,8 @@ def _chosen_costs(
 ) -> list[list[Cost]]:
     """Costs of what is recomputed, layer by layer; parts of a whole that is recomputed count once."""
     found = []
-    for layer, operators in enumerate(chosen.operators):
+    ahead = [("block",)] * config.num_nextn_predict_layers if chosen.mtp else []
+    for layer, operators in zip(layer_kinds(config), [*chosen.operators, *ahead], strict=False):
         if not operators:
             continue
         costs = operator_costs(config, layer, width=width, attended=attended, native=native)

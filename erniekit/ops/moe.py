@@ -89,7 +89,6 @@ def route(
     compared = scores.detach()
     if grouped:
         compared = compared / compared.max(-1, keepdim=True)
-    if grouped:
         scores, compared = scores.reshape(logits_NE.shape), compared.reshape(logits_NE.shape)
     scores_NE, compared_NE = scores, compared + bias_E.detach()
     chosen_Nk = choose("top_k")(compared_NE, top_k)

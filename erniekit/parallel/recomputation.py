@@ -90,7 +90,7 @@ def choose_recomputation(
         ),
         mtp=use_recompute_mtp or whole or "mtp" in chosen,
         head=use_recompute_loss_fn or "head" in chosen,
-        named=tuple(name for name in chosen if name not in OUTSIDE) if refined_recompute else (),
+        named=tuple(name for name in chosen if name != "head") if refined_recompute else (),
     )
 
 

@@ -33,19 +33,25 @@ def apply_recompute(
     for index, (block, operators) in enumerate(zip(blocks, chosen.operators, strict=True)):
         names = _apply_to_block(block, plan, operators, offload_recompute_inputs)
         touched += [f"{plan.BLOCKS}.{index}.{name}" for name in names]
-    for operator in chosen.named:
-        paths = _paths(plan, operator)
-        if not any(name.endswith(path) for path in paths for name in touched):
-            raise ConfigError(
-                f"refined_recompute: {operator} is no part of these layers of this model; leave it out"
-            )
     if chosen.mtp:
         for index, block in enumerate(find(model, plan.AHEAD_BLOCKS)):
             names = _apply_to_block(block, plan, ("block",), offload_recompute_inputs)
             touched += [f"{plan.AHEAD_BLOCKS}.{index}.{name}" for name in names]
+    for operator in chosen.named:
+        if not any(_is_of(path, operator, plan) for path in touched):
+            raise ConfigError(
+                f"refined_recompute: {operator} is no part of these layers of this model; leave it out"
+            )
     if touched:
         logger.info(f"recomputed in the backward pass: {chosen.words()}")
     return touched
+
+
+def _is_of(path: str, operator: str, plan: Any) -> bool:
+    """Whether a method that recomputes now belongs to an operator."""
+    if operator == "mtp":
+        return path.startswith(plan.AHEAD_BLOCKS)
+    return path.endswith(tuple(_paths(plan, operator)))
 
 
 def _apply_to_block(block: Any, plan: Any, operators: Sequence[str], offload: bool) -> list[str]:

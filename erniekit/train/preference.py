@@ -7,7 +7,6 @@ from typing import Any
 
 from erniekit import assemble
 from erniekit.config.config import Config
-from erniekit.errors import ConfigError
 from erniekit.log import logger
 from erniekit.train.dpo import PreferenceObjective, PreferenceSettings
 from erniekit.train.reference import (
@@ -42,7 +41,6 @@ def preference_objective(
     settings, size = settings_of(config), config.model.loss_subbatch_seqlen
     reference: CachedReference | ModelReference | None = None
     adapted = has_adapter(built.model)
-    _refuse_moving(config, settings, adapted=adapted)
     if settings.needs_reference and how_asked(settings, adapted=adapted) == "precompute":
         if not resumed and not adapted:
             build = lambda: ModelReference(built.model, None, loss_subbatch_seqlen=size)  # noqa: E731
@@ -75,28 +73,6 @@ def moving_reference(objective: Any) -> MovingReference | None:
     """The reference of an objective, if it moves with the training."""
     reference = getattr(objective, "reference", None)
     return reference if isinstance(reference, MovingReference) else None
-
-
-def _refuse_moving(config: Config, settings: PreferenceSettings, *, adapted: bool) -> None:
-    """What does not go together with a reference that moves.
-
-    Raises:
-        ConfigError: names both keys.
-    """
-    if settings.ref_model_update_steps <= 0:
-        return
-    given = f"ref_model_update_steps: {settings.ref_model_update_steps}"
-    if adapted:
-        raise ConfigError(
-            f"{given} moves a whole model, and fine_tuning: {config.model.fine_tuning} trains an adapter, "
-            "whose reference is the model without it; leave ref_model_update_steps out"
-        )
-    if settings.ref_logps == "precompute":
-        raise ConfigError(f"{given} changes the reference, and ref_logps: precompute asks it only once")
-    if config.saving.use_async_save:
-        raise ConfigError(
-            f"{given} needs checkpoints that are written while nothing moves; use_async_save: false"
-        )
 
 
 def held_out_objective(config: Config, folder: Path, batches: Iterable[Any]) -> PreferenceObjective:

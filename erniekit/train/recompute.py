@@ -55,8 +55,16 @@ def _of_use(config: Config, built: assemble.Assembled, chosen: Recomputation) ->
             "recomputation of head and loss has no effect in stage: DPO: log-probabilities are computed "
             "again, chunk by chunk, in any case"
         )
-    ahead = built.config.num_nextn_predict_layers > 0 and not pairs
-    return replace(chosen, head=chosen.head and not pairs, mtp=chosen.mtp and ahead)
+    return replace(
+        chosen, head=chosen.head and not pairs, mtp=chosen.mtp and _trained_ahead(config, built) > 0
+    )
+
+
+def _trained_ahead(config: Config, built: assemble.Assembled) -> int:
+    """Blocks of multi-token prediction that are trained."""
+    if config.run.stage == "DPO" or not config.routing.multi_token_pred_lambda:
+        return 0
+    return built.config.num_nextn_predict_layers
 
 
 def step_memory(
@@ -80,6 +88,7 @@ def step_memory(
         recomputation=recomputation,
         adapter=adapter_size(built),
         scheme=built.scheme,
+        depths=_trained_ahead(config, built),
     )
 
 
@@ -108,7 +117,8 @@ def _shape(config: Config, report: DataReport) -> tuple[int, int, float]:
 def _automatic(
     config: Config, built: assemble.Assembled, report: DataReport, limit: float, start: Recomputation
 ) -> Recomputation:
-    numbers = built.config
+    depths = _trained_ahead(config, built)
+    numbers = built.config.with_ahead(depths)
     rows, seq_len, attended = _shape(config, report)
     native = current_backend() == "native"
     width = 4 if on_cpu() and not native else BYTES[built.compute_dtype]
@@ -133,6 +143,7 @@ def _automatic(
         attended=attended,
         labelled_share=report.trained_share,
         trained_share=built.num_trained / built.num_parameters,
+        ahead=depths > 0,
     )
     before, after = memory(start), memory(chosen)
     logger.info(

@@ -312,9 +312,10 @@ def write_row(file: IO[bytes], row: dict[str, Any]) -> None:
 
 
 def truncate_log(file: IO[bytes], length: int) -> None:
-    """Drop everything beyond `length` bytes."""
-    file.truncate(length)
-    file.seek(0, os.SEEK_END)
+    """Drop everything beyond `length` bytes; a log that is shorter (of a run in a new folder) stays."""
+    if length < file.seek(0, os.SEEK_END):
+        file.truncate(length)
+        file.seek(0, os.SEEK_END)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ difference is printed and nothing is touched, because a run that silently goes o
 learning rate or other data is worth less than no run.
 """
 
+import json
 import math
 import os
 import shutil
@@ -177,5 +178,5 @@ def _differences(previous: Path, settings: Mapping[str, Any]) -> list[str]:
     for key, value in settings.items():
         before = saved.get(key)
         if before != value:
-            lines.append(f"{key}: {before!r} before, {value!r} now")
+            lines.append(f"{key}: {json.dumps(before)} before, {json.dumps(value)} now")
     return lines

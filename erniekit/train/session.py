@@ -4,7 +4,7 @@
 what can be refused: configuration and folder first, then the data, the model last.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -83,7 +83,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     run = config.run
     work = choose_work(stage=run.stage, do_train=run.do_train, do_eval=run.do_eval)
     if not work.train:
-        eval_session(config, find_model(config))
+        eval_session(config, find_model(config), locate_adapters(lora_path=config.lora.lora_path))
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     require_devices(
@@ -146,8 +146,12 @@ def train_session(loaded: "LoadedConfig") -> int:
     return code
 
 
-def eval_session(config: Config, folder: Path) -> EvaluationResult:
-    """Evaluate a model folder on the held-out set of a configuration, and tell the figures."""
+def eval_session(config: Config, folder: Path, adapters: Sequence[Path] = ()) -> EvaluationResult:
+    """Evaluate a model folder on the held-out set of a configuration, and tell the figures.
+
+    Args:
+        adapters: the first one is put on the model.
+    """
     run = config.run
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     # Weights alone: assemble looks whether they fit.
@@ -159,8 +163,7 @@ def eval_session(config: Config, folder: Path) -> EvaluationResult:
         objective = held_out_objective(config, find_model(config), _batches(config, samples))
     else:
         objective = _objective(config)
-    adapters = locate_adapters(lora_path=config.lora.lora_path)
-    built = assemble.load_for_inference(folder, adapters[:1], compute_type=config.model.compute_type)
+    built = assemble.load_for_inference(folder, adapters, compute_type=config.model.compute_type)
     watch = RouterWatch(built.model)
     result = evaluate(built.model, _batches(config, samples), objective, watch)
     return replace(result, routers=tuple(watch.figures()))

@@ -146,6 +146,8 @@ def test_modules_to_save_are_trained_whole() -> None:
         models.apply(models.dense(), lora_modules_to_save=["wte"])
     with pytest.raises(ConfigError, match="not a regular expression"):
         models.apply(models.dense(), lora_modules_to_save=["(wte"])
+    with pytest.raises(ConfigError, match="nothing is left to adapt"):
+        models.apply(models.dense(), lora_target=["q_proj"], lora_modules_to_save=["qkv_proj"])
 
 
 @pytest.mark.parametrize(

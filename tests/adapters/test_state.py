@@ -10,7 +10,7 @@ from erniekit.adapters import lora, state
 from erniekit.adapters.dora import DoraLinear
 from erniekit.adapters.layers import LoraLinear
 from erniekit.adapters.pissa import PissaLinear
-from erniekit.checkpoint.adapter_files import PADDLE_BASENAME, PEFT_BASENAME, open_adapter
+from erniekit.checkpoint.adapter_files import PADDLE_BASENAME, PEFT_BASENAME, PEFT_CONFIG, open_adapter
 from erniekit.checkpoint.files import open_tensors, write_tensors
 from erniekit.errors import CheckpointError, ConfigError
 from tests.adapters import models
@@ -131,6 +131,29 @@ def test_whole_modules(tmp_path: Path, tied: bool) -> None:
     fresh = models.apply(third)
     with pytest.raises(ConfigError, match="lora_modules_to_save none"):
         state.load(fresh, open_adapter(folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "modules"),
+    [
+        (["qkv_proj"], ["q_proj", "k_proj", "v_proj"]),
+        ([r"layers\.0\..*o_proj"], ["model.layers.0.self_attn.o_proj"]),
+        (["model.norm", "down_proj"], ["down_proj", "model.norm"]),
+    ],
+)
+def test_whole_modules_of_the_blocks(tmp_path: Path, words: list[str], modules: list[str]) -> None:
+    """They are named as files name them, and have no factors."""
+    model = models.dense(use_bias=True)
+    applied = models.apply(model, lora_modules_to_save=words)
+    assert not {f"{name}.weight" for name in applied.layers} & set(applied.saved)
+    models.disturb(applied)
+    expected = models.logits(model)
+    folder = save(applied, tmp_path / "a")
+    assert json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))["modules_to_save"] == modules
+    other = models.dense(use_bias=True)
+    again = state.attach_file(other, models.layout(other), open_adapter(folder))
+    models.near(models.logits(other), expected)
+    assert set(again.saved) == set(applied.saved)
 
 
 @pytest.mark.parametrize("method", [LoraLinear, PissaLinear])

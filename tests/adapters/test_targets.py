@@ -101,11 +101,18 @@ def test_head() -> None:
         chosen(models.dense(), "head")
 
 
+def test_a_regular_expression_is_told_as_it_was_written(dense) -> None:
+    with pytest.raises(ConfigError) as error:
+        chosen(dense, r"layers\.9\..*")
+    assert r"lora_target: 'layers\.9\..*' matches" in str(error.value)
+
+
 def test_what_matches_nothing_lists_what_there_is(dense) -> None:
     with pytest.raises(ConfigError) as error:
         chosen(dense, "q_proj", "query")
     message = str(error.value)
     assert "lora_target: 'query' matches no matrix" in message
+    assert "the last is model.layers.1.mlp.down_proj" in message
     for name in ("self_attn.q_proj", "mlp.down_proj", "all-linear", "experts"):
         assert name in message
 

@@ -36,6 +36,14 @@ def test_what_a_run_holds_decides_and_not_fine_tuning(tiny_run: Path, told: Told
     assert code == 0 and "equal to the source" in out
 
 
+def test_weights_that_a_run_holds_quantised_are_exported_in_full(
+    tiny_run: Path, told: Told, tmp_path: Path
+) -> None:
+    code, _, err = told("export", tiny_run / "model", "compute_type=nf4", f"export_dir={tmp_path / 'e'}")
+    assert code == 0 and "compute_type: nf4 is how weights are held" in err
+    assert open_tensors(tmp_path / "e").info("model.norm.weight").dtype == "F32"
+
+
 def test_a_model_is_no_adapter(tiny_run: Path, told: Told) -> None:
     run = tiny_run / "run"
     code, _, err = told("export", run, f"lora_path={run}")

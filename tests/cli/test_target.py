@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
 from tests.cli.told import Told
+from tests.train.test_contents import build, write
 
 ASK = ("--prompt", "hello", "max_new_tokens=12", "temperature=0")
 
@@ -38,3 +40,18 @@ def test_no_model_and_no_such_model(told: Told, tmp_path: Path) -> None:
     assert code == 2 and "needs a configuration, a model folder, or starter" in err
     code, _, err = told("export", tmp_path / "nothing")
     assert code == 2 and "nothing" in err
+
+
+def test_commands_for_one_adapter_refuse_several(told: Told, tmp_path: Path) -> None:
+    source = write_tiny_checkpoint(tmp_path / "model")
+    one, two = (write(tmp_path / name, build(source), source) for name in ("one", "two"))
+    for words in (
+        ("generate", source, f"lora_path={one},{two}", *ASK),
+        ("generate", one, f"lora_path={two}", *ASK),
+        ("export", one, f"lora_path={two}", f"export_dir={tmp_path / 'e'}"),
+    ):
+        code, _, err = told(*words)
+        assert code == 2 and f"there are 2 adapters ({one}, {two})" in err
+    for words in ((source, f"lora_path={one}"), (one,), (one, f"lora_path={one}")):
+        code, _, err = told("generate", *words, *ASK)
+        assert code == 0 and err.count(f"adapter {one}: ") == 1

@@ -54,3 +54,18 @@ def test_required_keys_depend_on_the_verb(tmp_path: Path) -> None:
         load_overrides(["model_name_or_path=starter"], verb="chat").config.model.model_name_or_path
         == "starter"
     )
+
+
+def test_what_a_run_finds_wrong_is_told_with_the_place_of_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model_name_or_path: m\ntrain_dataset_path: a\nno_recompute_layers: 7\n")
+    loaded = load_config(path, ["recompute=true"], verb="train")
+    wrong = loaded.placed(ConfigError("no_recompute_layers: there is no layer 7"))
+    assert isinstance(wrong, ConfigError)
+    assert str(wrong) == f"{path}:3:1: no_recompute_layers: there is no layer 7"
+    assert str(loaded.placed(ConfigError("recompute: auto: too little"))).startswith(
+        "command line: recompute"
+    )
+    # A key that was not given, and a message that begins with none.
+    for text in ("freeze: all", "m: damaged"):
+        assert str(loaded.placed(ConfigError(text))) == text

@@ -18,6 +18,18 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
             {"stage": "DPO", "ref_model_update_steps": 5, "loss_type": "orpo"},
             ("ref_model_update_steps", "loss_type"),
         ),
+        (
+            {"stage": "DPO", "ref_model_update_steps": 5, "fine_tuning": "LoRA"},
+            ("ref_model_update_steps: 5", "fine_tuning: LoRA"),
+        ),
+        (
+            {"stage": "DPO", "ref_model_update_steps": 5, "ref_logps": "precompute"},
+            ("ref_model_update_steps: 5", "write ref_logps: model"),
+        ),
+        (
+            {"stage": "DPO", "ref_model_update_steps": 5, "use_async_save": True},
+            ("ref_model_update_steps: 5", "use_async_save: false"),
+        ),
         ({"stage": "DPO", "token_balance_loss": True}, ("token_balance_loss",)),
         ({"compute_type": "wint4/8"}, ("compute_type", "fine_tuning")),
         ({"compute_type": "nf4", "fine_tuning": "PiSSA"}, ("compute_type", "fine_tuning")),
@@ -92,6 +104,7 @@ def test_a_broken_rule_names_both_keys(values: dict[str, object], named: tuple[s
         {"offset_alpha": 0.1, "loss_type": "hinge"},  # another stage's
         {"stage": "DPO", "label_smoothing": 0.1, "loss_type": "simpo"},
         {"wsd_steady_steps": 5, "lr_scheduler_type": "wsd"},
+        {"stage": "DPO", "ref_model_update_steps": 5},
     ],
 )
 def test_sound_combinations_pass(values: dict[str, object]) -> None:
@@ -117,3 +130,44 @@ def test_no_rule_speaks_about_a_value_that_could_not_be_read() -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(LEAST | {"learning_rate": "fast", "min_lr": 1.0})
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "notice"),
+    [
+        ({"lora_rank": 16, "lora_target": ["q_proj"]}, "lora_rank, lora_target: of an adapter"),
+        ({"loss_type": "ipo"}, "loss_type: of pairs of answers, and stage is SFT"),
+        ({"stage": "DPO", "mask_thinking": True}, "mask_thinking: of conversations"),
+        (
+            {"fine_tuning": "LoRA", "rslora_plus": True, "lora_alpha": 16},
+            "lora_alpha: 4 with rslora_plus: true",
+        ),
+        ({"no_recompute_layers": "0-3"}, "no_recompute_layers: of recompute: true, and recompute: false"),
+        (
+            {"recompute": "auto", "recompute_granularity": "core_attn"},
+            "recompute_granularity: of recompute: true, and recompute: auto chooses by itself",
+        ),
+        # Used, or as it is without being written.
+        ({"recompute": "true", "recompute_granularity": "core_attn", "no_recompute_layers": "0"}, None),
+        ({"fine_tuning": "DoRA", "lora_rank": 16, "stage": "DPO", "loss_type": "ipo"}, None),
+        ({"lora_rank": 8, "loss_type": "sigmoid", "mask_thinking": True}, None),
+    ],
+)
+def test_keys_that_others_leave_nothing_to_do_are_told(values: dict[str, object], notice: str | None) -> None:
+    notices = config_from_dict(LEAST | values).notices
+    assert [line[: len(notice or "")] for line in notices] == ([notice] if notice else [])
+    assert config_from_dict(LEAST | values, "generate").notices == []
+
+
+def test_the_best_of_no_evaluations_needs_both() -> None:
+    with pytest.raises(ConfigError, match="write save_strategy: steps"):
+        config_from_dict(LEAST | {"load_best_model_at_end": True, "save_strategy": "no"})
+
+
+def test_adapters_to_train_from_and_to_evaluate() -> None:
+    """Several are evaluated, with any fine_tuning; one is trained."""
+    for method, why in (("Full", "would train without the adapter"), ("LoRA", "names 2 adapters")):
+        values = {**LEAST, "fine_tuning": method, "lora_path": "./one,./two"}
+        with pytest.raises(ConfigError, match=why):
+            config_from_dict(values, verb="train")
+        config_from_dict({**values, "eval_dataset_path": "b.jsonl"}, verb="eval")

@@ -112,6 +112,7 @@ TWO = {"src": ["a"], "response": ["x", "y"], "sort": [1, 0]}
 @pytest.mark.parametrize(
     ("kind", "row", "words"),
     [
+        ("erniekit", {"src": ["a"], "tgt": ["b"]}, "response is missing; the row has src, tgt"),
         ("erniekit", {**TWO, "response": ["x"]}, "it must be a list of two"),
         ("erniekit", {**TWO, "response": ["x", ""]}, "response 2, turn 1"),
         ("erniekit", {**TWO, "response": ["x", ["y", "z"]]}, "response 2 has 2 turns"),

@@ -6,6 +6,7 @@ import pytest
 
 from erniekit.data.report import DataReport
 from erniekit.data.template import built_in
+from erniekit.errors import DataError
 from tests.data.makers import json_tokenizer, reader
 
 TALK = {
@@ -42,6 +43,19 @@ def test_last_turn_with_label_0_is_not_trained_on(tokenizer):
     report = DataReport()
     found = reader(tokenizer, train_on="last_turn").read("chatml", {**TALK, "label": [1, 0]}, "f:1", report)
     assert not found and report.untrained == 1
+
+
+def test_rows_of_another_stage_are_told_as_such(tokenizer):
+    pair = {"src": ["a"], "tgt": [], "response": ["x", "y"], "sort": [1, 0]}
+    single, other = {"src": ["a"], "tgt": ["b"]}, "; it is "
+    with pytest.raises(DataError, match=other + "a pair of answers, which stage: DPO trains on"):
+        reader(tokenizer).read("erniekit", pair, "f:1")
+    with pytest.raises(DataError, match=other + "no pair of answers: .* stage: SFT"):
+        reader(tokenizer, stage="DPO").read("erniekit", single, "f:1")
+    for stage, wrong in (("SFT", {**single, "src": [1]}), ("DPO", {**pair, "sort": [1]})):
+        with pytest.raises(DataError) as raised:
+            reader(tokenizer, stage=stage).read("erniekit", wrong, "f:1")
+        assert other not in str(raised.value)
 
 
 def test_a_sample_for_each_answer(tokenizer):

@@ -51,6 +51,16 @@ def test_fp32_and_small_moments():
     assert estimate(low_precision_moments=True)["optimizer"] == (2 + 2 + 2) * PARAMETERS
 
 
+def test_blocks_that_predict_ahead():
+    """One of the kind of layer 0, and five streams: inputs joined, last norm, labelled rows and gradient."""
+    config = tiny_moe_config(vocab_size=1000, num_nextn_predict_layers=1)
+    trained, left_out = estimate(config), estimate(config, depths=0)
+    assert "logits" in trained and "logits" in left_out
+    more = 1024 * (2 * (LAYER + 5 * 32) + 4 * (2 + 4))
+    assert trained["activations"] - left_out["activations"] == more
+    assert trained["weights"] == left_out["weights"]
+
+
 def test_the_moment_of_the_peak():
     # Without logits to speak of, the first layer of the backward pass holds most.
     working = 2 * (3 * 48 + 4 * 32 + 2 * 64 + 2 * 32) + 4 * (64 + 2 * 32)

@@ -12,6 +12,7 @@ from erniekit.estimate import recompute
 from erniekit.estimate.recompute import (
     GIB,
     cheapest_that_fits,
+    layer_kinds,
     limit_in_bytes,
     operator_costs,
     recomputed_flops,
@@ -77,11 +78,13 @@ def test_parts_of_a_whole_count_once() -> None:
 
 
 def test_multi_token_prediction_by_hand() -> None:
-    """Two blocks of layer 0's kind: [2 H, H], q k v and o (32 x 192), gate, up and down (3 x 32 x 48)."""
+    """Two blocks of the kind of layer 0, as a whole."""
     config = tiny_moe_config(num_nextn_predict_layers=2)
-    assert not config.is_moe_layer(0)
-    blocks = Recomputation(((),) * 3, mtp=True)
-    assert recomputed_flops(config, blocks, attended=9) == 2 * 2 * (64 * 32 + 32 * 192 + 3 * 32 * 48)
+    assert not config.is_moe_layer(0) and layer_kinds(config) == [0, 1, 2, 0, 0]
+    blocks, layer = Recomputation(((),) * 3, mtp=True), Recomputation((("block",), (), ()))
+    assert recomputed_flops(config, blocks, attended=9) == 2 * recomputed_flops(config, layer, attended=9)
+    spared = [spared_bytes(config, chosen, width=2, attended=9) for chosen in (blocks, layer)]
+    assert spared[0] == 2 * spared[1] > 0
     heads = Recomputation(((),) * 3, head=True)
     assert recomputed_flops(config, heads, attended=9) == 2 * 3 * config.vocab_size * 32
 

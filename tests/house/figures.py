@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from what the benchmarks measured (benchmarks/figures/*.json)."""
+"""The tables of figures in the documents, from what the benchmarks measured (benchmarks/figures/*.json)."""
 
 import json
 import re
@@ -8,6 +8,8 @@ from typing import Any
 from tests.house.sources import ROOT
 
 FIGURES = ROOT / "benchmarks" / "figures"
+# Documents with tables of figures.
+PAGES = ("docs/performance.md", "docs/choosing.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+)[^>]*-->\n)(.*?)(<!-- /figures -->)", re.DOTALL)
 Figures = dict[str, Any]
 
@@ -180,6 +182,16 @@ def lora_step(figures: Figures) -> str:
     return _beside(figures, "torch", "peft")
 
 
+def methods(figures: Figures) -> str:
+    """Every method of fine-tuning, and the steps that were taken."""
+    rows = [["", "trained", "weights, MB", "peak memory, MB", "tokens/s", "held-out loss before", "after"]]
+    for name, found in figures["methods"].items():
+        sizes = [f"{found[key] / 1e6:.0f}" for key in ("weight_bytes", "peak_bytes")]
+        losses = [f"{found[key]:.3f}" for key in ("loss_before", "loss_after")]
+        rows.append([name, f"{found['trained']:,}", *sizes, f"{found['tokens_per_s']:.0f}", *losses])
+    return table(rows) + f"\n{figures['steps']} steps of each.\n"
+
+
 def _beside(figures: Figures, peer: str, words: str) -> str:
     """Modes of both sides, then the ratios."""
     rows = [["", "tokens/s", "s a step", "peak memory, GB"]]
@@ -208,4 +220,5 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "moe_step": moe_step,
     "dpo_step": dpo_step,
     "lora_step": lora_step,
+    "methods": methods,
 }

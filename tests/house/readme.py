@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from erniekit.cli.commands import COMMANDS
-from tests.house.figures import with_figures
+from tests.house.figures import PAGES, with_figures
 from tests.house.sources import ROOT
 
 MARKED = re.compile(r"(<!-- commands: [^>]*-->\n)(.*?)(<!-- /commands -->)", re.DOTALL)
@@ -38,11 +38,6 @@ def reference() -> str:
     return page.getvalue()
 
 
-def performance() -> str:
-    """docs/performance.md with the tables of the figures that were kept."""
-    return with_figures((ROOT / "docs/performance.md").read_text(encoding="utf-8"))
-
-
 def plans() -> str:
     """docs/parallel.md with the table that `erniekit plan published` prints."""
     from erniekit.cli.plan import run
@@ -60,8 +55,8 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "README.md": readme(),
         ROOT / "docs/configuration.md": reference(),
-        ROOT / "docs/performance.md": performance(),
         ROOT / "docs/parallel.md": plans(),
+        **{ROOT / page: with_figures((ROOT / page).read_text(encoding="utf-8")) for page in PAGES},
     }
 
 

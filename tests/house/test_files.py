@@ -49,7 +49,6 @@ TESTED_ELSEWHERE = {
     "erniekit/train/objectives.py": "tests/train/test_sft.py",
     "erniekit/train/finish.py": "tests/train/test_session.py",
     "erniekit/train/start_screen.py": "tests/cli/test_train.py",
-    "erniekit/cli/eval.py": "tests/cli/test_train.py",
     "erniekit/cli/data.py": "tests/cli/test_train.py",
     # The sections of the configuration are tables; one parametrised test covers them all.
     **{

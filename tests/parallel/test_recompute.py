@@ -152,10 +152,11 @@ def test_settings_cover_every_operator() -> None:
     assert {*plan.OPERATORS, "head", "mtp"} <= set(SETTINGS)
 
 
-def test_an_operator_that_the_model_lacks_is_an_error() -> None:
-    keys = KEYS | {"recompute_granularity": "selective", "refined_recompute": "router:all"}
+@pytest.mark.parametrize("operator", ["router", "mtp"])
+def test_an_operator_that_the_model_lacks_is_an_error(operator: str) -> None:
+    keys = KEYS | {"recompute_granularity": "selective", "refined_recompute": f"{operator}:all"}
     model = build("dense", "fp32")
-    with pytest.raises(ConfigError, match="router is no part"):
+    with pytest.raises(ConfigError, match=f"{operator} is no part"):
         apply_recompute(model, plan, choose_recomputation(2, **keys))
 
 

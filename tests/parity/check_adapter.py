@@ -26,6 +26,7 @@ CASES = {
     "pissa": ("PiSSA", {"lora_rank": 4}, {}),
     "head": ("LoRA", {"lora_target": ["all-linear", "head"]}, {"tie_word_embeddings": False}),
     "whole_tied": ("LoRA", {"lora_modules_to_save": ["embed_tokens"]}, TIED),
+    "whole_blocks": ("LoRA", {"lora_modules_to_save": [r"0\..*(qkv|o)_proj", "norm"]}, {"use_bias": True}),
     # peft over transformers 5 takes every gate_proj, up_proj and down_proj of such a model for experts'.
     "attention_of_experts": ("LoRA", {"lora_target": ["self_attn"]}, EXPERTS),
     "experts": ("LoRA", {"lora_target": ["o_proj", "experts"]}, EXPERTS),

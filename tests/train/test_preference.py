@@ -124,20 +124,6 @@ def test_a_reference_that_moves(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"fine_tuning": "LoRA"}, "trains an adapter"),
-        ({"ref_logps": "precompute"}, "asks it only once"),
-        ({"use_async_save": True}, "use_async_save: false"),
-    ],
-)
-def test_a_reference_that_cannot_move(tmp_path, keys, words):
-    done = run_erniekit("train", str(write(tmp_path, ref_model_update_steps=3, **keys)))
-    assert done.returncode == 2 and words in done.stderr
-
-
-@pytest.mark.slow
 def test_with_an_adapter_the_reference_is_the_model_without_it(tmp_path):
     rows = []
     for ref_logps in ("auto", "precompute"):

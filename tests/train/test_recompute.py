@@ -1,6 +1,7 @@
 """Recomputation in a run: the same weights to the last bit, and what `auto` chooses and tells."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from erniekit import assemble
 from erniekit.assemble import Assembled
 from erniekit.checkpoint.files import open_tensors
-from erniekit.config.load import config_from_dict
+from erniekit.config.load import config_from_dict, load_config
+from erniekit.data.pipeline import open_train_samples
 from erniekit.data.report import DataReport
 from erniekit.log import logger
 from erniekit.models.ernie45.config import Ernie45Config
@@ -18,6 +20,7 @@ from erniekit.parallel.recomputation import Recomputation
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from erniekit.testing.tiny_run import run_erniekit, write_run
 from erniekit.train.recompute import adapter_size, recompute_as_asked, step_memory
+from erniekit.train.session import find_model, reader_of
 from tests.train.test_contents import BUILD, build
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,16 +47,33 @@ def result(folder: Path, **keys: Any) -> tuple[dict[str, bytes], list[float], st
     return {name: tensors.read(name).tobytes() for name in tensors.names()}, losses, done.stderr
 
 
+def memory_between(folder: Path, share: float, **keys: Any) -> float:
+    """GiB between the estimates of this run with every layer recomputed (0) and with none (1)."""
+    path = write_run(folder, hidden_dropout_prob=0.1, **keys)
+    config = load_config(path, verb="train").config
+    model = find_model(config)
+    report = open_train_samples(reader_of(config, model), config.run.seed, **asdict(config.train_data)).report
+    built = assemble.build_model(model, fine_tuning="Full", **{**BUILD, "compute_type": "auto"})
+    layers = built.config.num_hidden_layers
+    least, most = (
+        sum(step_memory(config, built, report, Recomputation((operators,) * layers)).values())
+        for operators in (("block",), ())
+    )
+    assert least < most
+    return (least + share * (most - least)) / 2**30
+
+
 @pytest.mark.parametrize("model", ["dense", "experts"])
 def test_a_run_ends_with_the_same_weights(tmp_path: Path, model: str) -> None:
     keys: dict[str, Any] = {"attention_probs_dropout_prob": 0.1}
     if model == "experts":
         numbers = tiny_moe_config(num_nextn_predict_layers=1)
         keys["model_name_or_path"] = str(write_tiny_checkpoint(tmp_path / "model", numbers))
-        keys |= {"moe_orthogonal_loss_lambda": 0.01, "multi_token_pred_lambda": 0.3}
+        keys |= {"moe_orthogonal_loss_lambda": 0.01, "multi_token_pred_lambda": 0.3, "moe_use_aux_free": True}
     expected = result(tmp_path / "none", **keys)
     assert len(expected[0]) > 10 and len(expected[1]) == 3
-    for name, setting in SETTINGS.items():
+    limit = memory_between(tmp_path / "auto", 0.5, **keys)
+    for name, setting in {**SETTINGS, "auto": {"recompute": "auto", "memory_limit_gb": limit}}.items():
         found = result(tmp_path / name, **keys, **setting)
         assert found[0] == expected[0] and found[1] == expected[1]
         assert "recomputed in the backward pass: " in found[2]

@@ -39,6 +39,14 @@ def test_a_resumed_log_is_byte_equal_to_an_uninterrupted_one(tmp_path):
     assert (cut / "train_log.jsonl").read_bytes() == (whole / "train_log.jsonl").read_bytes()
 
 
+def test_a_run_that_goes_on_in_a_new_folder_begins_its_log_there(tmp_path):
+    reporter = Reporter(tmp_path, 6, 0.0, **FIELDS)
+    reporter.start(2, 1000)  # so long was the log where the checkpoint comes from
+    reporter.log_step(row(4))
+    reporter.close()
+    assert [entry["step"] for entry in read_log(tmp_path / "train_log.jsonl")] == [4]
+
+
 def test_half_a_line_of_timing_does_not_spoil_the_next(tmp_path):
     (tmp_path / "timing.jsonl").write_bytes(b'{"step": 1}\n{"st')
     reporter = Reporter(tmp_path, 2, 0.0, **FIELDS)

@@ -1,11 +1,29 @@
-"""Under the sanitizers the results of operators lie where the sanitizer guards their ends."""
+"""The kernels that operators are tested with: every level of instructions that runs here.
+
+Under the sanitizers the results of operators lie where the sanitizer guards their ends.
+"""
 
 from collections.abc import Iterator
 
 import pytest
 
-from erniekit.ops.kernels.library import find_library
+from erniekit.ops.kernels import library as kernels
+from erniekit.ops.kernels.library import Library, find_library, load
 from erniekit.ops.native import memory
+
+BEST = find_library().library
+LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1] if BEST else []
+
+
+@pytest.fixture(params=LEVELS)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """Every level of instructions that runs here, with two threads, for all operators."""
+    chosen = load(request.param)
+    monkeypatch.setattr(kernels, "load", lambda: chosen)
+    before = chosen.threads
+    chosen.set_threads(2)
+    yield chosen
+    chosen.set_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="module")

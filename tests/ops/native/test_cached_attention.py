@@ -1,7 +1,5 @@
 """Native attention over a cache against the plain one, columns coming in parts."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
@@ -9,29 +7,16 @@ import pytest
 from erniekit.ops.attention import visibility
 from erniekit.ops.cached_attention import cached_attention_reference
 from erniekit.ops.kernels import library as kernels
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import Library, find_library
 from erniekit.ops.native.cached_attention import cached_attention
 from erniekit.ops.rope import rotations
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
 BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
 # Rows, query heads, key heads, head dim.
 SHAPES = [(2, 3, 1, 6), (1, 9, 3, 64), (2, 4, 4, 2), (1, 2, 1, 128), (1, 20, 1, 18)]
 PARTS = (5, 1, 40, 2, 300, 1, 17)
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    before = chosen.threads
-    monkeypatch.setattr(kernels, "load", lambda: chosen)
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

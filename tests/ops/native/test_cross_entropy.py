@@ -1,7 +1,6 @@
 """Cross-entropy of the native kernels against numpy and the reference, at every level that runs here."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import paddle
@@ -10,27 +9,14 @@ import pytest
 from erniekit.errors import DataError
 from erniekit.ops import gradients
 from erniekit.ops.cross_entropy import linear_cross_entropy_reference
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import cross_entropy as native
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
 # N, D, V and positions of a chunk: single numbers, odd everything, several chunks, more than one block of V.
 SHAPES = [(1, 1, 2, 1), (5, 3, 7, 2), (33, 17, 70, 16), (9, 4, 5000, 100), (0, 3, 5, 4), (40, 8, 1, 7)]
 DTYPES = [("float32", 2e-5), ("bfloat16", 2e-2)]
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(native.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def normal(*shape, seed=0, dtype="float32", trained=True):

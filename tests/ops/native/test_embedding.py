@@ -1,7 +1,5 @@
 """Embedding of the native kernels against numpy, at every level of instructions that runs here."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
@@ -9,24 +7,11 @@ import pytest
 from erniekit.errors import DataError
 from erniekit.ops import gradients
 from erniekit.ops.embedding import embedding_reference
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import embedding as native
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(native.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def normal(*shape, seed=0, dtype="float32"):

@@ -1,36 +1,22 @@
 """Native matrix product and linear operator against numpy, at every level of instructions that runs here."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
 
 from erniekit.ops import gradients, remake
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import find_library, load
 from erniekit.ops.native import linear as native
 from erniekit.ops.native import matmul
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
 BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
 # M, N, K: single numbers, odd everything, more than one block of K, panels that are not full, no sum at all.
 SHAPES = [
     *((1, 1, 1), (3, 5, 7), (8, 48, 64), (17, 100, 33), (130, 49, 2050), (64, 3, 1), (300, 20, 4100)),
     *((5, 7, 0), (0, 4, 3), (2, 0, 3), (9, 1, 8)),
 ]
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(matmul.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def normal(*shape, seed=0):

@@ -1,33 +1,17 @@
 """The native product with an adapter against numpy: values, gradients, what it keeps, at every level."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
 
 from erniekit.ops import gradients, remake
-from erniekit.ops.kernels.library import Library, find_library, load
-from erniekit.ops.native import linear, lora, matmul
+from erniekit.ops.kernels.library import find_library
+from erniekit.ops.native import lora
 from tests.ops.test_lora import PIECES, RANK, factors, merged, normal
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
 SCALE = 1.5
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    for module in (matmul, linear, lora):
-        monkeypatch.setattr(module.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def tensor(array, dtype):

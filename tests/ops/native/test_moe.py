@@ -1,30 +1,15 @@
 """Rows to experts and back: native kernels at every level against the references."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
 
 from erniekit.ops import moe
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import Library, find_library
 from erniekit.ops.native import moe as native
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(native.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def slots_of(tokens: int, top_k: int, dropped: float) -> moe.SortedSlots:

@@ -1,34 +1,19 @@
 """RMSNorm of the native kernels against the reference and numpy, at every level that runs here."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
 
 from erniekit.ops import gradients, remake
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import norm as native
 from erniekit.ops.norm import add_rms_norm_reference, rms_norm_reference
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
 SHAPES = [(1, 1), (3, 5, 7), (2, 70), (1, 1, 64), (67, 33), (0, 9)]
 DTYPES = [("float32", 1e-5), ("bfloat16", 1e-2)]
 EPSILON = 1e-5
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(native.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def normal(*shape, seed=0, dtype="float32", trained=False):

@@ -1,12 +1,10 @@
 """Native products with quantised matrices: the bits of products with the numbers, at every level."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
 
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import grouped_linear, matmul
 from erniekit.ops.native import quantised as native
 from erniekit.ops.number_formats import FORMATS
@@ -14,21 +12,8 @@ from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
 # A piece of a panel, several panels with odd edges, more than a block of K, and rows enough to be split.
 SIZES = [(3, 5, 1), (64, 96, 7), (131, 201, 40), (2100, 33, 4), (34, 70, 1100)]
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(native.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def drawn(*shape, dtype="float32", seed=0):

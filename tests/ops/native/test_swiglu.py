@@ -1,31 +1,16 @@
 """SwiGLU of the native kernels against the reference and numpy, at every level that runs here."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import paddle
 import pytest
 
 from erniekit.ops import remake
-from erniekit.ops.kernels.library import Library, find_library, load
+from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import swiglu as native
 from erniekit.ops.swiglu import swiglu_reference
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
-BEST = load()
-LEVELS = BEST.record["levels"][: BEST.record["levels"].index(BEST.level) + 1]
-
-
-@pytest.fixture(params=LEVELS)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """Every level of instructions that runs here, with two threads."""
-    chosen = load(request.param)
-    monkeypatch.setattr(native.library, "load", lambda: chosen)
-    before = chosen.threads
-    chosen.set_threads(2)
-    yield chosen
-    chosen.set_threads(before)
 
 
 def normal(*shape, seed=0, dtype="float32"):
