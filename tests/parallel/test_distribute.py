@@ -12,6 +12,8 @@ from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.parallel.plans import batches_of, fill, gradients_of, step_loss_of
 
 HERE = "tests.parallel.test_distribute"
+# Of a machine with much other work.
+PATIENCE = 480
 MODELS = {
     "dense": lambda: tiny_config(vocab_size=64, tie_word_embeddings=False),
     "tied": lambda: tiny_config(vocab_size=64, use_bias=True),
@@ -152,11 +154,11 @@ def hold(found: list[dict[str, Any]], plans: dict[str, Any]) -> None:
 
 
 def test_two_processes() -> None:
-    hold(run_distributed(f"{HERE}:check_all", 2, PLANS), PLANS)
+    hold(run_distributed(f"{HERE}:check_all", 2, PLANS, timeout=PATIENCE), PLANS)
 
 
 def test_four_processes() -> None:
-    hold(run_distributed(f"{HERE}:check_all", 4, MORE), MORE)
+    hold(run_distributed(f"{HERE}:check_all", 4, MORE, timeout=PATIENCE), MORE)
 
 
 def test_what_does_not_divide_is_refused() -> None:

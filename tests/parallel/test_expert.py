@@ -30,7 +30,7 @@ def run(kind: str) -> dict[str, Any]:
     weights = paddle.to_tensor(random.random(chosen.shape).astype(np.float32))
     x.stop_gradient = weights.stop_gradient = False
     dispatcher = (OwnExpertsDispatcher if same else ExpertDispatcher)(world)
-    routing = Routing(paddle.zeros([len(chosen), EXPERTS]), paddle.to_tensor(chosen), weights)
+    routing = Routing(paddle.zeros([len(chosen), EXPERTS]), paddle.to_tensor(chosen), weights, None)
     rows, offsets, state = dispatcher.dispatch(x, routing, EXPERTS)
     counts = np.diff(offsets.numpy())
     assert len(counts) == EXPERTS // world.size and counts.sum() == rows.shape[0]
