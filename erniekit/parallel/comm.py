@@ -60,10 +60,16 @@ class Group:
 
 @dataclass
 class _World:
-    """What this process keeps of the run."""
+    """What this process keeps of the run.
+
+    Args:
+        links: over which groups are agreed on once all processes know each other; a word through the store
+            takes Paddle a tenth of a second, and every group needs several.
+    """
 
     store: Store
     on_gpu: bool
+    links: Links | None = None
     opened: Counter[str] = field(default_factory=Counter)
 
 
@@ -93,7 +99,13 @@ def open_world(*, identity: Mapping[str, str] | None = None, patience: float = P
     store = Store(rank, size, patience=patience, store=shared)
     store.all_present(identity or {})
     _world = _World(store, on_gpu)
-    return open_group(range(size), "world")
+    world = open_group(range(size), "world")
+    if world.links is not None:
+        links = Links(world.ranks, rank, host=world.links.host, patience=patience)
+        token = broadcast_object(secrets.token_bytes(16), world)
+        links.introduce(gather_objects(links.address, world), token)
+        _world.links = links
+    return world
 
 
 def open_group(ranks: Sequence[int], name: str, *, transport: str = "auto") -> Group:
@@ -140,13 +152,13 @@ def open_group(ranks: Sequence[int], name: str, *, transport: str = "auto") -> G
 def _own_store(prefix: str, members: tuple[int, ...], index: int) -> "paddle.base.core.TCPStore":
     """A store of the group alone, held by its first member."""
     assert _world is not None
+    own, endpoint = None, ""
     if index == 0:
         host, port = own_host(), free_port()
         own = open_store(host, port, True, _world.store.patience)
-        _world.store.publish(f"{prefix}/store", f"{host}:{port}")
-        return own
-    host, _, word = _world.store.read(f"{prefix}/store", members[0]).rpartition(":")
-    return open_store(host, int(word), False, _world.store.patience)
+        endpoint = f"{host}:{port}"
+    host, _, word = _tell(f"{prefix}/store", endpoint, members, index)[0].rpartition(":")
+    return own or open_store(host, int(word), False, _world.store.patience)
 
 
 def _open_nccl(prefix: str, members: tuple[int, ...], index: int) -> Any:
@@ -165,8 +177,15 @@ def _open_nccl(prefix: str, members: tuple[int, ...], index: int) -> Any:
 
 
 def _tell(key: str, value: str, members: Sequence[int], index: int) -> list[str]:
-    """Tell all members a value through the store; returns those of all."""
+    """Tell all members a value; returns those of all."""
     assert _world is not None
+    links = _world.links
+    if links is not None:
+        others = [rank for rank in members if rank != members[index]]
+        for rank in others:
+            links.send(rank, value.encode())
+        told = {rank: links.receive(rank).decode() for rank in others}
+        return [told.get(rank, value) for rank in members]
     _world.store.publish(f"{key}/{index}", value)
     return [_world.store.read(f"{key}/{place}", rank) for place, rank in enumerate(members)]
 

@@ -36,6 +36,7 @@ class Links:
 
     def __init__(self, ranks: Sequence[int], index: int, *, host: str | None, patience: float) -> None:
         self.ranks, self.index, self.patience = tuple(ranks), index, patience
+        self.host = host
         self._family = socket.AF_UNIX if host is None else socket.AF_INET
         self._listener = socket.socket(self._family, socket.SOCK_STREAM)
         if host is None:
