@@ -101,8 +101,8 @@ class _Copy(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, group: Group) -> paddle.Tensor:
         ctx.group = group
-        # The same memory. Not `detach`, which Paddle takes for an operation in place.
-        return x.view(x.shape) if x.is_contiguous() else x.clone()
+        # The same memory. Not `detach`, which Paddle takes for an operation in place; no `view` of nothing.
+        return x.view(x.shape) if x.is_contiguous() and x.size else x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:

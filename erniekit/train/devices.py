@@ -53,24 +53,24 @@ def require_devices(
     sequence_parallel: bool,
     context_parallel_degree: int,
     pipeline_parallel_degree: int,
-    virtual_pp_degree: int,
-    pp_seg_method: str,
     sharding: str,
     sharding_parallel_degree: int,
     moe_group: str,
     expert_parallel_degree: int,
 ) -> None:
-    """Refuse a run that needs several devices.
+    """Refuse one process that is asked to be several, or whose memory does not do.
 
     Args:
         state: bytes that the run holds on one device, by cause; None when they are not known.
         available: bytes of memory that this process may take.
-        num_processes: processes of the run.
+        num_processes: processes of the run; what several hold each is `parallel`'s to say.
 
     Raises:
         UnsupportedError: several devices are asked for, or the memory of one does not do; says how
             much the run needs.
     """
+    if num_processes > 1:
+        return
     asked = {
         "tensor_parallel_degree": tensor_parallel_degree,
         "pipeline_parallel_degree": pipeline_parallel_degree,
@@ -80,19 +80,16 @@ def require_devices(
     }
     # Experts are spread over devices that the other degrees count.
     devices = prod(max(1, degree) for key, degree in asked.items() if key != "expert_parallel_degree")
-    devices = max(devices, expert_parallel_degree, num_processes)
-    if num_processes > 1:
-        asked["nproc_per_node"] = max(nproc_per_node, num_processes)
-    if num_processes > 1:
-        return
+    devices = max(devices, expert_parallel_degree)
     held = state()
     total = sum(held.values()) if held else 0
-    if devices == 1 and total <= available():
+    fits = total <= available()
+    if devices == 1 and fits:
         return
-    words = ", ".join(f"{key}: {degree}" for key, degree in asked.items() if degree > 1)
     lines = []
-    if words:
-        lines.append(f"{words} asks for {devices} devices, and running on several is not built yet.")
+    if devices > 1:
+        words = ", ".join(f"{key}: {degree}" for key, degree in asked.items() if degree > 1)
+        lines.append(f"{words} asks for {devices} devices, and this run is one process.")
     if held:
         listed = ", ".join(f"{cause} {gigabytes(size)}" for cause, size in held.items() if size)
         free = gigabytes(available())
@@ -100,12 +97,17 @@ def require_devices(
             f"On one device this run holds {gigabytes(total)} ({listed}) and activations; {free} are free "
             "here."
         )
-    if total <= available():
-        lines.append("Leave the degrees out (and write nproc_per_node: 1) to run on one device.")
+    if devices > 1:
+        lines.append(
+            f"Write nproc_per_node: {devices} to start {devices} processes on this machine, or start them on "
+            "several machines (docs/parallel.md); `erniekit plan` says what each holds."
+        )
+        if fits and held:
+            lines.append("Leave the degrees out to run on one device.")
     else:
         lines.append(
-            "That takes several devices, which are not built yet. Take a smaller model, or train only a "
-            "part of it: what freeze names needs no gradients and no optimizer state."
+            "Spread it over several devices (`erniekit plan search` names plans), take a smaller model, or "
+            "train only a part of it: what freeze names needs no gradients and no optimizer state."
         )
     raise UnsupportedError("\n".join(lines))
 

@@ -26,19 +26,20 @@ def test_degrees_are_refused_with_what_one_device_would_hold() -> None:
     text = refused(10**10, tensor_parallel_degree=4, pipeline_parallel_degree=2)
     assert "tensor_parallel_degree: 4, pipeline_parallel_degree: 2 asks for 8 devices" in text
     assert "holds 18 GB (weights 2.0 GB, gradients 4.0 GB, optimizer 12 GB)" in text
-    assert "10 GB are free here" in text and "Take a smaller model" in text
+    assert "10 GB are free here" in text and "Write nproc_per_node: 8" in text
     fitting = refused(10**11, sharding_parallel_degree=2)
     assert "Leave the degrees out" in fitting and "smaller" not in fitting
 
 
-def test_several_processes_are_refused() -> None:
-    assert refused(10**11, 2).startswith("nproc_per_node: 2 asks for 2 devices, and running on several")
-    assert "expert_parallel_degree: 4 asks for 4 devices" in refused(10**11, expert_parallel_degree=4)
+def test_one_process_is_not_several() -> None:
+    text = refused(10**11, expert_parallel_degree=4)
+    assert text.startswith("expert_parallel_degree: 4 asks for 4 devices, and this run is one process.")
+    require_devices(lambda: {"weights": 10**9}, lambda: 0, 4, **{**ONE, "expert_parallel_degree": 4})
 
 
 def test_a_run_too_large_for_one_device_is_refused() -> None:
     text = refused(10**10)
-    assert text.startswith("On one device this run holds 18 GB") and "freeze" in text
+    assert text.startswith("On one device this run holds 18 GB") and "freeze" in text and "search" in text
 
 
 @pytest.mark.parametrize("degree", [-1, 0, 1])

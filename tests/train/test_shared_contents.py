@@ -15,9 +15,10 @@ from erniekit.parallel.comm import Group
 from erniekit.parallel.distribute import distribute
 from erniekit.parallel.layout import Layout
 from erniekit.parallel.mesh import AXES, Mesh
+from erniekit.parallel.placement import placed_items
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.train.contents import memory_items
-from erniekit.train.shared_contents import PlacedTensors, model_tensors, optimizer_tensors, placed_items
+from erniekit.train.shared_contents import PlacedTensors, model_tensors, optimizer_tensors
 from erniekit.train.team import Team
 from tests.checkpoint.crews import run_all
 from tests.parallel.plans import fill
