@@ -149,34 +149,9 @@ def _model(loaded: "LoadedConfig") -> "Model":
 
 
 def _workload(loaded: "LoadedConfig", machine: "Machine", model: "Model", attended: float) -> "Workload":
-    from dataclasses import asdict
+    from erniekit.estimate.plans import workload_of
 
-    from erniekit.estimate.step_time import Workload
-    from erniekit.parallel.recomputation import choose_recomputation
-
-    config, keys = loaded.config, loaded.config.values()
-    again = {
-        key: value
-        for key, value in asdict(config.recompute).items()
-        if key not in ("offload_recompute_inputs", "memory_limit_gb")
-    }
-    if again["recompute"] == "auto":
-        again["recompute"] = "false"
-    chosen = choose_recomputation(model.numbers.num_hidden_layers, **again)
-    width = config.model.compute_type
-    return Workload(
-        compute_type="bf16" if width == "auto" else width,
-        rows=config.batch.per_device_train_batch_size,
-        seq_len=config.sequences.max_seq_len,
-        micro_batches=config.batch.gradient_accumulation_steps,
-        attended=min(attended, config.sequences.max_seq_len),
-        logits_rows=config.model.loss_subbatch_seqlen,
-        attention_dropout=config.model.attention_probs_dropout_prob,
-        native=machine.on_cpu and config.run.kernels != "paddle",
-        low_precision_moments=config.optimizer.use_lowprecision_moment,
-        offload_optimizer=bool(keys.get("offload_optim") or keys.get("tensorwise_offload_optimizer")),
-        recomputation=None if chosen.is_nothing() else chosen,
-    )
+    return workload_of(loaded.config, model.numbers, on_cpu=machine.on_cpu, attended=attended)
 
 
 def _plan(
@@ -294,16 +269,11 @@ def _spread(loaded: "LoadedConfig", model: "Model", options: Mapping[str, Any]) 
 
 
 def _pipelining(loaded: "LoadedConfig") -> "Pipelining":
-    from erniekit.estimate.plans import Pipelining
+    from dataclasses import asdict
 
-    keys = loaded.config.values()
-    chunks = max(1, keys.get("virtual_pp_degree", 1))
-    return Pipelining(
-        schedule=keys.get("pipeline_schedule") or ("interleaved" if chunks > 1 else "1f1b"),
-        virtual_pp_degree=chunks,
-        pp_seg_method=keys.get("pp_seg_method") or "uniform",
-        add_tail_layers=keys.get("add_tail_layers") or 0,
-    )
+    from erniekit.estimate.plans import choose_pipelining
+
+    return choose_pipelining(**asdict(loaded.config.pipelining))
 
 
 class _Places:

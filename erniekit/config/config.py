@@ -13,6 +13,7 @@ from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
 from erniekit.config.parallel_words import ParallelWords
+from erniekit.config.pipelining import Pipelining
 from erniekit.config.preference import Preference
 from erniekit.config.recompute import Recompute
 from erniekit.config.reporting import Reporting
@@ -40,6 +41,7 @@ SECTIONS: dict[str, type] = {
     "saving": Saving,
     "reporting": Reporting,
     "parallel": Parallel,
+    "pipelining": Pipelining,
     "parallel_words": ParallelWords,
     "generation": Generation,
     "export": Export,
@@ -66,6 +68,7 @@ class Config:
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)
     parallel: Parallel = field(default_factory=Parallel)
+    pipelining: Pipelining = field(default_factory=Pipelining)
     parallel_words: ParallelWords = field(default_factory=ParallelWords)
     generation: Generation = field(default_factory=Generation)
     export: Export = field(default_factory=Export)

@@ -40,13 +40,6 @@ class Parallel:
     pipeline_parallel_degree: int = key(
         1, "devices that hold some of the layers each", check=_degree, pattern_help="at least -1"
     )
-    virtual_pp_degree: int = key(1, "pieces of the model that each of those devices holds", minimum=1)
-    pp_seg_method: str = key(
-        "uniform",
-        "cut of the layers: uniform, auto (balances time and memory), layer:REGEX (counts what it "
-        "matches), or the first layers of the pieces and the number of layers",
-        comma_list=True,
-    )
     sharding: str = key(
         "",
         "what devices with the same parameters share: stage1 states of the optimizer, stage2 also "

@@ -46,6 +46,10 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
         does = "chooses by itself" if recompute == "auto" else "recomputes no layer"
         for key in ("recompute_granularity", "refined_recompute", "no_recompute_layers", "use_recompute_moe"):
             yield key, f"of recompute: true, and recompute: {recompute} {does}"
+    if config.parallel.pipeline_parallel_degree <= 1:
+        yield from _fields(
+            config.pipelining, "of pipeline_parallel_degree above 1, and one device has all the layers"
+        )
     if config.run.stage != "DPO":
         yield from _fields(
             config.preference, f"of pairs of answers, and stage is {config.run.stage}; write stage: DPO"

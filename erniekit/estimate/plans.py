@@ -1,18 +1,19 @@
 """Plans of a run: from the words of a configuration to estimates, what to change, and the best of many."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
+from erniekit.config.config import Config
 from erniekit.errors import ConfigError
 from erniekit.estimate.machines import Machine
 from erniekit.estimate.parallel import Estimate, estimate_run, model_costs
 from erniekit.estimate.recompute import SHARE_OF_FREE, cheapest_that_fits, operator_costs
 from erniekit.estimate.shares import Spread
 from erniekit.estimate.step_time import Workload
-from erniekit.parallel.recomputation import Recomputation
-from erniekit.parallel.schedule import build_schedule, simulate
+from erniekit.parallel.recomputation import Recomputation, choose_recomputation
+from erniekit.parallel.schedule import Schedule, build_schedule, simulate
 from erniekit.parallel.stages import DENSE_BLOCK, EXPERTS_BLOCK, Stages, choose_stages
 
 
@@ -38,10 +39,59 @@ class Pipelining:
     add_tail_layers: int = 0
 
 
-def make_plan(
+def choose_pipelining(
+    *,
+    pipeline_schedule: str,
+    pipeline_activation_cap: int,
+    virtual_pp_degree: int,
+    pp_seg_method: str,
+    add_tail_layers: int,
+) -> Pipelining:
+    """What the keys of a configuration ask for."""
+    if pipeline_schedule == "auto":
+        pipeline_schedule = "interleaved" if virtual_pp_degree > 1 else "1f1b"
+    return Pipelining(
+        schedule=pipeline_schedule,
+        virtual_pp_degree=virtual_pp_degree,
+        activation_cap=pipeline_activation_cap or None,
+        pp_seg_method=pp_seg_method,
+        add_tail_layers=add_tail_layers,
+    )
+
+
+def workload_of(config: Config, numbers: Any, *, on_cpu: bool, attended: float) -> Workload:
+    """What a process of the run of a configuration does in a step.
+
+    Args:
+        numbers: of the model.
+        attended: tokens of the sample that a token belongs to, on average.
+    """
+    again = asdict(config.recompute)
+    for name in ("offload_recompute_inputs", "memory_limit_gb"):
+        del again[name]
+    if again["recompute"] == "auto":
+        again["recompute"] = "false"
+    chosen = choose_recomputation(numbers.num_hidden_layers, **again)
+    keys, width = config.values(), config.model.compute_type
+    return Workload(
+        compute_type="bf16" if width == "auto" else width,
+        rows=config.batch.per_device_train_batch_size,
+        seq_len=config.sequences.max_seq_len,
+        micro_batches=config.batch.gradient_accumulation_steps,
+        attended=min(attended, config.sequences.max_seq_len),
+        logits_rows=config.model.loss_subbatch_seqlen,
+        attention_dropout=config.model.attention_probs_dropout_prob,
+        native=on_cpu and config.run.kernels != "paddle",
+        low_precision_moments=config.optimizer.use_lowprecision_moment,
+        offload_optimizer=bool(keys.get("offload_optim") or keys.get("tensorwise_offload_optimizer")),
+        recomputation=None if chosen.is_nothing() else chosen,
+    )
+
+
+def choose_cut(
     model: Model, spread: Spread, workload: Workload, machine: Machine, pipelining: Pipelining
-) -> Estimate:
-    """The estimate of one plan.
+) -> tuple[Schedule, Stages]:
+    """The schedule of a step, and the blocks of every stage.
 
     Raises:
         ConfigError: the cut or the schedule does not fit the model or the micro-batches.
@@ -59,7 +109,7 @@ def make_plan(
         costs = model_costs(numbers, spread, workload, machine, shapes=model.shapes, parts=model.parts)
         peaks = simulate(schedule).peaks
         live = [peaks[schedule.owner(stage)[0]] for stage in range(schedule.num_stages)]
-    cut: Stages = choose_stages(
+    stages = choose_stages(
         [
             EXPERTS_BLOCK if numbers.is_moe_layer(block) else DENSE_BLOCK
             for block in range(numbers.num_hidden_layers)
@@ -70,8 +120,20 @@ def make_plan(
         costs=costs,
         live=live,
     )
+    return schedule, stages
+
+
+def make_plan(
+    model: Model, spread: Spread, workload: Workload, machine: Machine, pipelining: Pipelining
+) -> Estimate:
+    """The estimate of one plan.
+
+    Raises:
+        ConfigError: the cut or the schedule does not fit the model or the micro-batches.
+    """
+    schedule, cut = choose_cut(model, spread, workload, machine, pipelining)
     return estimate_run(
-        numbers,
+        model.numbers,
         spread,
         workload,
         machine,

@@ -136,12 +136,12 @@ def forward_only(places: Sequence[Sequence[int]], num_micro_batches: int) -> Sch
 
 def _check_numbers(name: str, num_ranks: int, num_micro: int, num_chunks: int, cap: int | None) -> None:
     if name not in NAMES:
-        raise ConfigError(f"pipeline schedule {name!r} is not known; write one of {', '.join(NAMES)}")
+        raise ConfigError(f"pipeline_schedule: {name} is not known; write one of {', '.join(NAMES)}")
     if name == "interleaved":
         if num_chunks < 2 or num_ranks < 2:
             raise ConfigError(
-                f"interleaved schedule: it needs virtual_pp_degree of 2 or more (given {num_chunks}) and "
-                f"pipeline_parallel_degree of 2 or more (given {num_ranks})"
+                f"pipeline_schedule: interleaved needs virtual_pp_degree of 2 or more (given "
+                f"{num_chunks}) and pipeline_parallel_degree of 2 or more (given {num_ranks})"
             )
         if num_micro % num_ranks:
             raise ConfigError(
@@ -150,12 +150,12 @@ def _check_numbers(name: str, num_ranks: int, num_micro: int, num_chunks: int, c
             )
     elif num_chunks > (2 if name == "memory_capped" else 1):
         raise ConfigError(
-            f"virtual_pp_degree: {num_chunks} is for the interleaved schedule; {name} computes "
+            f"virtual_pp_degree: {num_chunks} is for pipeline_schedule: interleaved; {name} computes "
             f"{'1 or 2 chunks' if name == 'memory_capped' else 'one chunk'} a rank"
         )
     if cap is not None and (name != "memory_capped" or cap < num_chunks):
         raise ConfigError(
-            f"the bound on activations, {cap}, is for memory_capped, and must be at least "
+            f"pipeline_activation_cap: {cap} is for pipeline_schedule: memory_capped, and must be at least "
             f"virtual_pp_degree ({num_chunks})"
         )
 

@@ -6,7 +6,16 @@ import pytest
 
 from erniekit.errors import ConfigError
 from erniekit.estimate.machines import GIB, MACHINES
-from erniekit.estimate.plans import Model, Pipelining, automatic, make_plan, remedies, search, spreads
+from erniekit.estimate.plans import (
+    Model,
+    Pipelining,
+    automatic,
+    choose_pipelining,
+    make_plan,
+    remedies,
+    search,
+    spreads,
+)
 from erniekit.estimate.shares import Spread
 from erniekit.models.registry import load_family
 from tests.estimate.test_parallel import WORK
@@ -67,3 +76,19 @@ def test_the_search_is_sorted_and_complete():
     assert all(plan.fits and plan.tokens == 16 * 64 for plan, _ in found)
     assert {plan.spread.pipeline for plan, _ in found} == {1, 2, 4}
     assert search(MODEL, WORK, MACHINE.changed(memory=1e6), devices=4, sequences=16) == []
+
+
+def test_what_the_keys_of_a_pipeline_ask_for():
+    keys = {
+        "pipeline_schedule": "auto",
+        "pipeline_activation_cap": 0,
+        "virtual_pp_degree": 1,
+        "pp_seg_method": "auto",
+        "add_tail_layers": 1,
+    }
+    assert choose_pipelining(**keys) == Pipelining(pp_seg_method="auto", add_tail_layers=1)
+    assert choose_pipelining(**keys | {"virtual_pp_degree": 2}).schedule == "interleaved"
+    capped = choose_pipelining(
+        **keys | {"pipeline_schedule": "memory_capped", "pipeline_activation_cap": 3, "virtual_pp_degree": 2}
+    )
+    assert (capped.schedule, capped.activation_cap, capped.virtual_pp_degree) == ("memory_capped", 3, 2)

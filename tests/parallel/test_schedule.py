@@ -210,9 +210,9 @@ def test_a_circle_of_waiting_is_found() -> None:
         (("gpipe", 2, 2), "1f1b"),
         (("interleaved", 2, 2), "virtual_pp_degree of 2"),
         (("interleaved", 2, 3, 2), "gradient_accumulation_steps gives 3"),
-        (("1f1b", 2, 2, 2), "for the interleaved schedule"),
+        (("1f1b", 2, 2, 2), "for pipeline_schedule: interleaved"),
         (("memory_capped", 2, 2, 2, 1), "at least"),
-        (("1f1b", 2, 2, 1, 2), "is for memory_capped"),
+        (("1f1b", 2, 2, 1, 2), "is for pipeline_schedule: memory_capped"),
     ],
 )
 def test_numbers_that_do_not_fit(arguments: tuple, words: str) -> None:
