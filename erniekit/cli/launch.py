@@ -24,6 +24,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,6 +208,9 @@ def _import_paddle() -> None:
     for line in said.getvalue().splitlines():
         if "OMP_NUM_THREADS" not in line:
             sys.stderr.write(f"{line}\n")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Paddle has set one that prints its own stack
 
 
 def _is_amd() -> bool:

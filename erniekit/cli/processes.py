@@ -21,6 +21,7 @@ _POLL_SECONDS = 0.05
 _CAUSE_SECONDS = 2.0  # in which the cause of a lost peer shows
 _END_SECONDS = 4.0  # from SIGTERM to SIGKILL after a failure
 _TOLD_LINES = 40
+_WRONG_INPUT = 2
 
 
 @dataclass
@@ -68,6 +69,9 @@ class Watch:
     def _wait(self) -> int:
         while self._running():
             self._look()
+            if len(self.signals) > 1:
+                self._end(_END_SECONDS)
+                return 128 + self.signals[0]
             if any(rank.code for rank in self.ended) and not self.signals:
                 return self._fail()
             time.sleep(_POLL_SECONDS)
@@ -79,19 +83,27 @@ class Watch:
     def _fail(self) -> int:
         """Tell the rank that failed first, and end the others."""
         limit = time.monotonic() + _CAUSE_SECONDS
-        while not (causes := self._causes()) and self._running() and time.monotonic() < limit:
+        while not self._is_clear() and self._running() and time.monotonic() < limit:
             self._look()
             time.sleep(_POLL_SECONDS)
         self._end(_END_SECONDS)
-        causes = causes or [rank for rank in self.ended if rank.code]
+        causes = self._causes() or [rank for rank in self.ended if rank.code]
         first = causes[0]
+        if first.code == _WRONG_INPUT:  # which all find, and rank 0 has told
+            first = next((rank for rank in causes if rank.number == 0), first)
         where = f"; all that it said is in {first.log}" if first.log else ""
         logger.error(
             f"rank {first.number} failed first ({_said(first.code)}){where}", extra={"all_ranks": True}
         )
         if first.log:
             sys.stderr.write(_last_words(first.log))
-        return 2 if first.code == 2 else 1
+        return _WRONG_INPUT if first.code == _WRONG_INPUT else 1
+
+    def _is_clear(self) -> bool:
+        """Whether the cause has shown; where the input is wrong, whether rank 0 has ended too."""
+        causes = self._causes()
+        teller = next((rank for rank in self.ranks if rank.log is None), None)
+        return bool(causes) and (causes[0].code != _WRONG_INPUT or teller is None or teller.code is not None)
 
     def _causes(self) -> list[Rank]:
         return [rank for rank in self.ended if rank.code not in (0, PeerError.exit_code)]

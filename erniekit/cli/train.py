@@ -30,9 +30,11 @@ def run(argv: list[str]) -> int:
         return code
     require_paddle()
     from erniekit.errors import ErnieKitError
+    from erniekit.parallel.differentiable import peers_named
     from erniekit.train.session import train_session
 
     try:
-        return train_session(loaded)
+        with peers_named():
+            return train_session(loaded)
     except ErnieKitError as error:
         raise loaded.placed(error) from error

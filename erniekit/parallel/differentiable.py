@@ -15,14 +15,31 @@ part. `all_gather_from` is for what each member then uses for itself (a column o
 gradient is the sum of theirs. On a group of one all of them return what they are given.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer
 
+from erniekit.errors import PeerError
 from erniekit.parallel import comm
 from erniekit.parallel.comm import Group
+
+_LOST_IN_BACKWARD = re.compile(r"\bPeerError: (.+)")
+
+
+@contextmanager
+def peers_named() -> Iterator[None]:
+    """A peer that was lost in a backward pass stays a PeerError; Paddle makes an OSError with its words."""
+    try:
+        yield
+    except OSError as error:
+        found = _LOST_IN_BACKWARD.search(str(error))
+        if found is None:
+            raise
+        raise PeerError(found[1].strip()) from None
 
 
 def copy_to(x: paddle.Tensor, group: Group) -> paddle.Tensor:

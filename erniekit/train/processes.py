@@ -14,19 +14,22 @@ _LAYOUT = (
 )
 
 
-def open_processes(keys: Mapping[str, Any], others: Mapping[str, Any], identity: Mapping[str, str]) -> Mesh:
+def open_processes(
+    keys: Mapping[str, Any], others: Mapping[str, Any], identity: Mapping[str, str], *, ddp_timeout: int
+) -> Mesh:
     """Meet the other processes and open the groups of this one.
 
     Args:
         keys: of the section of parallelism. others: keys of other sections that do not go with all of them.
         identity: what has to be equal in all processes.
+        ddp_timeout: seconds to wait for another process, now and later.
 
     Raises:
         ConfigError: the degrees do not fit each other or the number of processes.
         PeerError: a process did not come.
         UnsupportedError: what is asked for is not built over several processes.
     """
-    world = comm.open_world(identity=identity)
+    world = comm.open_world(identity=identity, patience=ddp_timeout)
     layout = choose_layout(world.size, **{key: keys[key] for key in _LAYOUT})
     refused = {
         f"pipeline_parallel_degree: {layout.pipeline}": layout.pipeline > 1,

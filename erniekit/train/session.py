@@ -294,7 +294,12 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
         "continue_training": model.continue_training,
         "num_nextn_predict_layers": model.num_nextn_predict_layers,
     }
-    return open_processes(asdict(config.parallel), others, run_identity(config.values()))
+    return open_processes(
+        asdict(config.parallel),
+        others,
+        run_identity(config.values()),
+        ddp_timeout=config.run.ddp_timeout,
+    )
 
 
 def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:

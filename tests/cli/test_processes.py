@@ -67,6 +67,13 @@ def pids(folder: Path, size: int, timeout: float = 30) -> list[int]:
     return [int(path.read_text()) for path in paths]
 
 
+def wait_for(*paths: Path, timeout: float = 30) -> None:
+    end = time.monotonic() + timeout
+    while not all(path.is_file() for path in paths):
+        assert time.monotonic() < end, f"{paths} did not come"
+        time.sleep(0.02)
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -112,10 +119,35 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     assert not any(alive(pid) for pid in pids(tmp_path, 2))
 
 
-def test_wrong_input_keeps_its_exit_code(tmp_path: Path) -> None:
-    parent = start(tmp_path, "sys.exit(2)")
+def test_wrong_input_keeps_its_exit_code_and_is_told_once(tmp_path: Path) -> None:
+    """Every process finds it; rank 0, which has the terminal, is slower."""
+    parent = start(tmp_path, "time.sleep(0.5 * (rank == 0)); print('no such file'); sys.exit(2)")
+    said = finish(parent)
+    assert parent.returncode == 2 and said.count("no such file") == 1
+    assert "rank 0 failed first (exit code 2)" in said
+
+
+def test_wrong_input_that_one_rank_alone_finds(tmp_path: Path) -> None:
+    parent = start(tmp_path, "print('no such file'); sys.exit(2) if rank else time.sleep(300)")
+    said = finish(parent)
+    assert parent.returncode == 2 and "rank 1 failed first (exit code 2)" in said
+
+
+def test_a_second_signal_ends_ranks_that_hear_none(tmp_path: Path) -> None:
+    work = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(f"{folder}/ready-{rank}", "w").write("yes")
+time.sleep(300)
+"""
+    parent = start(tmp_path, work)
+    wait_for(*(tmp_path / f"ready-{rank}" for rank in range(2)))
+    parent.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert parent.poll() is None
+    parent.send_signal(signal.SIGTERM)
     finish(parent)
-    assert parent.returncode == 2
+    assert parent.returncode == 143
+    assert not any(alive(pid) for pid in pids(tmp_path, 2))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -127,12 +159,7 @@ open(f"{folder}/ready-{rank}", "w").write("yes")
 time.sleep(300)
 """
     parent = start(tmp_path, work)
-    ready = [tmp_path / f"ready-{rank}" for rank in range(2)]
-    pids(tmp_path, 2)
-    end = time.monotonic() + 30
-    while not all(path.is_file() for path in ready):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(*(tmp_path / f"ready-{rank}" for rank in range(2)))
     parent.send_signal(number)
     finish(parent)
     assert parent.returncode == code
@@ -147,11 +174,8 @@ open(f"{folder}/ready-{rank}", "w").write("yes")
 time.sleep(300)
 """
     parent = start(tmp_path, work)
-    ready = [tmp_path / f"ready-{rank}" for rank in range(2)]
-    held, end = pids(tmp_path, 2), time.monotonic() + 30
-    while not all(path.is_file() for path in ready):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(*(tmp_path / f"ready-{rank}" for rank in range(2)))
+    held = pids(tmp_path, 2)
     parent.kill()
     finish(parent)
     end = time.monotonic() + 10

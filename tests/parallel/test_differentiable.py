@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.errors import PeerError
 from erniekit.testing.distributed import run_distributed
 
 HERE = "tests.parallel.test_differentiable"
@@ -129,3 +130,26 @@ def test_a_group_of_one_is_the_identity() -> None:
     ):
         assert getattr(d, function)(x, one) is x
     assert d.all_to_all_rows(x, [2], [2], one) is x
+
+
+def test_a_peer_that_is_lost_in_a_backward_pass_is_named() -> None:
+    import paddle
+    from paddle.autograd import PyLayer
+
+    from erniekit.parallel.differentiable import peers_named
+
+    class Lost(PyLayer):
+        @staticmethod
+        def forward(context, x):  # type: ignore[no-untyped-def]
+            return x * 1
+
+        @staticmethod
+        def backward(context, gradient):  # type: ignore[no-untyped-def]
+            raise PeerError("rank 1 has ended while rank 0 waited for it")
+
+    x = paddle.ones([2])
+    x.stop_gradient = False
+    with pytest.raises(PeerError, match="^rank 1 has ended while rank 0 waited for it$"), peers_named():
+        Lost.apply(x).sum().backward()
+    with pytest.raises(OSError, match="no room"), peers_named():
+        raise OSError("no room")
