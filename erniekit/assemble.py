@@ -135,6 +135,8 @@ def build_model(
     freeze: Sequence[str],
     sequence_parallel: bool = False,
     num_nextn_predict_layers: int | None = None,
+    stages: Sequence[tuple[int, int]] = (),
+    places: Sequence[Sequence[int]] = (),
 ) -> Assembled:
     """Build the model of `folder` for training.
 
@@ -144,17 +146,21 @@ def build_model(
         adaptation: the adapter, when `fine_tuning` asks for one.
         mesh: the processes that the model is spread over, where there are several.
         num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
+        stages, places: of a pipeline, see `parallel.distribute`.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
         ConfigError: a `freeze` pattern matches no parameter.
         UnsupportedError: `fine_tuning` or the model family is not built yet, or the memory does not do.
     """
+    from erniekit.parallel import seeds
+
     if fine_tuning.lower() not in ADAPTERS:
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
     layer = ADAPTERS[fine_tuning.lower()]
     if mesh is not None:
-        built = _spread_out(folder, mesh, compute_type=compute_type, sequence_parallel=sequence_parallel)
+        cut = {"sequence_parallel": sequence_parallel, "stages": tuple(stages), "places": places}
+        built = _spread_out(folder, mesh, compute_type=compute_type, **cut)
     else:
         built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
     if num_nextn_predict_layers is not None:
@@ -163,7 +169,8 @@ def build_model(
         assert adaptation is not None, f"fine_tuning: {fine_tuning} without an adapter"
         built = _adapt(built, layer, adaptation)
     built.model.set_dropout(hidden_dropout_prob, attention_probs_dropout_prob)
-    apply_freeze(built.model, freeze)
+    apply_freeze(built.model, freeze, built.spread)
+    seeds.apply_seeds(built.model, load_family(built.config).plan)
     built.model.train()
     return _describe(built)
 
@@ -298,13 +305,19 @@ def _layout(config: Any) -> Any:
     return lambda parameter, shape: family.names_in_files(parameter, shape, config)
 
 
-def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
+def apply_freeze(model: Any, freeze: Sequence[str], spread: "Distribution | None" = None) -> list[str]:
     """Stop the gradients of every parameter whose name one of the regular expressions finds.
 
+    Args:
+        spread: how the model lies over several processes, of which each may have other parameters.
+
     Returns:
-        The names of the frozen parameters.
+        The names of the frozen parameters, wherever they are.
     """
-    names = [name for name, _ in model.named_parameters()]
+    is_trained = {name: not parameter.stop_gradient for name, parameter in model.named_parameters()}
+    if spread is not None:
+        is_trained = spread.of_all_stages(is_trained)
+    names = list(is_trained)
     frozen: set[str] = set()
     for pattern in freeze:
         try:
@@ -317,8 +330,7 @@ def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
                 f"freeze: {pattern!r} matches no parameter; names look like {examples}, {names[-1]}"
             )
         frozen.update(found)
-    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    if trained <= frozen:
+    if not any(trained and name not in frozen for name, trained in is_trained.items()):
         raise ConfigError(f"freeze: {list(freeze)} freezes every parameter; nothing would be trained")
     for name, parameter in model.named_parameters():
         if name in frozen:
@@ -359,7 +371,7 @@ def _build(
     return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
 
 
-def _spread_out(folder: Path, mesh: "Mesh", *, compute_type: str, sequence_parallel: bool) -> Assembled:
+def _spread_out(folder: Path, mesh: "Mesh", *, compute_type: str, **cut: Any) -> Assembled:
     """The model over several processes; each reads what it holds, and has no memory for the rest."""
     import paddle
 
@@ -371,7 +383,7 @@ def _spread_out(folder: Path, mesh: "Mesh", *, compute_type: str, sequence_paral
     family = load_family(config)
     with paddle.LazyGuard():
         model = family.build(config, dtype=compute_dtype)
-    spread = distribute(model, family.plan, mesh, sequence_parallel=sequence_parallel)
+    spread = distribute(model, family.plan, mesh, **cut)
     load_weights(model, placed_items(family.weights.load_weights(folder, config), spread.placements))
     return Assembled(model, config, compute_dtype, 0, 0, spread=spread)
 
@@ -445,13 +457,20 @@ def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
 
 
 def _describe(built: Assembled) -> Assembled:
-    sizes = [(p.size, not p.stop_gradient) for p in built.model.parameters()]
+    """With the numbers of parameters; of all processes, where there are several."""
+    spread = built.spread
+    sizes = [
+        (p.size, not p.stop_gradient)
+        for name, p in built.model.named_parameters()
+        if spread is None or name not in spread.placements or spread.counts(name)
+    ]
     if built.scheme is not None:
         from erniekit.quant.weight_only import quantised_matrices
 
         sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]
-    return replace(
-        built,
-        num_parameters=int(sum(size for size, _ in sizes)),
-        num_trained=int(sum(size for size, trained in sizes if trained)),
-    )
+    found = [sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)]
+    if spread is not None:
+        from erniekit.parallel import comm
+
+        found = [sum(parts) for parts in zip(*comm.gather_objects(found, spread.mesh.world), strict=True)]
+    return replace(built, num_parameters=int(found[0]), num_trained=int(found[1]))

@@ -5,7 +5,7 @@ then matrices, then stages; memory is taken for what stays, and `placements` say
 whole model's parameters that is. Reading, saving, counting and summing follow from it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from erniekit.parallel.expert import apply_expert_parallel
 from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.placement import Placement, whole
 from erniekit.parallel.replicate import share_updates, sum_gradients
+from erniekit.parallel.stage_model import Cut, cut_model
+from erniekit.parallel.stages import Stages
 from erniekit.parallel.tensor import apply_tensor_parallel
 
 
@@ -26,6 +28,8 @@ class Distribution:
         experts: parameters that are spread by experts: their copies are elsewhere than those of others.
         partial: parameters whose gradient here is of a part of the tokens, summed over the tensor group.
         split: parameters of which the processes of the tensor group hold different parts.
+        names: of all parameters of the whole model, in its order.
+        cut: where the model was cut into stages of a pipeline.
     """
 
     mesh: Mesh
@@ -33,6 +37,8 @@ class Distribution:
     experts: frozenset[str] = frozenset()
     partial: frozenset[str] = frozenset()
     split: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
+    cut: Cut | None = None
 
     def counts(self, name: str) -> bool:
         """Whether this process is the one to save and count what it holds of a parameter."""
@@ -40,7 +46,16 @@ class Distribution:
 
     def answers(self, name: str) -> bool:
         """Whether this process or one of its `copies` is the one to save and count it."""
+        if self.cut is not None and name in self.cut.copies:
+            return False
         return name in self.split or self.mesh.tensor.rank == 0
+
+    def of_all_stages(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of named parameters of this process and of those with the other stages of the model."""
+        found: dict[str, Any] = {}
+        for part in comm.gather_objects(dict(values), self.mesh.pipeline):
+            found |= part
+        return found
 
     def copies(self, name: str) -> comm.Group:
         """The processes that hold the same of a parameter, for other sequences."""
@@ -72,38 +87,68 @@ class Distribution:
         ]
 
 
-def distribute(model: Any, plan: Any, mesh: Mesh, *, sequence_parallel: bool = False) -> Distribution:
-    """Spread a model over the processes along the tensor and expert axes of `mesh`.
+def distribute(
+    model: Any,
+    plan: Any,
+    mesh: Mesh,
+    *,
+    sequence_parallel: bool = False,
+    stages: Stages = (),
+    places: Sequence[Sequence[int]] = (),
+    waiting: Collection[str] = (),
+) -> Distribution:
+    """Spread a model over the processes along the tensor, expert and pipeline axes of `mesh`.
 
     Args:
         model: of the model contract, without weights.
-        plan: the family's module, see `tensor.py` and `expert.py`.
+        plan: the family's module, see `tensor.py`, `expert.py` and `stage_model.py`.
+        stages: the blocks of every stage of the pipeline, where there is one.
+        places: the stages of each of its ranks.
+        waiting: parameters that get no memory yet, because something else takes their place.
 
     Raises:
         ConfigError: a size of the model is not divisible.
         UnsupportedError: the axes do not go together.
     """
     layout = mesh.layout
-    if layout.expert > 1 and layout.tensor > 1 and layout.moe_group != "mp":
+    if layout.expert > 1 and layout.tensor > 1 and layout.moe_group == "world" and not sequence_parallel:
         raise UnsupportedError(
-            f"moe_group: {layout.moe_group} with tensor_parallel_degree: {layout.tensor} is not built; "
-            "experts over the processes of tensor parallelism are: write moe_group: mp"
+            f"moe_group: world with tensor_parallel_degree: {layout.tensor} would compute every token "
+            f"{layout.tensor} times; write sequence_parallel: true, or moe_group: mp or dp"
         )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     same_tokens = layout.moe_group == "mp" and not sequence_parallel
     over_experts = apply_expert_parallel(model, plan, mesh.expert, same_tokens=same_tokens)
+    # Experts over processes that share matrices are whole there; over others, their channels are split too.
+    are_whole = bool(over_experts) and layout.moe_group in ("mp", "world")
     over_tensor = apply_tensor_parallel(
-        model, plan, mesh.tensor, sequence_parallel=sequence_parallel, split_experts=not over_experts
+        *(model, plan, mesh.tensor, over_experts),
+        sequence_parallel=sequence_parallel,
+        split_experts=not are_whole,
     )
-    for parameter in model.parameters():
-        if not parameter._is_initialized():
+    cut = cut_model(model, plan, stages, places[mesh.pipeline.rank]) if stages else None
+    for name, parameter in model.named_parameters():
+        if name not in waiting and not parameter._is_initialized():
             parameter.initialize()
-    split = frozenset(over_tensor) | (frozenset(over_experts) if layout.moe_group == "mp" else frozenset())
+    here = {name for name, _ in model.named_parameters()}
+    split = frozenset(over_tensor) | (frozenset(over_experts) if are_whole else frozenset())
     placements: dict[str, Placement] = {}
     for name, shape in shapes.items():
+        if name not in here:
+            continue
         placement = over_tensor.get(name) or over_experts.get(name) or whole(shape)
         copies = mesh.expert_replicas if name in over_experts else mesh.replicas
         answers = name in split or mesh.tensor.rank == 0
+        if cut is not None and name in cut.copies:
+            answers = False
         placements[name] = replace(placement, counted=answers and copies.rank == 0)
-    partial = frozenset(shapes) - {*over_tensor, *over_experts} if sequence_parallel else frozenset()
-    return Distribution(mesh, placements, frozenset(over_experts), partial, split)
+    partial = {
+        f"{path}.{name}"
+        for path, layer in model.named_sublayers()
+        for name in getattr(layer, "seen_in_part", ())
+    }
+    if sequence_parallel:
+        partial |= set(shapes) - {*over_tensor, *over_experts}
+    return Distribution(
+        mesh, placements, frozenset(over_experts), frozenset(partial), split, tuple(shapes), cut
+    )

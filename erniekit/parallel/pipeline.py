@@ -9,7 +9,7 @@ A split backward puts the gradients of matrices off (`ops/gradients.py`) until i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,8 +20,7 @@ from erniekit.ops import gradients
 from erniekit.parallel import comm, schedule, seeds
 from erniekit.parallel.parts import find
 from erniekit.parallel.schedule import Action, Schedule
-from erniekit.parallel.stage_model import StageView, cut_model, shares_embedding
-from erniekit.parallel.stages import Stages
+from erniekit.parallel.stage_model import Cut, StageView
 
 Call = Callable[[], object]
 
@@ -36,6 +35,9 @@ class StepLoss(Protocol):
         self, model: Any, batch: Any, forward: Callable[[], paddle.Tensor]
     ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """What `forward` gives, and what a stage before the last adds to the loss."""
+
+    def without_effect(self, model: Any, batch: Any) -> paddle.Tensor:
+        """Zero, by the forward pass of a micro-batch that counts nothing."""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class _Step:
     step_loss: StepLoss | None = None
     seed_of: Callable[[int], int] | None = None
     accumulate: Call | None = None
+    fillers: frozenset[int] = frozenset()
     compute: Callable[[Any, Any], Any] | None = None
     companion: Any = None
     arrived: dict[tuple[str, int, int], paddle.Tensor] = field(default_factory=dict)
@@ -68,7 +71,6 @@ class PipelineEngine:
     """Runs steps over the ranks of `group`.
 
     Attributes:
-        copies: parameters of this rank that another one has as well and answers for.
         peak: most activations (of a micro-batch through a chunk) that were held at once in the last step.
         observe: called after every action with it, its beginning and its end in seconds.
     """
@@ -79,33 +81,31 @@ class PipelineEngine:
         plan: Any,
         group: comm.Group,
         *,
-        stages: Stages,
+        cut: Cut,
         name: str = "1f1b",
         virtual_pp_degree: int = 1,
         activation_cap: int | None = None,
         shape_of: Callable[[Any], Sequence[int]] | None = None,
     ) -> None:
-        """Cut `model` in place; what else changes its layers is done before, what changes blocks also after.
+        """For a model that was cut: what changes its layers is done before the first step.
 
         Args:
             plan: the family's module, see `stage_model.cut_model`.
-            stages: the blocks of every stage, `virtual_pp_degree` stages a rank.
+            cut: what that gave, of `virtual_pp_degree` stages a rank.
             name: of the schedule; with `activation_cap` as of `schedule.build_schedule`.
             shape_of: shape of the activation of a batch; [rows, columns, hidden size] without it.
 
         Raises:
             ConfigError: the numbers do not fit the schedule.
         """
-        self.group, self.stages = group, stages
+        self.group, self.stages = group, cut.stages
         self._name, self._num_chunks, self._cap = name, virtual_pp_degree, activation_cap
         self._schedules: dict[int, Schedule] = {}
         self.places = schedule.places_of(name, group.size, virtual_pp_degree)
-        assert len(stages) == group.size * virtual_pp_degree, (stages, group.size, virtual_pp_degree)
-        own = self.places[group.rank]
+        num_stages = len(cut.stages)
+        assert num_stages == group.size * virtual_pp_degree, (num_stages, group.size, virtual_pp_degree)
         self._model, self._plan = model, plan
-        shared = shares_embedding(model, plan)
-        self.copies = cut_model(model, plan, stages, own)
-        self._ends = _open_ends(group, self.places, len(stages)) if shared else comm.Group()
+        self._ends = _open_ends(group, self.places, num_stages) if cut.shares_embedding else comm.Group()
         self._views: list[StageView] = []
         self._shape_of = shape_of or (lambda batch: [*batch.input_ids.shape, model.config.hidden_size])
         self.peak = 0
@@ -134,6 +134,7 @@ class PipelineEngine:
         *,
         seed_of: Callable[[int], int],
         accumulate: Call = lambda: None,
+        fillers: Collection[int] = (),
     ) -> None:
         """Gradients of a step, of the parameters that are here.
 
@@ -142,9 +143,10 @@ class PipelineEngine:
             step_loss: has begun the step.
             seed_of: seed of the generators for a micro-batch, see `seeds.py`.
             accumulate: called after every backward pass.
+            fillers: places of micro-batches that count nothing.
         """
         self.peak = 0
-        step = _Step(batches, step_loss, seed_of, accumulate)
+        step = _Step(batches, step_loss, seed_of, accumulate, frozenset(fillers))
         self._do(self.schedule_of(len(batches)), step)
         assert not (step.flights or step.put_off or step.arrived or step.outgoing), "something is left over"
         self._sum_shared()
@@ -222,7 +224,10 @@ class PipelineEngine:
         if step.step_loss is None:
             output = self._look(view, batch, step, micro_batch)
         elif view.is_last:
-            loss = step.step_loss(view.model, batch)
+            run = step.step_loss.without_effect if micro_batch in step.fillers else step.step_loss
+            loss = run(view.model, batch)
+        elif micro_batch in step.fillers:
+            output = _run(view, batch)
         else:
             output, loss = step.step_loss.of_part(view.model, batch, lambda: _run(view, batch))
         if output is not None and not view.is_last:

@@ -10,6 +10,7 @@ objectives run on it unchanged.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,8 +41,23 @@ class Absent(nn.Layer):
         return inputs[0], inputs[1]
 
 
-def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> frozenset[str]:
-    """Leave of `model` what the stages `own` need; returns the parameters that an earlier stage has as well.
+@dataclass(frozen=True)
+class Cut:
+    """What is known of a model that was cut.
+
+    Args:
+        stages: the blocks of every stage.
+        shares_embedding: whether first and last stage both need the embedding.
+        copies: parameters that are here and that an earlier stage has as well and answers for.
+    """
+
+    stages: Stages
+    shares_embedding: bool
+    copies: frozenset[str]
+
+
+def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> Cut:
+    """Leave of `model` what the stages `own` need.
 
     A model that was built under `paddle.LazyGuard` gets memory for what stays only.
 
@@ -69,9 +85,8 @@ def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> froz
     for parameter in model.parameters():
         if not parameter._is_initialized():
             parameter.initialize()
-    if first or not (last and shared):
-        return frozenset()
-    return frozenset(name for name, _ in model.named_parameters() if name.startswith(f"{plan.EMBEDDING}."))
+    copies = frozenset(name for name, _ in model.named_parameters() if name.startswith(f"{plan.EMBEDDING}."))
+    return Cut(stages, shared, copies if last and shared and not first else frozenset())
 
 
 def shares_embedding(model: Any, plan: Any) -> bool:

@@ -115,19 +115,37 @@ def run_cases(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: in_pipeline(world, **case) for name, case in cases.items()}
 
 
+def engine_of(model: Any, world: Any, **keys: Any) -> tuple[Any, frozenset[str]]:
+    """The engine of a model that is cut for this rank, and the parameters that an earlier stage has too."""
+    from erniekit.models.ernie45 import plan
+    from erniekit.parallel.pipeline import PipelineEngine
+    from erniekit.parallel.schedule import places_of
+    from erniekit.parallel.stage_model import cut_model
+
+    chunks = keys.get("virtual_pp_degree", 1)
+    stages = choose_stages(["block"] * model.config.num_hidden_layers, world.size * chunks)
+    own = places_of(keys["name"], world.size, chunks)[world.rank]
+    cut = cut_model(model, plan, stages, own)
+    return PipelineEngine(model, plan, world, cut=cut, **keys), cut.copies
+
+
 def in_pipeline(
-    world: Any, kind: str, count: int, keys: dict[str, Any], dropout: float = 0.0, recompute: str = ""
+    world: Any,
+    kind: str,
+    count: int,
+    keys: dict[str, Any],
+    dropout: float = 0.0,
+    recompute: str = "",
+    fillers: Any = (),
 ) -> SimpleNamespace:
     """Losses and gradients of two steps, evaluation, and what the engine knows."""
     from erniekit.models.ernie45 import plan
-    from erniekit.parallel.pipeline import PipelineEngine
     from erniekit.parallel.recomputation import Recomputation
     from erniekit.parallel.recompute import apply_recompute
 
     model = build(kind)
     num_layers = model.config.num_hidden_layers
-    stages = choose_stages(["block"] * num_layers, world.size * keys.get("virtual_pp_degree", 1))
-    engine = PipelineEngine(model, plan, world, stages=stages, **keys)
+    engine, copies = engine_of(model, world, **keys)
     if recompute:
         apply_recompute(model, plan, Recomputation(((recompute,),) * num_layers, mtp=True))
     model.set_dropout(dropout, dropout)
@@ -136,14 +154,15 @@ def in_pipeline(
     for step in range(2):
         batches = batches_of(step, count)
         step_loss.begin(batches)
-        engine.run(batches, step_loss, seed_of=seed_of(step))
+        batches += [batches[0] for _ in fillers]
+        engine.run(batches, step_loss, seed_of=seed_of(step), fillers=fillers)
         steps.append((step_loss.values(engine.total), descend(model)))
     model.eval()
     return SimpleNamespace(
         steps=steps,
         evaluated=engine.forward(batches_of(7, 3), figures),
         peak=engine.peak,
-        copies=sorted(engine.copies),
+        copies=sorted(copies),
         names=[name for name, _ in model.named_parameters()],
     )
 
@@ -181,6 +200,12 @@ CASES: dict[tuple[int, str], dict[str, Any]] = {
         "recompute": "activation",
     },
     (2, "frozen zero_bubble"): {"kind": "frozen", "count": 3, "keys": SCHEDULES["zero_bubble"]},
+    (2, "experts filled up"): {
+        "kind": "experts",
+        "count": 3,
+        "keys": SCHEDULES["interleaved"],
+        "fillers": (3,),
+    },
     (2, "experts one micro-batch"): {"kind": "experts", "count": 1, "keys": SCHEDULES["1f1b"]},
 }
 # With the native kernels, which put gradients off in their own way.
@@ -234,7 +259,9 @@ def check_equal(case: dict[str, Any], results: list[SimpleNamespace], kernels: s
 @pytest.mark.parametrize(("ranks", "name"), CASES)
 def test_activations_held_are_those_of_the_simulation(ranks: int, name: str) -> None:
     case = CASES[ranks, name]
-    schedule = build_schedule(num_ranks=ranks, num_micro_batches=case["count"], **case["keys"])
+    schedule = build_schedule(
+        num_ranks=ranks, num_micro_batches=case["count"] + len(case.get("fillers", ())), **case["keys"]
+    )
     peaks = tuple(result[name].peak for result in results_of(ranks))
     assert peaks == simulate(schedule).peaks
 
@@ -260,17 +287,14 @@ def measure_memory(names: list[str]) -> dict[str, tuple[int, int, int]]:
     """Bytes that the first forward of a step keeps, the most after any, and the engine's peak."""
     import paddle
 
-    from erniekit.models.ernie45 import plan
     from erniekit.parallel.comm import open_world
-    from erniekit.parallel.pipeline import PipelineEngine
 
     world = open_world()
     found = {}
     for name in names:
         keys = SCHEDULES[name]
         model = build("dense")
-        stages = choose_stages(["block"] * 9, world.size * keys.get("virtual_pp_degree", 1))
-        engine = PipelineEngine(model, plan, world, stages=stages, **keys)
+        engine, _ = engine_of(model, world, **keys)
         step_loss = step_loss_of(model, "dense")
         batches = batches_of(0, 1) * 6
         kept: list[int] = []

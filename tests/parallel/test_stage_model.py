@@ -11,7 +11,7 @@ from erniekit.errors import RunError
 from erniekit.models.ernie45 import plan
 from erniekit.models.ernie45.model import Ernie45
 from erniekit.ops import gradients
-from erniekit.parallel.stage_model import StageView, cut_model, shares_embedding
+from erniekit.parallel.stage_model import Cut, StageView, cut_model, shares_embedding
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.parallel.plans import gradients_of
 
@@ -109,7 +109,7 @@ def test_a_rank_holds_what_its_stages_need(
     shared = shares_embedding(model, plan)
     assert shared == (changes.get("tie_word_embeddings", True) or "num_nextn_predict_layers" in changes)
     whole = {name: parameter.numpy() for name, parameter in model.named_parameters()}
-    assert cut_model(model, plan, STAGES, own) == frozenset(copies)
+    assert cut_model(model, plan, STAGES, own) == Cut(STAGES, shared, frozenset(copies))
     names = {name for name, _ in model.named_parameters()}
     assert all(any(name.startswith(part) for name in names) for part in has)
     assert not any(name.startswith(part) for name in names for part in has_not)
