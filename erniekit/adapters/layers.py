@@ -3,12 +3,16 @@
 The weight (and bias) of the layer that was there is taken over, not copied, and keeps its name; new
 are `lora_A` and `lora_B` beside it. A fused weight has a pair for each of its pieces (see
 `ops/lora.py`), so the adapter is the same whether the files keep the pieces apart or not.
+
+Where processes share a weight, its factors go along (`along`): split by columns it takes B with it, by
+rows A, by experts both. Of the other one every process has the whole, and a part of its gradient.
+Pieces, and what files hold, stay those of the whole.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
@@ -35,6 +39,19 @@ class Piece:
     expert: int | None = None
 
 
+class Shared(Protocol):
+    """The processes that have the other parts of a layer (`parallel/parts.py`)."""
+
+    def part(self, name: str, whole: np.ndarray) -> np.ndarray:
+        """This process's part of a whole parameter; all of it where it is not split."""
+
+    def whole(self, name: str, part: np.ndarray) -> np.ndarray:
+        """The whole parameter, of everybody's parts; all processes call it."""
+
+    def total(self, tensor: paddle.Tensor) -> paddle.Tensor:
+        """The sum over the processes."""
+
+
 class Adapted(nn.Layer):
     """What all layers with an adapter share.
 
@@ -52,7 +69,10 @@ class Adapted(nn.Layer):
         self.rank, self.scale, self.probability = rank, scale, probability
         self.active = True
         columns = sorted({(piece.start, piece.stop) for piece in pieces})
-        self.columns = tuple(columns)
+        # Those of this process; the ranges of the whole weight are in `pieces`.
+        self.columns = self.whole_columns = tuple(columns)
+        self.shared: Shared | None = None
+        self.seen_in_part: tuple[str, ...] = ()
         *experts, inner, _ = weight.shape
         limit = 1.0 / math.sqrt(inner)
         self.lora_A = self.create_parameter(
@@ -66,10 +86,34 @@ class Adapted(nn.Layer):
         self.lora_B = self.create_parameter(
             [*experts, rank, width], dtype=weight.dtype, default_initializer=nn.initializer.Constant(0.0)
         )
+        self.whole_shapes = {name: tuple(getattr(self, name).shape) for name in ("lora_A", "lora_B")}
+
+    def along(self, kind: str) -> dict[str, tuple[int, list[int] | None]]:
+        """What is split with the weight: its axis, and the sizes of what is fused along it (None: one).
+
+        Args:
+            kind: column, row or experts: how the weight is split.
+        """
+        if kind == "column":
+            return {"lora_B": (self.lora_B.ndim - 1, [stop - start for start, stop in self.columns])}
+        last = self.lora_A.ndim - 2
+        return {"lora_A": (last, None)} if kind == "row" else {"lora_A": (0, None), "lora_B": (0, None)}
+
+    def share(self, kind: str, count: int, shared: Shared) -> None:
+        """The weight, and what goes along with it, is one of `count` parts from now on."""
+        self.shared = shared
+        if kind == "column":
+            self.columns = tuple((start // count, stop // count) for start, stop in self.columns)
+        if kind != "experts":
+            names = [name for name, _ in self.named_parameters(include_sublayers=False)]
+            split = self.along(kind)
+            self.seen_in_part = tuple(n for n in names if n.startswith("lora_") and n not in split)
 
     def places(self) -> list[tuple[Piece, tuple[Any, ...], tuple[Any, ...]]]:
         """For every piece its part of `lora_A` and of `lora_B` as indices."""
-        where = {place: (ranks, columns) for ranks, columns, place in each_piece(self.columns, self.rank)}
+        where = {
+            place: (ranks, columns) for ranks, columns, place in each_piece(self.whole_columns, self.rank)
+        }
         found = []
         for piece in self.pieces:
             ranks, columns = where[piece.start, piece.stop]
@@ -106,15 +150,21 @@ class Adapted(nn.Layer):
 
     def take_factors(self, factors: Mapping[Piece, tuple[np.ndarray, np.ndarray]]) -> None:
         """Set the factors, fp32, of every piece as `stored_factors` gives them; smaller ranks are padded."""
-        a = np.zeros(self.lora_A.shape, np.float32)
-        b = np.zeros(self.lora_B.shape, np.float32)
+        a = np.zeros(self.whole_shapes["lora_A"], np.float32)
+        b = np.zeros(self.whole_shapes["lora_B"], np.float32)
         for piece, in_a, in_b in self.places():
             first, second = factors[piece]
             rank = first.shape[1]
             a[in_a][:, :rank] = first
             b[in_b][:rank] = second
-        self.lora_A.set_value(paddle.to_tensor(a).astype(self.lora_A.dtype))
-        self.lora_B.set_value(paddle.to_tensor(b).astype(self.lora_B.dtype))
+        self.set_part("lora_A", a)
+        self.set_part("lora_B", b)
+
+    def set_part(self, name: str, whole: np.ndarray) -> None:
+        """Set a parameter to what this process has of a whole one in fp32."""
+        parameter = getattr(self, name)
+        own = whole if self.shared is None else self.shared.part(name, whole)
+        parameter.set_value(paddle.to_tensor(own).astype(parameter.dtype))
 
     @paddle.no_grad()
     def fold(self) -> None:
@@ -139,10 +189,9 @@ class LoraLinear(Adapted, Linear):
         self.bias = base.bias
         self.take_over(base.weight, pieces, rank=rank, scale=scale, probability=probability)
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if not self.active:
-            return linear(x, self.weight, self.bias)
-        return self._adapted(x, self.bias)
+    def product(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+        """x weight + bias, and the adapter."""
+        return self._adapted(x, bias) if self.active else linear(x, self.weight, bias)
 
     def _adapted(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
         settings: dict[str, Any] = {"pieces": self.columns, "scale": self.scale}

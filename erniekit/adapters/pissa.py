@@ -28,18 +28,21 @@ class PissaLinear(LoraLinear):
 
     _beginning: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+    def product(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
         if self.active or self._beginning is None:
-            return super().forward(x)
+            return super().product(x, bias)
         settings: dict[str, Any] = {"pieces": self.columns, "scale": self.scale}
-        return lora_linear(x, self.weight, self.bias, *self._beginning, **settings)
+        return lora_linear(x, self.weight, bias, *self._beginning, **settings)
 
     def begin(self) -> None:
         """Take the largest directions of every piece out of the weight, into the factors."""
         root = np.sqrt(self.scale).astype(np.float32)
         factors = {}
+        whole = self.weight.astype("float32").numpy()
+        if self.shared is not None:
+            whole = self.shared.whole("weight", whole)
         for piece in self.pieces:
-            matrix = self.weight[:, piece.start : piece.stop].astype("float32").numpy()
+            matrix = whole[:, piece.start : piece.stop]
             a, b = leading_factors(matrix, self.rank)
             factors[piece] = (a / root, b / root)
         super().take_factors(factors)

@@ -11,6 +11,7 @@ from typing import Any
 
 from erniekit.errors import UnsupportedError
 from erniekit.parallel import comm
+from erniekit.parallel.context import apply_context_parallel
 from erniekit.parallel.expert import apply_expert_parallel
 from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.placement import Placement, whole
@@ -97,7 +98,7 @@ def distribute(
     places: Sequence[Sequence[int]] = (),
     waiting: Collection[str] = (),
 ) -> Distribution:
-    """Spread a model over the processes along the tensor, expert and pipeline axes of `mesh`.
+    """Spread a model over the processes along the tensor, expert, context and pipeline axes of `mesh`.
 
     Args:
         model: of the model contract, without weights.
@@ -126,6 +127,7 @@ def distribute(
         sequence_parallel=sequence_parallel,
         split_experts=not are_whole,
     )
+    apply_context_parallel(model, plan, mesh.context)
     cut = cut_model(model, plan, stages, places[mesh.pipeline.rank]) if stages else None
     for name, parameter in model.named_parameters():
         if name not in waiting and not parameter._is_initialized():

@@ -26,7 +26,7 @@ from erniekit.ops.moe import (
 )
 from erniekit.parallel import comm
 from erniekit.parallel.differentiable import all_to_all_rows, copy_to, reduce_from
-from erniekit.parallel.parts import find, narrow
+from erniekit.parallel.parts import find, narrow, narrow_along
 from erniekit.parallel.placement import Placement
 
 
@@ -140,7 +140,9 @@ def apply_expert_parallel(
             for path in plan.EXPERTS:
                 matrices = find(block, path)
                 if matrices is not None:
-                    placements[f"{root}.{index}.{path}.weight"] = narrow(matrices, "weight", 0, group)
+                    found = {"weight": narrow(matrices, "weight", 0, group)}
+                    found = narrow_along(matrices, "experts", group, found)
+                    placements |= {f"{root}.{index}.{path}.{name}": placed for name, placed in found.items()}
     if not placements:
         raise ConfigError(
             f"expert_parallel_degree: {group.size} spreads experts, and this model has none; leave it out"

@@ -11,7 +11,7 @@ the columns and a reduce-scatter after the rows, which exchange as much and hold
 act there see a part of the tokens only: their gradients are sums over the group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ import paddle
 
 from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.nn.moe import Dispatcher, MixtureOfExperts, RouterRecord
-from erniekit.ops.linear import linear
 from erniekit.ops.moe import Routing
 from erniekit.parallel import comm
 from erniekit.parallel.differentiable import (
@@ -30,7 +29,7 @@ from erniekit.parallel.differentiable import (
     reduce_from,
     reduce_scatter_to,
 )
-from erniekit.parallel.parts import find, narrow
+from erniekit.parallel.parts import find, narrow, narrow_along
 from erniekit.parallel.placement import Placement
 from erniekit.parallel.vocabulary import SharedHead, shared_embedding
 
@@ -54,7 +53,13 @@ class _Group:
 
 
 def apply_tensor_parallel(
-    model: Any, plan: Any, group: comm.Group, *, sequence_parallel: bool = False, split_experts: bool = True
+    model: Any,
+    plan: Any,
+    group: comm.Group,
+    placed: Mapping[str, Placement] | None = None,
+    *,
+    sequence_parallel: bool = False,
+    split_experts: bool = True,
 ) -> dict[str, Placement]:
     """Split the matrices of a model that has no weights yet; returns what each split parameter holds.
 
@@ -62,7 +67,8 @@ def apply_tensor_parallel(
         model: of the model contract; parameters are replaced by smaller ones.
         plan: the family's module: BLOCKS, AHEAD_BLOCKS, LINEARS, SHARED_EXPERTS, EXPERTS, FUSED, EMBEDDING,
             HEAD, WHOLE_ATTENTION, EXPERTS_LAYER, FINAL_NORM.
-        split_experts: whether experts are split by channels; not when they are spread over processes.
+        placed: what is here of experts that are spread over other processes.
+        split_experts: whether experts are split by channels; not when these processes have some each.
 
     Raises:
         ConfigError: heads, channels or the vocabulary are not divisible.
@@ -73,12 +79,16 @@ def apply_tensor_parallel(
     placements: dict[str, Placement] = {}
     for root in (plan.BLOCKS, plan.AHEAD_BLOCKS):
         for index, block in enumerate(find(model, root) or ()):
-            found = _split_block(block, plan, how, split_experts)
-            placements |= {f"{root}.{index}.{name}": placement for name, placement in found.items()}
+            start = f"{root}.{index}."
+            own = {n.removeprefix(start): p for n, p in (placed or {}).items() if n.startswith(start)}
+            found = _split_block(block, plan, how, split_experts, own)
+            placements |= {start + name: placement for name, placement in found.items()}
     return placements | _split_vocabulary(model, plan, how)
 
 
-def _split_block(block: Any, plan: Any, how: _Group, split_experts: bool) -> dict[str, Placement]:
+def _split_block(
+    block: Any, plan: Any, how: _Group, split_experts: bool, placed: Mapping[str, Placement]
+) -> dict[str, Placement]:
     placements: dict[str, Placement] = {}
     attention = find(block, plan.WHOLE_ATTENTION)
     pieces = [
@@ -106,9 +116,13 @@ def _split_block(block: Any, plan: Any, how: _Group, split_experts: bool) -> dic
             for path, kind in plan.EXPERTS.items():
                 layer = find(block, path)
                 if layer is not None:
+                    start = f"{path}."
+                    before = {n.removeprefix(start): p for n, p in placed.items() if n.startswith(start)}
                     axis, parts = (2, 2) if kind == "column" else (1, 1)
                     sizes = _even(layer.weight.shape[axis], parts)
-                    placements[f"{path}.weight"] = narrow(layer, "weight", axis, how.group, sizes)
+                    found = {"weight": narrow(layer, "weight", axis, how.group, sizes, before.get("weight"))}
+                    found = narrow_along(layer, kind, how.group, found, before)
+                    placements |= {start + name: placement for name, placement in found.items()}
     return placements
 
 
@@ -118,12 +132,12 @@ def _split_linear(layer: Any, kind: str, how: _Group, pieces: Sequence[int]) -> 
         if layer.bias is not None:
             placements["bias"] = narrow(layer, "bias", 0, how.group, pieces)
         _replace(layer, lambda forward: lambda x: forward(how.enter(x)))
-        return placements
-    placements = {"weight": narrow(layer, "weight", 0, how.group)}
+        return narrow_along(layer, kind, how.group, placements)
+    placements = narrow_along(layer, kind, how.group, {"weight": narrow(layer, "weight", 0, how.group)})
 
     def summed(x: paddle.Tensor) -> paddle.Tensor:
         # The bias is added once, to the sum.
-        out = how.leave(linear(x, layer.weight))
+        out = how.leave(layer.product(x, None))
         return out if layer.bias is None else out + layer.bias
 
     layer.forward = summed
@@ -138,7 +152,8 @@ def _split_vocabulary(model: Any, plan: Any, how: _Group) -> dict[str, Placement
     embed.forward = shared_embedding(embed, how.leave, group)
     head = find(model, plan.HEAD)
     if head is not None and hasattr(head, "weight"):
-        placements[f"{plan.HEAD}.weight"] = narrow(head, "weight", 1, group)
+        of_head = narrow_along(head, "column", group, {"weight": narrow(head, "weight", 1, group)})
+        placements |= {f"{plan.HEAD}.{name}": placement for name, placement in of_head.items()}
     if head is not None and getattr(head, "bias", None) is not None:
         placements[f"{plan.HEAD}.bias"] = narrow(head, "bias", 0, group)
 

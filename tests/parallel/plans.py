@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 
-def fill(model: Any) -> None:
-    """Weights that depend on the name of the parameter only."""
+def fill(model: Any, only: str = "") -> None:
+    """Weights that depend on the name of the parameter only, of those with `only` in it."""
     for name, parameter in model.named_parameters():
+        if only not in name:
+            continue
         random = np.random.default_rng(list(name.encode()))
         scale, shift = (0.15, 0.0) if len(parameter.shape) >= 2 else (0.1, float("norm" in name))
         parameter.set_value(random.normal(shift, scale, parameter.shape).astype(np.float32))
@@ -56,6 +58,26 @@ def step_loss_of(model: Any, kind: str) -> Any:
     )
     objective = build_objective("SFT", loss_subbatch_seqlen=8, use_sparse_head_and_loss_fn=True)
     return StepLoss(objective, companions, 2 * experts, multi_token_pred_lambda=0.3 * experts)
+
+
+def adapt(model: Any, method: str, **changes: Any) -> Any:
+    """Put an adapter on a model whose weights may not be there yet."""
+    from importlib import import_module
+
+    from erniekit.adapters import lora
+    from erniekit.assemble import ADAPTERS
+    from erniekit.models.registry import load_family
+
+    module, _, name = str(ADAPTERS[method]).partition(":")
+    family = load_family(model.config)
+    settings: dict[str, Any] = {"lora_rank": 3, "lora_alpha": -1, "lora_dropout": 0.0, "rslora": False}
+    settings |= {"rslora_plus": False, "lora_plus_scale": 1.0, "lora_target": (), "lora_modules_to_save": ()}
+    return lora.apply(
+        model,
+        lambda parameter, shape: family.names_in_files(parameter, shape, model.config),
+        getattr(import_module(module), name),
+        **settings | changes,
+    )
 
 
 def gradients_of(model: Any) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from erniekit.parallel.layout import Layout
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
-from tests.parallel.plans import batches_of, fill, gradients_of, step_loss_of
+from tests.parallel.plans import adapt, batches_of, fill, gradients_of, step_loss_of
 
 HERE = "tests.parallel.test_distribute"
 # Of a machine with much other work.
@@ -20,6 +20,16 @@ MODELS = {
     "experts": lambda: tiny_moe_config(
         vocab_size=64, moe_layer_start_index=(1,), num_nextn_predict_layers=2, use_bias=True
     ),
+}
+# Word of a plan -> method and what it is on, under the name of the model and this word.
+EXPERTS_TOO = ("all-linear", "experts", "router")
+ADAPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {}),
+    "lora everywhere": ("lora", {"lora_target": EXPERTS_TOO, "lora_modules_to_save": ("embed_tokens",)}),
+    "lora head": ("lora", {"lora_target": ("all-linear", "head"), "lora_modules_to_save": ("embed_tokens",)}),
+    "some": ("lora", {"lora_target": ("q_proj", "v_proj", "up_proj", "down_proj"), "rslora": True}),
+    "dora": ("dora", {}),
+    "pissa": ("pissa", {}),
 }
 # Name -> model, layout, sequence parallelism.
 PLANS: dict[str, tuple[str, Layout, bool]] = {
@@ -33,6 +43,22 @@ PLANS: dict[str, tuple[str, Layout, bool]] = {
     "experts ep2": ("experts", Layout(data=2, expert=2, moe_group="dp"), False),
     "experts mp2": ("experts", Layout(tensor=2, expert=2, moe_group="mp"), False),
     "experts mp2 sp": ("experts", Layout(tensor=2, expert=2, moe_group="mp"), True),
+    "lora tp2": ("dense lora head", Layout(tensor=2), False),
+    "lora tp2 sp": ("dense lora", Layout(tensor=2), True),
+    "some tied tp2": ("tied some", Layout(tensor=2), False),
+    "dora tp2": ("dense dora", Layout(tensor=2), False),
+    "dora tp2 sp": ("tied dora", Layout(tensor=2), True),
+    "pissa tp2": ("dense pissa", Layout(tensor=2), False),
+    "dense cp2": ("dense", Layout(context=2), False),
+    "tied cp2": ("tied", Layout(context=2), False),
+    "experts cp2": ("experts", Layout(context=2), False),
+    "experts cp2 world": ("experts", Layout(context=2, expert=2, moe_group="world"), False),
+    "lora cp2": ("experts lora everywhere", Layout(context=2), False),
+    "lora dp2": ("experts lora everywhere", Layout(data=2), False),
+    "lora ep2": ("experts lora everywhere", Layout(data=2, expert=2, moe_group="dp"), False),
+    "lora experts tp2": ("experts lora everywhere", Layout(tensor=2), False),
+    "lora mp2": ("experts lora everywhere", Layout(tensor=2, expert=2, moe_group="mp"), False),
+    "lora mp2 sp": ("experts lora everywhere", Layout(tensor=2, expert=2, moe_group="mp"), True),
 }
 MORE = {
     "dense dp2 tp2": ("dense", Layout(data=2, tensor=2), False),
@@ -40,6 +66,16 @@ MORE = {
     "experts ep4": ("experts", Layout(data=4, expert=4, moe_group="dp"), False),
     "experts dp2 ep2": ("experts", Layout(data=4, expert=2, moe_group="dp"), False),
     "experts dp2 mp2 sp": ("experts", Layout(data=2, tensor=2, expert=2, moe_group="mp"), True),
+    "experts ep2 tp2": ("experts", Layout(data=2, tensor=2, expert=2, moe_group="dp"), False),
+    "experts world ep4 sp": ("experts", Layout(data=2, tensor=2, expert=4, moe_group="world"), True),
+    "experts dp2 cp2": ("experts", Layout(data=2, context=2), False),
+    "experts cp2 ep2": ("experts", Layout(data=2, context=2, expert=2, moe_group="dp"), False),
+    "dense cp2 tp2": ("dense", Layout(context=2, tensor=2), False),
+    "dense cp2 tp2 sp": ("dense", Layout(context=2, tensor=2), True),
+    "experts cp2 mp2 sp": ("experts", Layout(context=2, tensor=2, expert=2, moe_group="mp"), True),
+    "tied cp4": ("tied", Layout(context=4), False),
+    "lora dp2 tp2": ("dense lora", Layout(data=2, tensor=2), False),
+    "lora ep2 tp2": ("experts lora everywhere", Layout(data=2, tensor=2, expert=2, moe_group="dp"), False),
 }
 
 
@@ -49,20 +85,46 @@ def build(kind: str, *, lazily: bool = False) -> Any:
     from erniekit.models.ernie45.model import Ernie45
 
     paddle.set_device("cpu")
+    config = MODELS[kind.partition(" ")[0]]()
     if lazily:
         with paddle.LazyGuard():
-            return Ernie45(MODELS[kind]())
-    return Ernie45(MODELS[kind]())
+            return Ernie45(config)
+    return Ernie45(config)
 
 
-def in_one_process(kind: str, batches: list[Any]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def adapted(model: Any, kind: str) -> Any:
+    """The adapter of a plan's model, or None."""
+    import paddle
+
+    word = kind.partition(" ")[2]
+    paddle.seed(7)
+    return adapt(model, ADAPTED[word][0], **ADAPTED[word][1]) if word else None
+
+
+def begin(model: Any, applied: Any, kind: str) -> None:
+    """Factors as if they had been trained; those of PiSSA as they begin."""
+    if applied is not None:
+        applied.initialise()
+        if not kind.endswith("pissa"):
+            fill(model, ".lora_")
+
+
+def values_of(model: Any) -> dict[str, np.ndarray]:
+    return {name: parameter.numpy() for name, parameter in model.named_parameters()}
+
+
+def in_one_process(
+    kind: str, batches: list[Any]
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
     model = build(kind)
     fill(model)
+    begin(model, adapted(model, kind), kind)
+    values = values_of(model)
     step_loss = step_loss_of(model, kind)
     step_loss.begin(batches)
     for batch in batches:
         step_loss(model, batch).backward()
-    return step_loss.values(), gradients_of(model)
+    return step_loss.values(), gradients_of(model), values
 
 
 def check_all(plans: dict[str, tuple[str, Layout, bool]]) -> dict[str, Any]:
@@ -77,34 +139,39 @@ def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, An
     import paddle
 
     from erniekit.models.ernie45 import plan
-    from erniekit.parallel import comm
     from erniekit.parallel.distribute import distribute
     from erniekit.parallel.mesh import open_mesh
+    from erniekit.train.shared_routers import share_routers
+    from erniekit.train.team import Team
 
-    # Columns that two can share.
+    # Columns that four can share.
     batches = [padded(batch) for batch in batches_of(3, 4)]
-    expected, wanted = in_one_process(kind, batches)
+    expected, wanted, wanted_values = in_one_process(kind, batches)
     mesh = open_mesh(layout, world)
     model = build(kind, lazily=True)
+    applied = adapted(model, kind)
     spread = distribute(model, plan, mesh, sequence_parallel=sequence)
     full = build(kind)
     fill(full)
-    values = {name: parameter.numpy() for name, parameter in full.named_parameters()}
+    values = values_of(full)
     parameters = dict(model.named_parameters())
+    for name in values:
+        parameters[name].set_value(paddle.to_tensor(spread.placements[name].take(values[name])))
+    if applied is not None:
+        applied.initialise()
     for name, parameter in parameters.items():
-        parameter.set_value(paddle.to_tensor(spread.placements[name].take(values[name])))
+        own = spread.placements[name].take(wanted_values[name])
+        if name in values or kind.endswith("pissa"):
+            np.testing.assert_allclose(parameter.numpy(), own, rtol=1e-5, atol=1e-6)
+        parameter.set_value(paddle.to_tensor(own))
     step_loss = step_loss_of(model, kind)
-    if sequence:
-        for companion in step_loss.companions:
-            companion.of_weights = 1 / mesh.tensor.size
+    for routers in step_loss.companions:
+        share_routers(routers, spread, sequence_parallel=sequence)
     step_loss.begin(batches)
     for batch in batches[mesh.batch.rank :: mesh.batch.size]:
         step_loss(model, batch).backward()
     spread.sum_gradients(parameters)
-    found: dict[str, float] = {}
-    for part in comm.gather_objects(step_loss.values(), mesh.batch):
-        for name, value in part.items():
-            found[name] = found.get(name, 0.0) + value
+    found = step_loss.values(Team(spread).total)
     worst = 0.0
     for name, gradient in gradients_of(model).items():
         own = spread.placements[name].take(wanted[name])
@@ -139,9 +206,11 @@ def padded(batch: Any) -> Any:
 
 
 def hold(found: list[dict[str, Any]], plans: dict[str, Any]) -> None:
-    sizes = {
-        kind: {name: int(np.prod(p.shape)) for name, p in build(kind).named_parameters()} for kind in MODELS
-    }
+    sizes = {}
+    for kind in {kind for kind, _, _ in plans.values()}:
+        model = build(kind)
+        adapted(model, kind)
+        sizes[kind] = {name: int(np.prod(p.shape)) for name, p in model.named_parameters()}
     for name, (kind, _, _) in plans.items():
         for rank in found:
             assert max(rank[name]["losses"].values()) < 1e-6, (name, rank[name])
