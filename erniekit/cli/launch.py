@@ -103,6 +103,12 @@ def this_node() -> Node:
             "meet: set both alike on all machines, to the address of the first and a free port of it. Under "
             "Slurm: MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)"
         )
+    tasks = int(given.get("SLURM_STEP_NUM_TASKS") or count)
+    if "NNODES" not in given and tasks > count:
+        raise ConfigError(
+            f"Slurm starts {tasks} tasks on {count} machines, and one on each machine starts the others: "
+            "write --ntasks-per-node=1, and nproc_per_node for the processes of a machine"
+        )
     if not 0 <= number < count:
         raise ConfigError(f"NODE_RANK is {number}, and there are {count} machines (NNODES): it begins at 0")
     if count == 1:

@@ -89,12 +89,13 @@ class Watch:
         self._end(_END_SECONDS)
         causes = self._causes() or [rank for rank in self.ended if rank.code]
         first = causes[0]
-        if first.code == _WRONG_INPUT:  # which all find, and rank 0 has told
+        if first.code in (_WRONG_INPUT, PeerError.exit_code):  # which all find, and rank 0 has told
             first = next((rank for rank in causes if rank.number == 0), first)
+        what = f"failed first ({_said(first.code)})"
+        if first.code == PeerError.exit_code:
+            what = "lost a process whose end was not seen on this machine"
         where = f"; all that it said is in {first.log}" if first.log else ""
-        logger.error(
-            f"rank {first.number} failed first ({_said(first.code)}){where}", extra={"all_ranks": True}
-        )
+        logger.error(f"rank {first.number} {what}{where}", extra={"all_ranks": True})
         if first.log:
             sys.stderr.write(_last_words(first.log))
         return _WRONG_INPUT if first.code == _WRONG_INPUT else 1

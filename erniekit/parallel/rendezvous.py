@@ -93,8 +93,10 @@ class Store:
 
         Raises:
             PeerError: names the ranks that have not come in time.
-            ConfigError: names the ranks that have come with another identity, and in what it differs.
+            ConfigError: names the ranks that have come with another identity, and in what it differs; or
+                rank 0 is of a run of another size.
         """
+        self._same_size()
         self.publish(f"arrival/{self.rank}", json.dumps(dict(identity)))
         end = time.monotonic() + self.patience
         present = [rank for rank in range(self.size) if self._comes(f"arrival/{rank}", end)]
@@ -117,6 +119,18 @@ class Store:
                     f"{_ranks(others)} has another {key} than rank 0 ({answers[others[0]].get(key)} and "
                     f"{answers[0].get(key)}): all processes of a run have to be started alike"
                 )
+
+    def _same_size(self) -> None:
+        """Machines with unequal numbers of processes would give one rank to two of them."""
+        if self.rank == 0:
+            self.publish("size", str(self.size))
+            return
+        size = int(self.read("size", 0))
+        if size != self.size:
+            raise ConfigError(
+                f"rank 0 counts {size} processes in the run, and this machine {self.size}: nproc_per_node "
+                "and NNODES have to be the same on all machines"
+            )
 
     def _comes(self, key: str, end: float) -> bool:
         """Whether a key is told before a time of the monotonic clock."""

@@ -64,7 +64,14 @@ NAMES = (
         "MASTER_PORT",
         "RANK",
     ),
-    *("SLURM_STEP_NUM_NODES", "SLURM_NODEID", "PADDLE_NODE_RANK", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
+    *(
+        "SLURM_STEP_NUM_NODES",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_NODEID",
+        "PADDLE_NODE_RANK",
+        "CUDA_VISIBLE_DEVICES",
+        "OMP_NUM_THREADS",
+    ),
 )
 
 
@@ -118,3 +125,14 @@ def test_several_machines(empty, names):
     empty.setenv(names[1], "2")
     with pytest.raises(ConfigError, match="NODE_RANK is 2, and there are 2 machines"):
         launch.this_node()
+
+
+def test_one_task_a_machine_under_slurm(empty):
+    for name, value in {"NUM_NODES": "2", "NUM_TASKS": "8"}.items():
+        empty.setenv(f"SLURM_STEP_{name}", value)
+    empty.setenv("MASTER_ADDR", "127.0.0.1")
+    empty.setenv("MASTER_PORT", "4000")
+    with pytest.raises(ConfigError, match="Slurm starts 8 tasks on 2 machines.*--ntasks-per-node=1"):
+        launch.this_node()
+    empty.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert launch.this_node() == launch.Node(0, 2, "127.0.0.1:4000")

@@ -226,7 +226,9 @@ def test_machines_meet(tmp_path: Path) -> None:
 def test_a_machine_that_does_not_come_is_named(tmp_path: Path) -> None:
     first, second = machines(tmp_path, 3, patience="4")
     # Where the machine is busy, the second one may also come too late.
-    assert re.search("of 3 processes rank (1, )?2 did not come within 4 s", finish(first))
+    told = finish(first)
+    assert re.search("of 3 processes rank (1, )?2 did not come within 4 s", told)
+    assert "rank 0 lost a process whose end was not seen on this machine" in told
     assert finish(second) and first.returncode == second.returncode == 1
 
 

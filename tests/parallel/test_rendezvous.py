@@ -87,6 +87,15 @@ def test_another_configuration_is_named() -> None:
     }
 
 
+def test_a_run_of_another_size_is_told() -> None:
+    """A machine with fewer processes takes its rank 1 for that of the first machine."""
+    met = stores(2, 20)
+    met[1].size = 4
+    assert at_once(lambda: met[0].publish("size", "2"), lambda: met[1].all_present({}))[1].startswith(
+        "rank 0 counts 2 processes in the run, and this machine 4: nproc_per_node and NNODES"
+    )
+
+
 def test_absent_ranks_are_named() -> None:
     met = stores(4, 0.5)
     told = at_once(*(lambda s=s: s.all_present({}) for s in met[:2]))
