@@ -5,7 +5,8 @@ The operator behind it, `erniekit.ops.cross_entropy`, never holds the logits of 
     N positions, D hidden size, V vocabulary
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import paddle
 
@@ -18,6 +19,23 @@ MAX_LOGITS = 1 << 26
 GATHER_BELOW = 0.95
 
 
+class Columns:
+    """Which columns of a row an output layer is given the hidden states of: here all of them.
+
+    Where processes share the columns of rows, `share` is this one's of a number that all compute alike.
+    """
+
+    share = 1.0
+
+    def own(self, array_BT: Any) -> Any:
+        """The columns that are here, of an array or tensor [B, T, ...] of whole rows."""
+        return array_BT
+
+    def total(self, x: paddle.Tensor) -> paddle.Tensor:
+        """The sum of x over the processes; what is computed of it counts for `share` in each."""
+        return x
+
+
 @dataclass(frozen=True)
 class Head:
     """The output layer: `weight` is [V, D] when `transposed` (an embedding table), else [D, V]; bias [V]."""
@@ -25,6 +43,7 @@ class Head:
     weight: paddle.Tensor
     transposed: bool
     bias: paddle.Tensor | None = None
+    columns: Columns = field(default=Columns(), kw_only=True)
 
     def logits(self, hidden_ND: paddle.Tensor) -> paddle.Tensor:
         """Logits [N, V] in fp32."""

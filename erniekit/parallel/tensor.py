@@ -12,13 +12,13 @@ act there see a part of the tokens only: their gradients are sums over the group
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
 
-from erniekit.errors import ConfigError, UnsupportedError
-from erniekit.nn.moe import Dispatcher, MixtureOfExperts, RouterRecord
+from erniekit.errors import ConfigError
+from erniekit.nn.moe import Dispatcher, MixtureOfExperts
 from erniekit.ops.moe import Routing
 from erniekit.parallel import comm
 from erniekit.parallel.differentiable import (
@@ -31,6 +31,7 @@ from erniekit.parallel.differentiable import (
 )
 from erniekit.parallel.parts import find, narrow, narrow_along
 from erniekit.parallel.placement import Placement
+from erniekit.parallel.records import record_whole_rows
 from erniekit.parallel.vocabulary import SharedHead, shared_embedding
 
 _SEQUENCE = 1  # axis of [B, T, H]
@@ -179,42 +180,15 @@ def _split_vocabulary(model: Any, plan: Any, how: _Group) -> dict[str, Placement
 
 
 def _split_tokens(layer: MixtureOfExperts, group: comm.Group, split_experts: bool) -> None:
-    """Have routers see the tokens of a part of the sequence, and record those of all of it.
+    """Have routers see the tokens of a part of the sequence, and record those of all of it."""
 
-    Raises:
-        UnsupportedError: what a router does with a token would depend on tokens elsewhere.
-    """
-    refused = {
-        "experts that are not spread over the same processes: write moe_group: mp": split_experts,
-        "moe_capacity, which would count the tokens of each part for itself": layer.capacity is not None,
-        "a model of two modalities": len(layer.num_experts) > 1,
-    }
-    for what, present in refused.items():
-        if present:
-            raise UnsupportedError(f"sequence_parallel: true is not built for {what}")
+    def gather(part_BTX: paddle.Tensor) -> paddle.Tensor:
+        if part_BTX.stop_gradient:
+            return gathered(part_BTX, group, _SEQUENCE)
+        return gather_from(part_BTX, group, _SEQUENCE)
 
-    def whole(part_NX: paddle.Tensor | None, rows: int) -> paddle.Tensor | None:
-        if part_NX is None:
-            return None
-        part_BTX = part_NX.reshape([rows, -1, part_NX.shape[-1]])
-        if part_NX.stop_gradient:
-            return gathered(part_BTX, group, _SEQUENCE).reshape([-1, part_NX.shape[-1]])
-        return gather_from(part_BTX, group, _SEQUENCE).reshape([-1, part_NX.shape[-1]])
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def call(x_BTH: paddle.Tensor, types: Any, records: list[Any] | None, layer: int) -> paddle.Tensor:
-            own: list[RouterRecord] | None = None if records is None else []
-            out = forward(x_BTH, types, own, layer)
-            for record in own or ():
-                names = ("logits_NE", "probabilities_NE", "selected_Nk", "combine_weights_Nk")
-                parts: dict[str, Any] = {name: whole(getattr(record, name), x_BTH.shape[0]) for name in names}
-                assert records is not None
-                records.append(replace(record, **parts))
-            return out
-
-        return call
-
-    _replace(layer, wrap)
+    refused = {"experts that are not spread over the same processes: write moe_group: mp": split_experts}
+    record_whole_rows(layer, gather, key="sequence_parallel: true", refused=refused)
 
 
 class _SplitExperts:

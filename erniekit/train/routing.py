@@ -32,8 +32,16 @@ class _Place:
         return self.layer.routing["top_k"] if self.layer.routing["grouped"] else 1
 
 
+Counts = dict[tuple[int, int], RouterCount]
+
+
 class RouterWatch:
-    """Counts what the routers of a model do; on its own that is all (for evaluation)."""
+    """Counts what the routers of a model do; on its own that is all (for evaluation).
+
+    `gather` adds the counts of other processes to those of this one, where there are several.
+    """
+
+    gather: Callable[[Counts], Counts] | None = None
 
     def __init__(self, model: Any) -> None:
         self._places = {
@@ -42,7 +50,7 @@ class RouterWatch:
             if isinstance(layer, MixtureOfExperts)
             for modality, name in enumerate(GATE_WEIGHTS[: len(layer.num_experts)])
         }
-        self._counts: dict[tuple[int, int], RouterCount] = {}
+        self._counts: Counts = {}
         # The routers that had tokens in this step, by layer and modality.
         self._seen: dict[tuple[int, int], tuple[paddle.Tensor, _Place]] = {}
 
@@ -69,7 +77,8 @@ class RouterWatch:
 
     def figures(self) -> list[RouterFigures]:
         """Of every router that had tokens, in the order of the layers."""
-        return [self._counts[key].figures() for key in sorted(self._counts)]
+        counts = self._counts if self.gather is None else self.gather(self._counts)
+        return [counts[key].figures() for key in sorted(counts)]
 
     def row(self) -> dict[str, Any]:
         """The step's figures for the log."""
@@ -115,13 +124,14 @@ class RouterTraining(RouterWatch):
     """Adds the losses of routers, balances experts, and warns when a router collapses.
 
     `average` and `total` are the mean and the sum over the ranks of a tensor, where there are several.
+    `share` is this process's of losses that several processes compute alike, each to add to one sum.
     `of_weights` is this process's share of the gradients of losses of weights alone, where several
     processes compute the same ones and their gradients are summed.
     """
 
     average: Callable[[paddle.Tensor], paddle.Tensor] | None = None
     total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
-    of_weights = 1.0
+    share = of_weights = 1.0
 
     def __init__(
         self,
@@ -159,7 +169,7 @@ class RouterTraining(RouterWatch):
                 # What is only reported needs no graph.
                 with nullcontext() if self._weights[name] else paddle.no_grad():
                     values_of.append(self._loss(name, record, counted))
-        share = 1.0 / self._num_micro_batches
+        share = self.share / self._num_micro_batches
         return [
             Term(name, paddle.add_n(found) * share, self._weights[name])
             for name, found in values.items()
@@ -218,6 +228,7 @@ class RouterTraining(RouterWatch):
 def watch_routers(
     model: Any,
     stage: str,
+    has_routers: bool | None = None,
     *,
     moe_aux_loss_lambda: float,
     moe_z_loss_lambda: float,
@@ -229,6 +240,7 @@ def watch_routers(
     """The companion that trains the routers of `model`; none for a model without routers.
 
     `moe_use_aux_free=None` balances in pre-training and leaves the biases alone in fine-tuning.
+    `has_routers` says of a model of which only a part is here whether it has any.
     """
     balances = stage == "PT" if moe_use_aux_free is None else moe_use_aux_free
     training = RouterTraining(
@@ -245,8 +257,9 @@ def watch_routers(
         "moe_use_aux_free": moe_use_aux_free,
     }
     named = ", ".join(key for key, value in asked.items() if value)
-    if named and not len(training):
+    has_routers = len(training) > 0 if has_routers is None else has_routers
+    if named and not has_routers:
         logger.warning(f"{named}: without effect, since this model has no experts")
-    if use_ortho_loss_callback and not moe_orthogonal_loss_lambda and len(training):
+    if use_ortho_loss_callback and not moe_orthogonal_loss_lambda and has_routers:
         logger.warning("use_ortho_loss_callback: without effect, since moe_orthogonal_loss_lambda is 0")
-    return (training,) if len(training) else ()
+    return (training,) if has_routers else ()

@@ -187,21 +187,22 @@ def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, An
 
 
 def padded(batch: Any) -> Any:
-    """The batch with a column more where their number is odd."""
-    if batch.input_ids.shape[1] % 2 == 0:
-        return batch
+    """The batch with more columns where four processes could not share them."""
     columns = batch.input_ids.shape[1]
+    more = -columns % 4
 
     def longer(array: np.ndarray, value: int) -> np.ndarray:
-        return np.pad(array, ((0, 0), (0, 1)), constant_values=value)
+        return np.pad(array, ((0, 0), (0, more)), constant_values=value)
 
+    attend_from = longer(batch.attend_from, 0)
+    attend_from[:, columns:] = np.arange(columns, columns + more)
     return type(batch)(
         input_ids=longer(batch.input_ids, 3),
         labels=longer(batch.labels, -100),
         position_ids=longer(batch.position_ids, 0),
-        attend_from=longer(batch.attend_from, columns),
+        attend_from=attend_from,
         token_types=None,
-        is_token=lambda: np.tile(np.arange(columns + 1) < columns, (2, 1)),
+        is_token=lambda: np.tile(np.arange(columns + more) < columns, (2, 1)),
     )
 
 
