@@ -150,6 +150,26 @@ def _open_folder(
     return start_from
 
 
+def require_same_rows(start: Checkpoint, rows: int, replicas: int, rows_of_each: int) -> None:
+    """Refuse to go on with another number of sequences in a step, as other processes may bring about.
+
+    Args:
+        rows: sequences in a step now.
+        replicas: processes that read other sequences. rows_of_each: sequences in a micro-batch.
+    """
+    saved = start.state()["loader"].get("rows_per_step", rows)
+    if saved == rows:
+        return
+    micro_batches, rest = divmod(saved, rows_of_each * replicas)
+    advice = "other numbers" if rest else f"gradient_accumulation_steps: {micro_batches}"
+    raise ConfigError(
+        f"{start.path} is of a run with {saved} sequences in a step, and now a step would have {rows}: "
+        f"per_device_train_batch_size ({rows_of_each}) times gradient_accumulation_steps times {replicas} "
+        f"processes that read other sequences. Write {advice} to go on, or resume_from_checkpoint: "
+        f"{start.path} to go on with {rows}."
+    )
+
+
 def plan_steps(steps_per_epoch: int, *, num_train_epochs: float, max_steps: int) -> int:
     """Number of optimizer steps of the run: `max_steps` when positive, else what the epochs take."""
     return max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * steps_per_epoch))
