@@ -38,6 +38,7 @@ class RankEstimate:
     """Of the processes of one pipeline rank: parameters, bytes by cause and by axis, shares of the time.
 
     memory: at the peak, by cause; host: in main memory. sent: in a step, by axis. busy: seconds.
+    activations: bytes of those that are kept for backward passes, where most of them are.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class RankEstimate:
     sent: dict[str, int]
     busy: float
     bubble: float
+    activations: int
 
     @property
     def total(self) -> int:
@@ -290,6 +292,7 @@ def _rank(
         sent={axis: int(size) for axis, size in sent.total(workload.micro_batches).items()},
         busy=run.busy[rank],
         bubble=run.bubbles[rank],
+        activations=int(run.peaks[rank]),
     )
 
 

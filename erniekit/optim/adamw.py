@@ -16,7 +16,7 @@ parameters and updates these alone.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,7 @@ class AdamW:
         named_parameters: list[tuple[str, Any]],
         own_ratios: Mapping[str, float] = MappingProxyType({}),
         held: Collection[str] | None = None,
+        of_model: Sequence[str] | None = None,
         *,
         weight_decay: float,
         adam_beta1: float,
@@ -57,7 +58,8 @@ class AdamW:
         before = accumulate((parameter.size for parameter in trained.values()), initial=0)
         self._offsets = dict(zip(trained, before, strict=False))
         self._parameters = {name: p for name, p in trained.items() if held is None or name in held}
-        names = [name for name, _ in named_parameters]
+        # Depth is counted over the whole model.
+        names = [*(of_model or ()), *(name for name, _ in named_parameters)]
         self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound, moe_gate_lr_ratio)
         for name, ratio in own_ratios.items():
             self._ratios[name] *= ratio

@@ -1,6 +1,6 @@
 """The table of optimisers, and the function that makes one from the keys of a configuration."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,7 @@ def build_optimizer(
     named_parameters: list[tuple[str, Any]],
     own_ratios: Mapping[str, float] | None = None,
     held: Collection[str] | None = None,
+    of_model: Sequence[str] | None = None,
     *,
     optim: str,
     learning_rate: float,
@@ -30,7 +31,8 @@ def build_optimizer(
 
     `learning_rate` is the peak of the schedule; the rate of each update is given to `step`.
     `own_ratios` says of parameters how much of it they get, beside what the other keys say. `held` names
-    those that this process updates, where several share them; None for all.
+    those that this process updates, where several share them; None for all. `of_model` are the names of
+    the whole model's parameters, where others are elsewhere.
 
     Raises:
         UnsupportedError: `optim` is not built.
@@ -42,6 +44,7 @@ def build_optimizer(
         named_parameters,
         own_ratios or {},
         held,
+        of_model,
         weight_decay=weight_decay,
         adam_beta1=adam_beta1,
         adam_beta2=adam_beta2,

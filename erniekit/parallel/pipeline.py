@@ -71,6 +71,7 @@ class PipelineEngine:
     """Runs steps over the ranks of `group`.
 
     Attributes:
+        multiple: a step takes a multiple of so many micro-batches.
         peak: most activations (of a micro-batch through a chunk) that were held at once in the last step.
         observe: called after every action with it, its beginning and its end in seconds.
     """
@@ -108,6 +109,7 @@ class PipelineEngine:
         self._ends = _open_ends(group, self.places, num_stages) if cut.shares_embedding else comm.Group()
         self._views: list[StageView] = []
         self._shape_of = shape_of or (lambda batch: [*batch.input_ids.shape, model.config.hidden_size])
+        self.multiple = group.size if name == "interleaved" else 1
         self.peak = 0
         self.observe: Callable[[Action, float, float], None] | None = None
 

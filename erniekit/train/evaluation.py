@@ -6,8 +6,9 @@ would get right. All three are token means, so they do not depend on the batch s
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from erniekit.errors import DataError
@@ -62,18 +63,11 @@ def evaluate(
     model.eval()
     try:
         with paddle.no_grad():
-            for turn in team.turns(batches):
-                if companion is not None and turn.counts:
-                    companion.before_forward(model)
-                loss_sum, metrics = objective(model, turn.batch)
-                if not turn.counts:
-                    continue
-                if companion is not None:
-                    companion.after_forward(model, turn.batch)
-                found["total_loss"] += float(loss_sum)
-                for name in ("num_tokens", "num_correct"):
-                    found[name] += metrics[name]
-                for name, value in metrics.get("sums", {}).items():
+            look = _one_by_one if team.pipeline is None else _through_stages
+            for found_of, sums_of in look(model, batches, objective, companion, team):
+                for name, value in found_of.items():
+                    found[name] += value
+                for name, value in sums_of.items():
                     sums[name] = sums.get(name, 0.0) + value
     finally:
         if was_training:
@@ -87,6 +81,48 @@ def evaluate(
     loss = found["total_loss"] / num_tokens
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return EvaluationResult(loss, perplexity, found["num_correct"] / num_tokens, num_tokens)
+
+
+_Figures = tuple[dict[str, float], dict[str, float]]
+
+
+def _figures(model: Any, batch: Any, objective: Objective) -> _Figures:
+    """Plain numbers of a batch: those of every objective, and its own."""
+    loss_sum, metrics = objective(model, batch)
+    found = {name: float(metrics[name]) for name in ("num_tokens", "num_correct")}
+    return {"total_loss": float(loss_sum)} | found, metrics.get("sums", {})
+
+
+def _one_by_one(
+    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None, team: Team
+) -> Iterator[_Figures]:
+    """Of the batches that count for this process."""
+    for turn in team.turns(batches):
+        if companion is not None and turn.counts:
+            companion.before_forward(model)
+        found = _figures(model, turn.batch, objective)
+        if not turn.counts:
+            continue
+        if companion is not None:
+            companion.after_forward(model, turn.batch)
+        yield found
+
+
+def _through_stages(
+    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None, team: Team
+) -> Iterator[_Figures]:
+    """The same of a model in stages of a pipeline: the first rank tells what the last one found."""
+    assert team.pipeline is not None
+    turns = team.turns(batches)
+    # As many at once as keep the pauses at the ends small, and what waits between stages few.
+    while some := list(islice(turns, 8 * team.pipeline.group.size)):
+        results = team.pipeline.forward(
+            [turn.batch for turn in some],
+            lambda view, batch: _figures(view, batch, objective),
+            companion,
+        )
+        if team.pipeline.group.rank == 0:
+            yield from (found for turn, found in zip(some, results, strict=True) if turn.counts)
 
 
 class EvaluationPlan:

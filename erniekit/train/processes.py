@@ -32,7 +32,12 @@ def open_processes(
     world = comm.open_world(identity=identity, patience=ddp_timeout)
     layout = choose_layout(world.size, **{key: keys[key] for key in _LAYOUT})
     refused = {
-        f"pipeline_parallel_degree: {layout.pipeline}": layout.pipeline > 1,
+        f"recompute: auto with pipeline_parallel_degree: {layout.pipeline}": (
+            layout.pipeline > 1 and others["recompute"] == "auto"
+        ),
+        f"context_parallel_degree: {layout.context} with pipeline_parallel_degree: {layout.pipeline}": (
+            layout.pipeline > 1 and layout.context > 1
+        ),
         f"context_parallel_degree: {layout.context}": layout.context > 1,
         "sharding: stage3": layout.sharding > 1 and keys["sharding"] == "stage3",
         f"fine_tuning: {others['fine_tuning']}": others["fine_tuning"] != "Full" and layout.tensor > 1,

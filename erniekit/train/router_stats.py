@@ -89,6 +89,12 @@ class RouterCount:
         self._entropy += float(-(shares * np.log(np.maximum(shares, 1e-30))).sum())
         self._bias = (float(bias_E.min()), float(bias_E.max()))
 
+    def take_in(self, other: "RouterCount") -> None:
+        """Add what was counted elsewhere of the same router, for other tokens."""
+        for name in ("load", "_demand", "_pairs", "_num_tokens", "_num_dropped", "_entropy"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._top_k, self._bias = max(self._top_k, other._top_k), other._bias
+
     def figures(self) -> RouterFigures:
         """The figures of what was taken in."""
         slots = max(self._num_dropped + int(self.load.sum()), 1)

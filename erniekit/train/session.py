@@ -48,12 +48,13 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
+from erniekit.train.pipelining import PipelinePlan, build_engine, plan_pipeline
 from erniekit.train.preference import held_out_objective, moving_reference, preference_objective
 from erniekit.train.processes import Crew, open_processes
 from erniekit.train.recompute import recompute_as_asked
 from erniekit.train.reporting import Quiet, Reporter, resident_memory
 from erniekit.train.routing import RouterWatch, watch_routers
-from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
+from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps, require_same_rows
 from erniekit.train.saving import SavingPlan
 from erniekit.train.shared_contents import PlacedTensors
 from erniekit.train.shared_routers import share_routers
@@ -74,6 +75,8 @@ DECIDING = (
 NOT_DECIDING = (
     *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
     *("max_estimate_samples", "ref_logps"),
+    # Their product with the processes decides: `run.require_same_rows`.
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
 )
 
 
@@ -108,7 +111,10 @@ def train_session(loaded: "LoadedConfig") -> int:
     replicas = 1 if mesh is None else mesh.batch.size
     loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, replicas, **_packing(config))
     start = run_folder.start_from
-    built = _build_model(config, folder, start.path if start else None, mesh)
+    if start is not None and run.resume_from_checkpoint == "auto":
+        require_same_rows(start, loader.rows_per_step, replicas, config.batch.per_device_train_batch_size)
+    pipeline = _pipeline(config, folder, mesh, samples.report)
+    built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
     )
@@ -119,7 +125,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     else:
         objective = _objective(config, chosen)
     trainer = _build_trainer(
-        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective
+        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective, pipeline
     )
     if start is not None:
         trainer.resume(start, lambda checkpoint: _load_optimizer(trainer, checkpoint))
@@ -136,6 +142,7 @@ def train_session(loaded: "LoadedConfig") -> int:
             sample=samples.first_samples(1)[0],
             tokenizer=reader.tokenizer,
             device=device,
+            pipeline=pipeline,
         )
     try:
         code = trainer.run()
@@ -271,7 +278,8 @@ def _objective(config: Config, recomputation: Recomputation | None = None) -> Ob
 def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) -> StepLoss:
     routing = asdict(config.routing)
     own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
-    companions: list[Any] = [*watch_routers(built.model, config.run.stage, **routing)]
+    has_routers = any(map(built.config.is_moe_layer, range(built.config.num_hidden_layers)))
+    companions: list[Any] = [*watch_routers(built.model, config.run.stage, has_routers, **routing)]
     if built.spread is not None:
         for routers in companions:
             share_routers(routers, built.spread, sequence_parallel=config.parallel.sequence_parallel)
@@ -292,6 +300,7 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
         "stage": config.run.stage,
         "fine_tuning": model.fine_tuning,
         "continue_training": model.continue_training,
+        "recompute": config.recompute.recompute,
         "num_nextn_predict_layers": model.num_nextn_predict_layers,
     }
     return open_processes(
@@ -311,17 +320,33 @@ def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.optimizer.load_state(PlacedTensors(tensors, team.spread.placements, held))
 
 
-def _team(config: Config, built: assemble.Assembled) -> Team:
+def _pipeline(config: Config, folder: Path, mesh: Mesh | None, report: DataReport) -> PipelinePlan | None:
+    """How the model is cut into stages, where it is."""
+    if mesh is None or mesh.layout.pipeline == 1:
+        return None
+    numbers, ahead = read_model_config(folder), config.model.num_nextn_predict_layers
+    numbers = numbers if ahead is None else numbers.with_ahead(ahead)
+    return plan_pipeline(config, numbers, mesh.layout, attended=report.typical_length)
+
+
+def _team(config: Config, built: assemble.Assembled, pipeline: PipelinePlan | None = None) -> Team:
     if built.spread is None:
         return ALONE
+    engine = None
+    if pipeline is not None:
+        engine = build_engine(pipeline, built, sequence_parallel=config.parallel.sequence_parallel)
     if not config.parallel.sharding:
-        return Team(built.spread)
+        return Team(built.spread, pipeline=engine)
     sizes = {name: p.size for name, p in built.model.named_parameters() if not p.stop_gradient}
-    return Team(built.spread, share_states(built.spread, sizes))
+    return Team(built.spread, share_states(built.spread, sizes), engine)
 
 
 def _build_model(
-    config: Config, folder: Path, resumed: Path | None, mesh: Mesh | None = None
+    config: Config,
+    folder: Path,
+    resumed: Path | None,
+    mesh: Mesh | None = None,
+    pipeline: PipelinePlan | None = None,
 ) -> assemble.Assembled:
     """The model to train; a checkpoint that is continued is the whole model, or the adapter on it."""
     model = config.model
@@ -346,6 +371,8 @@ def _build_model(
         freeze=model.freeze,
         sequence_parallel=config.parallel.sequence_parallel,
         num_nextn_predict_layers=model.num_nextn_predict_layers,
+        stages=() if pipeline is None else pipeline.stages,
+        places=() if pipeline is None else pipeline.places,
     )
 
 
@@ -373,6 +400,7 @@ def _build_trainer(
     report: DataReport,
     source: Path,
     objective: Objective,
+    pipeline: PipelinePlan | None = None,
 ) -> Trainer:
     batch, model = config.batch, config.model
     total_steps = plan_steps(
@@ -387,7 +415,7 @@ def _build_trainer(
         trained_share=built.num_trained / built.num_parameters,
         ahead=config.routing.multi_token_pred_lambda > 0,
     )
-    team = _team(config, built)
+    team = _team(config, built, pipeline)
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
         evaluate_now = lambda: evaluate(  # noqa: E731
@@ -401,6 +429,7 @@ def _build_trainer(
             list(built.model.named_parameters()),
             built.adapter.learning_rate_ratios() if built.adapter else None,
             team.held(),
+            None if built.spread is None else built.spread.names,
             **asdict(config.optimizer),
         ),
         schedule=build_schedule(config.optimizer.learning_rate, total_steps, **asdict(config.schedule)),

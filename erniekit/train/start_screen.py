@@ -24,6 +24,7 @@ from erniekit.ops.backend import kernels_in_words, on_cpu
 from erniekit.ops.linear import linear
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.train.devices import free_memory
+from erniekit.train.pipelining import PipelinePlan, in_words
 from erniekit.train.preference import has_adapter, settings_of, words_for_start_screen
 from erniekit.train.recompute import step_memory
 from erniekit.train.trainer import Trainer
@@ -39,18 +40,23 @@ def show_start_screen(
     sample: Sample,
     tokenizer: Tokenizer,
     device: str,
+    pipeline: PipelinePlan | None = None,
 ) -> None:
     """Print the screen to standard error, and measure the peak that MFU is told against.
 
     Args:
         sample: a training sample to show with its mask.
         device: Paddle's name of the device.
+        pipeline: of a model that lies in stages.
     """
     trainer.reporter.peak_flops = _peak_flops(built.compute_dtype)
     memory = step_memory(config, built, report, recomputation)
     available = free_memory(device)
     table = Table.grid(padding=(0, 2))
-    for label, text in _essentials(config, built, trainer, report, device, recomputation).items():
+    essentials = _essentials(config, built, trainer, report, device, recomputation)
+    if pipeline is not None:
+        essentials["pipeline"] = in_words(pipeline)
+    for label, text in essentials.items():
         table.add_row(Text(label, style="bold"), Text(text))
     error_console.print(
         Panel(

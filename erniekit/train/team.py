@@ -13,6 +13,7 @@ from typing import Any
 
 from erniekit.parallel import comm
 from erniekit.parallel.distribute import Distribution
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.parallel.placement import share_out
 
 
@@ -31,10 +32,12 @@ class Team:
 
     Args:
         owners: of sharded optimizer states, which of its copies updates a parameter.
+        pipeline: runs micro-batches through the stages of a model that is cut.
     """
 
     spread: Distribution | None = None
     owners: Mapping[str, int] | None = None
+    pipeline: PipelineEngine | None = None
 
     @property
     def is_first(self) -> bool:
@@ -46,17 +49,22 @@ class Team:
         """Processes that compute other micro-batches of a step."""
         return 1 if self.spread is None else self.spread.mesh.batch.size
 
-    def turns(self, batches: Iterable[Any]) -> Iterator[Turn]:
-        """This process's micro-batches of a step, or of an evaluation."""
+    def turns(self, batches: Iterable[Any], multiple: int = 1) -> Iterator[Turn]:
+        """This process's micro-batches of a step, or of an evaluation; so many times `multiple` of them."""
         size = self.num_replicas
         rank = 0 if self.spread is None else self.spread.mesh.batch.rank
-        rest = iter(batches)
-        for first in count(step=size):
+        rest, last = iter(batches), None
+        for number in count():
             found = list(islice(rest, size))
-            if not found:
+            if not found and number % multiple == 0:
                 return
             counts = rank < len(found)
-            yield Turn(first + rank, found[rank if counts else 0], counts)
+            last = found[rank if counts else 0] if found else last
+            yield Turn(number * size + rank, last, counts)
+
+    def turns_of_step(self, batches: Iterable[Any]) -> list[Turn]:
+        """This process's micro-batches of a step, as many as the schedule of a pipeline can take."""
+        return list(self.turns(batches, 1 if self.pipeline is None else self.pipeline.multiple))
 
     def sum_gradients(self, parameters: Mapping[str, Any]) -> None:
         """Make the gradients of this process those of the step."""

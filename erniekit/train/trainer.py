@@ -12,10 +12,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-import paddle
-
 from erniekit.checkpoint.store import Checkpoint, CheckpointStore
 from erniekit.log import logger
+from erniekit.parallel.seeds import begin_micro_batch
 from erniekit.train.contents import Contents
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
@@ -25,7 +24,7 @@ from erniekit.train.saving import SavingPlan
 from erniekit.train.shared_contents import model_tensors, optimizer_tensors
 from erniekit.train.signals import StopOnSignal, exit_code_of
 from erniekit.train.step_loss import StepLoss
-from erniekit.train.team import ALONE, Team
+from erniekit.train.team import ALONE, Team, Turn
 
 
 @dataclass
@@ -126,15 +125,29 @@ class Trainer:
         """Accumulate the gradient of a global batch; returns its norm."""
         self.dropout.begin_step(step)
         self.step_loss.begin(batches)
-        for turn in self.team.turns(batches):
-            paddle.seed(_seed_of(self.seed, step, turn.number))
+        turns = self.team.turns_of_step(batches)
+        if self.team.pipeline is None:
+            self._compute(turns, step)
+        else:
+            self.team.pipeline.run(
+                [turn.batch for turn in turns],
+                self.step_loss,
+                seed_of=lambda place: _seed_of(self.seed, step, turns[place].number),
+                accumulate=self.optimizer.accumulate_grads,
+                fillers=[place for place, turn in enumerate(turns) if not turn.counts],
+            )
+        self.team.sum_gradients(self._parameters)
+        return self.optimizer.grad_norm_and_clip(self.team.counts, self.team.sum_of)
+
+    def _compute(self, turns: list[Turn], step: int) -> None:
+        """Gradients of this process's micro-batches, one after the other."""
+        for turn in turns:
+            begin_micro_batch(_seed_of(self.seed, step, turn.number))
             run = self.step_loss if turn.counts else self.step_loss.without_effect
             loss = run(self.model, turn.batch)
             loss.backward()
             self.optimizer.accumulate_grads()
             del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
-        self.team.sum_gradients(self._parameters)
-        return self.optimizer.grad_norm_and_clip(self.team.counts, self.team.sum_of)
 
     @property
     def _parameters(self) -> dict[str, Any]:
@@ -214,7 +227,9 @@ class Trainer:
         )
 
     def _save_shared(self, state: dict[str, Any]) -> None:
-        names = [name for name, _ in self.model.named_parameters()]
+        spread = self.team.spread
+        assert spread is not None
+        names = dict.fromkeys([*spread.names, *spread.of_all_stages(self._parameters)])
         self.store.save_shared(
             self.progress.step,
             tensors=[

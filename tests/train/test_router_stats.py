@@ -1,6 +1,7 @@
 """Figures of routers from records made by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,16 @@ def count(chosen, num_experts=4, scores=None, dropped=None, bias=None, layer=2, 
         dropped_Nk=None if dropped is None else np.array(dropped),
     )
     return made
+
+
+def test_counts_of_several_processes_are_those_of_all_tokens():
+    chosen, random = np.array([[0, 1], [0, 2], [3, 1], [2, 1]]), np.random.default_rng(0)
+    scores = random.random([4, 4])
+    whole = count(chosen, scores=scores, dropped=[[0, 1], [0, 0], [0, 0], [1, 0]])
+    first = count(chosen[:1], scores=scores[:1], dropped=[[0, 1]])
+    first.take_in(count(chosen[1:], scores=scores[1:], dropped=[[0, 0], [0, 0], [1, 0]]))
+    assert first.figures().token_entropy == pytest.approx(whole.figures().token_entropy)
+    assert replace(first.figures(), token_entropy=0.0) == replace(whole.figures(), token_entropy=0.0)
 
 
 def test_by_hand():

@@ -38,6 +38,16 @@ def test_every_micro_batch_has_its_turn_once_and_all_have_as_many():
         assert all(turn.batch == turn.number for of_rank in turns for turn in of_rank if turn.counts)
 
 
+def test_a_schedule_has_the_multiple_that_it_takes():
+    for count in range(1, 9):
+        turns = [list(Team(spread(rank, 2)).turns(range(count), 3)) for rank in range(2)]
+        assert [len(of_rank) for of_rank in turns] == [3 * -(-count // 6)] * 2
+        assert sorted(turn.batch for one in turns for turn in one if turn.counts) == list(range(count))
+        assert all(turn.batch in range(count) for of_rank in turns for turn in of_rank)
+        numbers = [turn.number for of_rank in turns for turn in of_rank]
+        assert len(set(numbers)) == len(numbers)
+
+
 def test_states_are_shared_among_the_copies_of_a_parameter():
     sizes = {"a": 5, "b": 3, "e": 9, "c": 2}
     owners = share_states(spread(0, 2, experts=("e",)), sizes)
