@@ -21,7 +21,7 @@ class Loader:
 
     A step takes `per_device_train_batch_size * gradient_accumulation_steps * num_replicas` rows in their
     order; how they are cut into micro-batches changes nothing about which they are. Every process makes
-    the micro-batches of all.
+    the micro-batches of all, whose columns `num_parts` of them can share.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Loader:
         seed: int,
         *,
         num_replicas: int = 1,
+        num_parts: int = 1,
         max_seq_len: int,
         packing: bool,
         buffer_size: int,
@@ -41,7 +42,12 @@ class Loader:
         self._batch_size = shape.per_device_train_batch_size
         self.rows_per_step = self._batch_size * shape.gradient_accumulation_steps * num_replicas
         self._max_seq_len, self._packing, self._window_rows = max_seq_len, packing, buffer_size
-        self._pad_to = max_seq_len if pad_to_max_seqlen else None
+        self._collation = {
+            "pad_id": samples.reader.tokenizer.pad_id or 0,
+            "pad_to": max_seq_len if pad_to_max_seqlen else None,
+            "vision": samples.reader.vision,
+            "num_parts": num_parts,
+        }
         self._pool = ThreadPoolExecutor(1, "loader") if dataloader_num_workers > 0 else None
         self._ahead: tuple[tuple[int, int], Future[list[Pack]]] | None = None
         self._epoch = self._window = self._position = 0
@@ -95,13 +101,8 @@ class Loader:
             self._position += len(taken)
             if self._position >= len(packs) and self._next_window() and rows:
                 break
-        reader = self._samples.reader
-        pad_id = reader.tokenizer.pad_id or 0
         size = self._batch_size
-        return [
-            collate(rows[start : start + size], pad_id=pad_id, pad_to=self._pad_to, vision=reader.vision)
-            for start in range(0, len(rows), size)
-        ]
+        return [collate(rows[start : start + size], **self._collation) for start in range(0, len(rows), size)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, and of which data."""

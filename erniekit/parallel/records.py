@@ -19,7 +19,7 @@ def record_whole_rows(
     key: str,
     refused: Mapping[str, bool],
 ) -> None:
-    """Have the routers of a layer of experts record the tokens of all processes that share the columns of a row.
+    """Have the routers of a layer of experts record the tokens of all who share the columns of a row.
 
     Args:
         gather: the columns [B, T, X] of all of them, from those that are here.

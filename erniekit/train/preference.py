@@ -7,7 +7,9 @@ from typing import Any
 
 from erniekit import assemble
 from erniekit.config.config import Config
+from erniekit.errors import UnsupportedError
 from erniekit.log import logger
+from erniekit.parallel.distribute import Distribution
 from erniekit.train.dpo import PreferenceObjective, PreferenceSettings
 from erniekit.train.reference import (
     CACHE_FILE,
@@ -17,6 +19,7 @@ from erniekit.train.reference import (
     digest_of,
     score_once,
 )
+from erniekit.train.team import Team
 
 # Losses that look at the sums of log-probabilities, to which normalize_logps makes a difference.
 _SUMMED = ("sigmoid", "hinge", "dpop", "kto_pair", "sppo_hard", "nca_pair")
@@ -48,20 +51,22 @@ def preference_objective(
             off = without_adapter()
             build = lambda: ModelReference(built.model, off, loss_subbatch_seqlen=size)  # noqa: E731
         else:
-            build = lambda: _copy_of(config, folder)  # noqa: E731
+            build = lambda: _copy_of(config, folder, built.spread)  # noqa: E731
         cache = Path(config.run.output_dir) / CACHE_FILE
-        digest = digest_of(folder, built.numbers_in_words())
-        reference = score_once(needed(), build, cache, digest, resumed=resumed)
+        team = Team(built.spread)
+        digest = team.of_first(lambda: digest_of(folder, built.numbers_in_words()))
+        reference = score_once(needed(), build, cache, digest, resumed=resumed, team=team)
     elif settings.needs_reference:
         if settings.ref_model_update_steps > 0:
-            copy = _copy_of(config, folder).model
+            _check_whole(built.spread)
+            copy = _copy_of(config, folder, built.spread).model
             reference = MovingReference(
                 copy, built.model, settings.ref_model_update_steps, loss_subbatch_seqlen=size
             )
         elif adapted:
             reference = ModelReference(None, without_adapter(), loss_subbatch_seqlen=size)
         else:
-            reference = _copy_of(config, folder)
+            reference = _copy_of(config, folder, built.spread)
     objective = PreferenceObjective(settings, reference, loss_subbatch_seqlen=size)
     model = config.model
     dropout = model.hidden_dropout_prob or model.attention_probs_dropout_prob
@@ -129,8 +134,22 @@ def without_adapter() -> Any:
     return adapters_off
 
 
-def _copy_of(config: Config, folder: Path) -> ModelReference:
-    """A second model in memory."""
+def _check_whole(spread: Distribution | None) -> None:
+    """Refuse to save what would be a part of the reference."""
+    if spread is not None and (spread.split or spread.experts):
+        raise UnsupportedError(
+            "ref_model_update_steps is not built for a model that is split over processes "
+            "(tensor_parallel_degree, expert_parallel_degree); leave it out, or the degrees"
+        )
+
+
+def _copy_of(config: Config, folder: Path, spread: Distribution | None = None) -> ModelReference:
+    """A second model in memory, over the processes as the first one is."""
     logger.info(f"the reference model is read from {folder}")
-    copy = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
+    copy = assemble.load_for_inference(
+        folder,
+        mesh=None if spread is None else spread.mesh,
+        sequence_parallel=config.parallel.sequence_parallel,
+        compute_type=config.model.compute_type,
+    )
     return ModelReference(copy.model, None, loss_subbatch_seqlen=config.model.loss_subbatch_seqlen)

@@ -108,8 +108,10 @@ def train_session(loaded: "LoadedConfig") -> int:
     )
     for line in samples.report.lines():
         logger.info(line)
-    replicas = 1 if mesh is None else mesh.batch.size
-    loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, replicas, **_packing(config))
+    replicas, parts = _sharers(config, mesh)
+    loader = build_loader(
+        samples, BatchShape(**_shape(config)), run.seed, replicas, parts, **_packing(config)
+    )
     start = run_folder.start_from
     if start is not None and run.resume_from_checkpoint == "auto":
         require_same_rows(start, loader.rows_per_step, replicas, config.batch.per_device_train_batch_size)
@@ -120,7 +122,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     )
     objective: Objective
     if run.stage == "DPO":
-        needed = lambda: _needed_batches(config, samples, held_out, loader)  # noqa: E731
+        needed = lambda: _needed_batches(config, samples, held_out, loader, mesh)  # noqa: E731
         objective = preference_objective(config, built, folder, needed, resumed=start is not None)
     else:
         objective = _objective(config, chosen)
@@ -228,20 +230,37 @@ def deciding_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in NOT_DECIDING}
 
 
-def _batches(config: Config, samples: EvalSamples) -> Iterator[Any]:
+def _sharers(config: Config, mesh: Mesh | None) -> tuple[int, int]:
+    """Processes that share the micro-batches of a step, and those that share the columns of a row."""
+    if mesh is None:
+        return 1, 1
+    layout = mesh.layout
+    return mesh.batch.size, layout.context * (layout.tensor if config.parallel.sequence_parallel else 1)
+
+
+def _batches(config: Config, samples: EvalSamples, mesh: Mesh | None = None) -> Iterator[Any]:
     sequences, limit = config.sequences, config.evaluation.max_evaluate_steps
     every = iterate_eval(
-        samples, BatchShape(**_shape(config)), max_seq_len=sequences.max_seq_len, packing=sequences.packing
+        samples,
+        BatchShape(**_shape(config)),
+        _sharers(config, mesh)[1],
+        max_seq_len=sequences.max_seq_len,
+        packing=sequences.packing,
     )
     return islice(every, limit) if limit > 0 else every
 
 
 def _needed_batches(
-    config: Config, samples: TrainSamples, held_out: EvalSamples | None, loader: Loader
+    config: Config,
+    samples: TrainSamples,
+    held_out: EvalSamples | None,
+    loader: Loader,
+    mesh: Mesh | None,
 ) -> Iterator[Any]:
     """Every batch that the run will see, from a loader of its own."""
     packing = {**_packing(config), "dataloader_num_workers": 0}
-    probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, **packing)
+    sharers = _sharers(config, mesh)
+    probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, *sharers, **packing)
     batch = config.batch
     steps = plan_steps(
         loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
@@ -249,7 +268,7 @@ def _needed_batches(
     for _ in range(steps):
         yield from probe.next_step()
     if held_out is not None:
-        yield from _batches(config, held_out)
+        yield from _batches(config, held_out, mesh)
 
 
 def _shape(config: Config) -> dict[str, int]:
@@ -419,7 +438,10 @@ def _build_trainer(
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
         evaluate_now = lambda: evaluate(  # noqa: E731
-            built.model, _batches(config, held_out), objective, team=team
+            built.model,
+            _batches(config, held_out, None if built.spread is None else built.spread.mesh),
+            objective,
+            team=team,
         )
     return Trainer(
         model=built.model,

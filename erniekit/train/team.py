@@ -6,15 +6,17 @@ cannot share evenly is filled up with micro-batches that count nothing, because 
 replicas need all of them in every forward pass.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from erniekit.parallel import comm
 from erniekit.parallel.distribute import Distribution
 from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.parallel.placement import share_out
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,29 @@ class Team:
             for name, value in part.items():
                 found[name] = found.get(name, 0.0) + value
         return found
+
+    def of_first(self, make: Callable[[], Made]) -> Made:
+        """What the first process makes, or its error, in all of them."""
+        if self.spread is None:
+            return make()
+        made: Made | None = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                made = make()
+            except Exception as raised:
+                error = raised
+        made, error = comm.broadcast_object((made, error), self.spread.mesh.world)
+        if error is not None:
+            raise error
+        return cast(Made, made)
+
+    def union(self, found: Mapping[str, Made]) -> dict[str, Made]:
+        """What the processes that compute other micro-batches found, together."""
+        if self.spread is None:
+            return dict(found)
+        parts = comm.gather_objects(dict(found), self.spread.mesh.batch)
+        return {key: value for part in parts for key, value in part.items()}
 
     def agree(self, signal: int | None) -> int | None:
         """The largest of what the processes were told, so that all stop at the same step."""
