@@ -28,6 +28,9 @@ class _Place:
     layer: MixtureOfExperts
     modality: int
 
+    def gate_HE(self) -> paddle.Tensor:
+        return getattr(self.layer.gate, GATE_WEIGHTS[self.modality])
+
     def groups(self) -> int:
         return self.layer.routing["top_k"] if self.layer.routing["grouped"] else 1
 
@@ -51,8 +54,8 @@ class RouterWatch:
             for modality, name in enumerate(GATE_WEIGHTS[: len(layer.num_experts)])
         }
         self._counts: Counts = {}
-        # The routers that had tokens in this step, by layer and modality.
-        self._seen: dict[tuple[int, int], tuple[paddle.Tensor, _Place]] = {}
+        # The routers that had tokens in this step: where they are counted.
+        self._seen: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         """The number of routers."""
@@ -102,9 +105,8 @@ class RouterWatch:
         ]
 
     def _count(self, record: RouterRecord, counted_N: np.ndarray | None) -> None:
-        place = self._places[id(record.gate_weight_HE)]
         key = (record.layer, record.modality)
-        self._seen[key] = (record.gate_weight_HE, place)
+        self._seen[id(record.gate_weight_HE)] = key
         num_experts = record.logits_NE.shape[1]
         count = self._counts.setdefault(key, RouterCount(*key, num_experts))
 
@@ -200,7 +202,8 @@ class RouterTraining(RouterWatch):
     @paddle.no_grad()
     def after_update(self) -> None:
         """The decoupled orthogonal step, and the move of the biases; frozen routers keep both."""
-        for key, (gate_HE, place) in self._seen.items():
+        for place, load_E in self._loads():
+            gate_HE = place.gate_HE()
             if gate_HE.stop_gradient:
                 continue
             if self._decoupled_weight:
@@ -210,10 +213,23 @@ class RouterTraining(RouterWatch):
                 balance_bias(
                     place.layer.moe_statics.e_score_correction_bias,
                     place.modality,
-                    paddle.to_tensor(self._counts[key].load),
+                    paddle.to_tensor(load_E),
                     rate=self._balance_rate,
                     total=self.total,
                 )
+
+    def _loads(self) -> list[tuple[_Place, np.ndarray]]:
+        """The routers that had tokens in any process, and the loads of their experts here."""
+        has_tokens = paddle.to_tensor([number in self._seen for number in self._places]).astype("int64")
+        if self.total is not None and len(self):
+            has_tokens = self.total(has_tokens)
+        found = []
+        for (number, place), count in zip(self._places.items(), has_tokens.tolist(), strict=True):
+            if count:
+                key = self._seen.get(number)
+                none_E = np.zeros(place.layer.num_experts[place.modality], dtype=np.int64)
+                found.append((place, none_E if key is None else self._counts[key].load))
+        return found
 
     def row(self) -> dict[str, Any]:
         """The step's figures for the log; warns once in a run about routers that collapsed."""

@@ -35,7 +35,8 @@ EXPERTS = {
     "moe_aux_loss_lambda": 0.01,
 }
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "tied": (lambda: tiny_config(num_hidden_layers=4, use_bias=True), {"hidden_dropout_prob": 0.1}),
+    "tied": (lambda: tiny_config(num_hidden_layers=4, use_bias=True), {}),
+    "dropout": (lambda: tiny_config(num_hidden_layers=4), {"hidden_dropout_prob": 0.1}),
     "experts": (
         lambda: tiny_moe_config(
             num_hidden_layers=4, moe_layer_start_index=(1,), num_nextn_predict_layers=1, use_bias=True
@@ -49,7 +50,7 @@ PP2 = {"pipeline_parallel_degree": 2}
 TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "tied 1f1b": ("tied", {**PP2}),
     "tied interleaved": ("tied", {**PP2, "virtual_pp_degree": 2}),
-    "tied zero_bubble": ("tied", {**PP2, "pipeline_schedule": "zero_bubble", "recompute": True}),
+    "dropout zero_bubble": ("dropout", {**PP2, "pipeline_schedule": "zero_bubble", "recompute": True}),
     "experts 1f1b": ("experts", {**PP2, "pp_seg_method": "auto"}),
     "experts capped": (
         "experts",
@@ -72,8 +73,8 @@ FOUR: dict[str, tuple[str, dict[str, Any]]] = {
         "experts",
         {"pipeline_parallel_degree": 4, "pipeline_schedule": "zero_bubble"},
     ),
-    "tied pp2 tp2": ("tied", {**PP2, "tensor_parallel_degree": 2, "hidden_dropout_prob": 0.0}),
-    "tied pp2 dp2": ("tied", {**PP2, "gradient_accumulation_steps": 2}),
+    "tied pp2 tp2": ("tied", {**PP2, "tensor_parallel_degree": 2}),
+    "dropout pp2 dp2": ("dropout", {**PP2, "gradient_accumulation_steps": 2}),
     "tied pp2 sharding2": ("tied", {**PP2, "gradient_accumulation_steps": 2, "sharding": "stage1"}),
     "experts pp2 ep2": (
         "experts",
