@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from erniekit.ops import backend
-from erniekit.parallel.schedule import FORWARD, build_schedule, simulate
+from erniekit.parallel.schedule import build_schedule, simulate
 from erniekit.parallel.stages import choose_stages
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
@@ -281,44 +281,3 @@ def test_a_rank_holds_its_own_parameters() -> None:
     folded = [result["tied folded"] for result in results_of(4)]
     assert [embedding in part.names for part in folded] == [True, False, False, False]
     assert not any(part.copies for part in folded)
-
-
-def measure_memory(names: list[str]) -> dict[str, tuple[int, int, int]]:
-    """Bytes that the first forward of a step keeps, the most after any, and the engine's peak."""
-    import paddle
-
-    from erniekit.parallel.comm import open_world
-
-    world = open_world()
-    found = {}
-    for name in names:
-        keys = SCHEDULES[name]
-        model = build("dense")
-        engine, _ = engine_of(model, world, **keys)
-        step_loss = step_loss_of(model, "dense")
-        batches = batches_of(0, 1) * 6
-        kept: list[int] = []
-
-        def look(action: Any, start: float, end: float, kept: list[int] = kept) -> None:
-            assert end >= start
-            if action.kind == FORWARD:
-                kept.append(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
-
-        step_loss.begin(batches)
-        engine.run(batches, step_loss, seed_of=seed_of(0))  # makes the gradients' memory
-        engine.observe = look
-        step_loss.begin(batches)
-        before = paddle.base.core.host_memory_stat_current_value("Allocated", 0)
-        engine.run(batches, step_loss, seed_of=seed_of(0))
-        found[name] = (kept[0] - before, max(kept) - before, engine.peak)
-        assert len(kept) == 6 * keys.get("virtual_pp_degree", 1)
-    return found
-
-
-def test_memory_follows_the_activations_that_are_held() -> None:
-    """On the first rank, whose chunks are alike: as many times what one activation takes."""
-    names = ["1f1b", "interleaved", "zero_bubble", "capped"]
-    first, _ = run_distributed(f"{HERE}:measure_memory", 2, names)
-    assert [first[name][2] for name in names] == [2, 5, 2, 1]
-    for name, (one, most, peak) in first.items():
-        assert most / one == pytest.approx(peak, rel=0.01), name
