@@ -74,19 +74,27 @@ class Adapted(nn.Layer):
         self.shared: Shared | None = None
         self.seen_in_part: tuple[str, ...] = ()
         *experts, inner, _ = weight.shape
-        limit = 1.0 / math.sqrt(inner)
         self.lora_A = self.create_parameter(
             [*experts, inner, rank * len(columns)],
             dtype=weight.dtype,
             default_initializer=nn.initializer.Constant(0.0),
         )
-        drawn = paddle.uniform(self.lora_A.shape, dtype="float32", min=-limit, max=limit)
-        self.lora_A.set_value(drawn.astype(weight.dtype))
         width = sum(stop - start for start, stop in columns)
         self.lora_B = self.create_parameter(
             [*experts, rank, width], dtype=weight.dtype, default_initializer=nn.initializer.Constant(0.0)
         )
         self.whole_shapes = {name: tuple(getattr(self, name).shape) for name in ("lora_A", "lora_B")}
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw A; the numbers are those of the whole one, whatever of it is here."""
+        shape = self.whole_shapes["lora_A"]
+        limit = 1.0 / math.sqrt(shape[-2])
+        drawn = paddle.uniform(list(shape), dtype="float32", min=-limit, max=limit)
+        if self.shared is None:
+            self.lora_A.set_value(drawn.astype(self.lora_A.dtype))
+        else:
+            self.set_part("lora_A", drawn.numpy())
 
     def along(self, kind: str) -> dict[str, tuple[int, list[int] | None]]:
         """What is split with the weight: its axis, and the sizes of what is fused along it (None: one).
@@ -139,6 +147,11 @@ class Adapted(nn.Layer):
         """Every piece with its A [in, r] and B [r, out] as files hold them, raw bits."""
         a, b = self.lora_A.numpy(), self.lora_B.numpy()
         return [(piece, a[in_a].copy(), b[in_b].copy()) for piece, in_a, in_b in self.places()]
+
+    def stored_arrays(self, factor: str) -> list[tuple[int, np.ndarray]]:
+        """What is here of a factor as raw bits, each with the rank in files that it begins at."""
+        parameter = getattr(self, factor, None)
+        return [] if parameter is None else [(0, parameter.numpy())]
 
     def stored_magnitudes(self) -> dict[Piece, np.ndarray]:
         """fp32 length of every column by piece; empty where lengths are not trained."""

@@ -56,6 +56,13 @@ class PissaLinear(LoraLinear):
             for (piece, a, b), (_, in_a, in_b) in zip(super().stored_factors(), self.places(), strict=True)
         ]
 
+    def stored_arrays(self, factor: str) -> list[tuple[int, np.ndarray]]:
+        assert self._beginning is not None, "the adapter has not begun"
+        first_a, first_b = (tensor.numpy() for tensor in self._beginning)
+        first = {"lora_A": first_a, "lora_B": _negative(first_b)}
+        found = super().stored_arrays(factor)
+        return [*found, (self.rank, first[factor])] if factor in first else found
+
     def take_factors(self, factors: Mapping[Piece, tuple[np.ndarray, np.ndarray]]) -> None:
         super().take_factors(
             {piece: (a[:, self.rank :], -b[self.rank :]) for piece, (a, b) in factors.items()}

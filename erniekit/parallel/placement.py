@@ -53,6 +53,19 @@ class Placement:
             part[_window(block.here, block.shape)] = whole[_window(block.start, block.shape)]
         return part
 
+    def take_matrices(self, matrices: Iterable[np.ndarray]) -> np.ndarray:
+        """This process's part of a whole that comes one number of its first axis at a time."""
+        part: np.ndarray | None = None
+        for index, matrix in enumerate(matrices):
+            part = np.empty(self.part_shape, matrix.dtype) if part is None else part
+            for block in self.blocks:
+                place = index - block.start[0]
+                if 0 <= place < block.shape[0]:
+                    taken = matrix[_window(block.start[1:], block.shape[1:])]
+                    part[block.here[0] + place][_window(block.here[1:], block.shape[1:])] = taken
+        assert part is not None, "a parameter without a matrix"
+        return part
+
     def give(self, part: np.ndarray) -> Iterator[tuple[Shape, np.ndarray]]:
         """The blocks of this process's part, each with its start in the whole."""
         assert part.shape == self.part_shape, (part.shape, self.part_shape)

@@ -16,8 +16,28 @@ from erniekit.ops.quantised import QuantisedMatrix
 from erniekit.quant.schemes import WeightFormat, format_of
 
 
+def chosen_weights(model: Any, roles: Mapping[str, str], scheme: str) -> dict[str, tuple[Any, WeightFormat]]:
+    """The parameters that `scheme` quantises: layer and format of each.
+
+    Args:
+        roles: end of a module's name -> its role.
+    """
+    found = {}
+    for module, layer in model.named_sublayers():
+        chosen = format_of(f"{module}.weight", roles, scheme)
+        if chosen is not None and isinstance(layer, (Linear, ExpertMatrices)):
+            found[f"{module}.weight"] = (layer, chosen)
+    return found
+
+
 def apply(
-    model: Any, roles: Mapping[str, str], scheme: str, items: Iterable[Item], *, dtype: str
+    model: Any,
+    roles: Mapping[str, str],
+    scheme: str,
+    items: Iterable[Item],
+    *,
+    dtype: str,
+    placements: Mapping[str, Any] | None = None,
 ) -> Iterator[Item]:
     """Take the parameters that `scheme` quantises out of a model, and put matrices there as they pass by.
 
@@ -25,29 +45,32 @@ def apply(
         roles: end of a module's name -> its role.
         items: every parameter as (name, dtype word, raw bits).
         dtype: Paddle's name of the type that is computed in.
+        placements: what this process holds of each parameter (`parallel/placement.py`), where several share
+            them; each quantises the whole, so that all have the numbers of one.
 
     Returns:
         The items of the parameters that stay. It has to be read to its end.
     """
-    waiting: dict[str, tuple[Any, WeightFormat]] = {}
-    for module, layer in model.named_sublayers():
-        chosen = format_of(f"{module}.weight", roles, scheme)
-        if chosen is not None and isinstance(layer, (Linear, ExpertMatrices)):
-            waiting[f"{module}.weight"] = (layer, chosen)
-            del layer.weight
-    assert waiting, f"{scheme} quantises nothing of this model"
-    return _quantise(waiting, items, dtype)
+    waiting = chosen_weights(model, roles, scheme)
+    for layer, _ in waiting.values():
+        del layer.weight
+    assert waiting or placements is not None, f"{scheme} quantises nothing of this model"
+    return _quantise(waiting, items, dtype, placements)
 
 
 def _quantise(
-    waiting: dict[str, tuple[Any, WeightFormat]], items: Iterable[Item], dtype: str
+    waiting: dict[str, tuple[Any, WeightFormat]],
+    items: Iterable[Item],
+    dtype: str,
+    placements: Mapping[str, Any] | None,
 ) -> Iterator[Item]:
     for name, word, raw in items:
         if name not in waiting:
             yield name, word, raw
             continue
         layer, chosen = waiting.pop(name)
-        layer.weight = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype)
+        matrix = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype)
+        layer.weight = matrix if placements is None else matrix.part(placements[name])
     assert not waiting, f"matrices without a source: {sorted(waiting)}"
 
 

@@ -39,13 +39,8 @@ def open_processes(
             layout.pipeline > 1 and layout.context > 1
         ),
         "sharding: stage3": layout.sharding > 1 and keys["sharding"] == "stage3",
-        f"fine_tuning: {others['fine_tuning']}": others["fine_tuning"] != "Full" and layout.tensor > 1,
-        "continue_training: false": not others["continue_training"],
         f"stage: DPO with pipeline_parallel_degree: {layout.pipeline}": (
             others["stage"] == "DPO" and layout.pipeline > 1
-        ),
-        f"num_nextn_predict_layers: {others['num_nextn_predict_layers']}": (
-            others["num_nextn_predict_layers"] is not None
         ),
     }
     for words, present in refused.items():

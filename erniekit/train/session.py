@@ -314,14 +314,7 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
     """The places of the processes, where there are several."""
     if own_place()[1] == 1:
         return None
-    model = config.model
-    others = {
-        "stage": config.run.stage,
-        "fine_tuning": model.fine_tuning,
-        "continue_training": model.continue_training,
-        "recompute": config.recompute.recompute,
-        "num_nextn_predict_layers": model.num_nextn_predict_layers,
-    }
+    others = {"stage": config.run.stage, "recompute": config.recompute.recompute}
     return open_processes(
         asdict(config.parallel),
         others,

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.assemble import to_raw
+from erniekit.checkpoint.adapter_files import PEFT_BASENAME
 from erniekit.checkpoint.crew import SharedTensors
 from erniekit.checkpoint.header import TensorInfo
+from erniekit.checkpoint.raw import to_raw
 from erniekit.checkpoint.shared_files import Part
 from erniekit.models.registry import load_family
 from erniekit.parallel.placement import Placement, whole
@@ -45,6 +46,23 @@ def model_tensors(model: Any, config: Any, team: Team) -> SharedTensors:
                     yield Part(stored, place, array)
 
     return SharedTensors("model", {"format": "pt"}, specs, parts)
+
+
+def adapter_tensors(applied: Any, team: Team) -> SharedTensors:
+    """The adapter as peft's files hold it: what this process is the one to save."""
+    from erniekit.adapters.shared_state import stored_names, stored_parts
+
+    spread = team.spread
+    assert spread is not None
+    places = {name: place for place, name in enumerate(stored_names(applied))}
+
+    def parts() -> Iterator[Part]:
+        for part in stored_parts(applied, spread.placements):
+            yield Part(part.name, part.start, part.array)
+
+    found = {part.name: (part.word, part.shape) for part in stored_parts(applied, spread.placements)}
+    specs = [(places[name], (name, *what)) for name, what in found.items()]
+    return SharedTensors(PEFT_BASENAME, {"format": "pt"}, specs, parts)
 
 
 def optimizer_tensors(optimizer: Any, names: Iterable[str], team: Team) -> SharedTensors:

@@ -21,7 +21,7 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.reporting import Reporter
 from erniekit.train.saving import SavingPlan
-from erniekit.train.shared_contents import model_tensors, optimizer_tensors
+from erniekit.train.shared_contents import adapter_tensors, model_tensors, optimizer_tensors
 from erniekit.train.signals import StopOnSignal, exit_code_of
 from erniekit.train.step_loss import StepLoss
 from erniekit.train.team import ALONE, Team, Turn
@@ -132,7 +132,7 @@ class Trainer:
             self.team.pipeline.run(
                 [turn.batch for turn in turns],
                 self.step_loss,
-                seed_of=lambda place: _seed_of(self.seed, step, turns[place].number),
+                seed_of=lambda place: self._seed_of(step, turns[place].number),
                 accumulate=self.optimizer.accumulate_grads,
                 fillers=[place for place, turn in enumerate(turns) if not turn.counts],
             )
@@ -142,12 +142,17 @@ class Trainer:
     def _compute(self, turns: list[Turn], step: int) -> None:
         """Gradients of this process's micro-batches, one after the other."""
         for turn in turns:
-            begin_micro_batch(_seed_of(self.seed, step, turn.number))
+            begin_micro_batch(self._seed_of(step, turn.number))
             run = self.step_loss if turn.counts else self.step_loss.without_effect
             loss = run(self.model, turn.batch)
             loss.backward()
             self.optimizer.accumulate_grads()
             del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
+
+    def _seed_of(self, step: int, micro_batch: int) -> int:
+        """A generator seed for one micro-batch: distinct, and the same in every process with its columns."""
+        seed = (self.seed * 1_000_003 + step) * 4_099 + micro_batch
+        return seed if self.team.spread is None else self.team.spread.seed_here(seed)
 
     @property
     def _parameters(self) -> dict[str, Any]:
@@ -230,12 +235,14 @@ class Trainer:
         spread = self.team.spread
         assert spread is not None
         names = dict.fromkeys([*spread.names, *spread.of_all_stages(self._parameters)])
+        adapter = self.contents.adapter
+        if adapter is None:
+            weights = model_tensors(self.model, self.model.config, self.team)
+        else:
+            weights = adapter_tensors(adapter, self.team)
         self.store.save_shared(
             self.progress.step,
-            tensors=[
-                model_tensors(self.model, self.model.config, self.team),
-                optimizer_tensors(self.optimizer, names, self.team),
-            ],
+            tensors=[weights, optimizer_tensors(self.optimizer, names, self.team)],
             state=state,
             write_files=self.contents.write_files,
             asynchronous=self.saving.asynchronous,
@@ -265,11 +272,6 @@ class Trainer:
     def _last_good(self) -> str:
         newest = self.store.latest()
         return f"the last good checkpoint is {newest.path}" if newest else "no checkpoint was written yet"
-
-
-def _seed_of(seed: int, step: int, micro_batch: int) -> int:
-    """A generator seed for one micro-batch: distinct, and the same in every process that gets there."""
-    return (seed * 1_000_003 + step) * 4_099 + micro_batch
 
 
 def _origins(batches: list[Any]) -> list[str]:

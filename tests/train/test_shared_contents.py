@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.assemble import to_raw
+from erniekit.checkpoint.raw import to_raw
 from erniekit.checkpoint.store import CheckpointStore
 from erniekit.models.ernie45 import plan
 from erniekit.models.ernie45.model import Ernie45

@@ -16,7 +16,8 @@ and the shared last norm and head make of h' the logits of the token at t + d + 
     B batch, T positions, H hidden size, N rows of hidden states, V vocabulary
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -135,10 +136,21 @@ class Ernie45(nn.Layer):
         self.initialise_weights(added)
         return sorted(added)
 
-    def initialise_weights(self, only: Collection[str] | None = None) -> None:
+    def initialise_weights(
+        self,
+        only: Collection[str] | None = None,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        placements: Mapping[str, Any] | None = None,
+    ) -> None:
         """Fresh weights, drawn from Paddle's generator (seed it first): all initialisation is here.
 
-        `only` are the names of the parameters that get them; all without.
+        Where processes share the model, each draws the whole one, a matrix at a time, and keeps its part.
+
+        Args:
+            only: names of the parameters that get them; all without.
+            shapes: of all parameters of the whole model, in its order.
+            placements: what is here of each (`parallel/placement.py`).
 
         | parameter                     | value                                    |
         |-------------------------------|------------------------------------------|
@@ -146,13 +158,27 @@ class Ernie45(nn.Layer):
         | norms                         | 1                                        |
         | biases, correction of routers | 0                                        |
         """
-        std = self.config.initial_std()
-        for name, parameter in self.named_parameters():
-            if only is not None and name not in only:
+        std, own = self.config.initial_std(), dict(self.named_parameters())
+        for name, shape in (shapes or {name: tuple(p.shape) for name, p in own.items()}).items():
+            if (only is not None and name not in only) or len(shape) < 2:
                 continue
-            if len(parameter.shape) >= 2 and not name.endswith("e_score_correction_bias"):
-                drawn = paddle.normal(0.0, std, parameter.shape)
-                parameter.set_value(drawn.astype(parameter.dtype))
+            if name.endswith("e_score_correction_bias"):
+                continue
+            *experts, rows, columns = shape
+            matrices = (paddle.normal(0.0, std, [rows, columns]) for _ in range(*(experts or [1])))
+            if name not in own:
+                for _ in matrices:  # drawn all the same: the next ones follow
+                    pass
+                continue
+            parameter = own[name]
+            if placements is None:
+                drawn = paddle.stack([matrix.astype(parameter.dtype) for matrix in matrices])
+                parameter.set_value(drawn.reshape(parameter.shape))
+                continue
+            arrays = (matrix.numpy() for matrix in matrices)
+            held = placements[name]
+            part = held.take_matrices(arrays) if experts else held.take(next(arrays))
+            parameter.set_value(paddle.to_tensor(part).astype(parameter.dtype))
 
 
 class _Decoder(nn.Layer):
