@@ -15,13 +15,13 @@ from erniekit.testing.tiny_run import write_run
 from erniekit.train.reporting import read_log
 
 HERE = "tests.train.test_pipelining"
-STEPS = 4
+STEPS, HALF = 4, 2
 KEYS = {
     "kernels": "paddle",
     "compute_type": "fp32",
     "max_steps": STEPS,
     "eval_steps": STEPS,
-    "save_steps": STEPS,
+    "save_steps": HALF,
     "logging_steps": 1,
     "gradient_accumulation_steps": 4,
     # With less of it Adam makes as much of a gradient that is next to nothing as of any other.
@@ -92,6 +92,9 @@ FOUR: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+AGAIN = {"experts capped", "modalities zero_bubble", "tied pp2 sharding2", "experts pp2 mp2 sp"}
+
+
 def run_all(paths: dict[str, str]) -> dict[str, int]:
     """What every process does: one run after the other, over the same processes."""
     from erniekit.parallel import comm
@@ -125,9 +128,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def run_plans(folder: Path, plans: dict[str, tuple[str, dict[str, Any]]], nproc: int) -> dict[str, Path]:
+    """Run plans over processes, those of `AGAIN` once more from their checkpoint in the middle."""
     paths = {
         name: write(folder / name.replace(" ", "-"), model, **keys) for name, (model, keys) in plans.items()
     }
+    for name in AGAIN & plans.keys():
+        model, keys = plans[name]
+        first = paths[name].parent
+        start = {
+            "model_name_or_path": str(first / "model"),
+            "resume_from_checkpoint": str(first / "out" / f"checkpoint-{HALF}"),
+        }
+        paths[f"{name} again"] = write(folder / f"{first.name}-again", model, **keys, **start)
     run_distributed(f"{HERE}:run_all", nproc, {name: str(path) for name, path in paths.items()}, timeout=600)
     return {name: path.parent / "out" for name, path in paths.items()}
 
@@ -152,8 +164,39 @@ def test_two_processes(name: str, over_two: dict[str, Path], alone: Any) -> None
     check_equal(over_two[name], alone(TWO[name][0]))
 
 
-def check_equal(found: Path, expected: Path) -> None:
-    rows, wanted = (read_log(folder / "train_log.jsonl") for folder in (found, expected))
+@pytest.mark.parametrize("name", sorted(AGAIN))
+def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(
+    name: str, over_two: dict[str, Path], over_four: dict[str, Path]
+) -> None:
+    found = over_two | over_four
+    first, again = (found[word] / f"checkpoint-{STEPS}" for word in (name, f"{name} again"))
+    files = [path.name for path in first.glob("*.safetensors")]
+    assert len(files) >= 2
+    for file in files:
+        assert (first / file).read_bytes() == (again / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", ["experts capped", "experts pp2 mp2 sp"])
+def test_one_process_goes_on_where_several_stopped(
+    name: str, over_two: dict[str, Path], over_four: dict[str, Path], alone: Any, tmp_path: Path
+) -> None:
+    from erniekit.train.session import train_session
+
+    begun = (over_two | over_four)[name]
+    start = {
+        "model_name_or_path": str(alone("experts").parent / "model"),
+        "resume_from_checkpoint": str(begun / f"checkpoint-{HALF}"),
+    }
+    path = write(tmp_path, "experts", **start)
+    assert train_session(load_config(path, [], verb="train")) == 0
+    check_equal(path.parent / "out", alone("experts"), after=HALF)
+
+
+def check_equal(found: Path, expected: Path, after: int = -1) -> None:
+    rows, wanted = (
+        [row for row in read_log(folder / "train_log.jsonl") if row["step"] > after]
+        for folder in (found, expected)
+    )
     assert [row["step"] for row in rows] == [row["step"] for row in wanted]
     for row, other in zip(rows, wanted, strict=True):
         assert row.keys() == other.keys()
