@@ -16,6 +16,7 @@ from erniekit.parallel.expert import apply_expert_parallel
 from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.placement import Placement, whole
 from erniekit.parallel.replicate import share_updates, sum_gradients
+from erniekit.parallel.seeds import apply_own_draws, of_place
 from erniekit.parallel.stage_model import Cut, cut_model
 from erniekit.parallel.stages import Stages
 from erniekit.parallel.tensor import apply_tensor_parallel
@@ -50,6 +51,13 @@ class Distribution:
         if self.cut is not None and name in self.cut.copies:
             return False
         return name in self.split or self.mesh.tensor.rank == 0
+
+    def seed_here(self, seed: int) -> int:
+        """What `seed` is in each of the processes that have different columns of the same rows."""
+        place, mesh = self.mesh.context.rank, self.mesh
+        if self.partial:
+            place = place * mesh.tensor.size + mesh.tensor.rank
+        return of_place(seed, place)
 
     def of_all_stages(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values of named parameters of this process and of those with the other stages of the model."""
@@ -127,6 +135,8 @@ def distribute(
         sequence_parallel=sequence_parallel,
         split_experts=not are_whole,
     )
+    if mesh.tensor.size > 1 and not sequence_parallel:
+        apply_own_draws(model, plan, mesh.tensor.rank)
     apply_context_parallel(model, plan, mesh.context)
     cut = cut_model(model, plan, stages, places[mesh.pipeline.rank]) if stages else None
     for name, parameter in model.named_parameters():

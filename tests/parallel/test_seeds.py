@@ -8,9 +8,14 @@ import paddle
 from paddle import nn
 
 from erniekit.ops.dropout import dropout
+from erniekit.parallel.layout import Layout
 from erniekit.parallel.seeds import apply_seeds, begin_micro_batch
 from erniekit.parallel.segment import recomputed
+from erniekit.testing.distributed import run_distributed
+from erniekit.testing.tiny_checkpoint import tiny_config
+from tests.parallel.plans import fill
 
+HERE = "tests.parallel.test_seeds"
 PLAN = SimpleNamespace(BLOCKS="body.blocks", AHEAD_BLOCKS="body.ahead")
 
 
@@ -67,3 +72,73 @@ def test_what_is_recomputed_draws_the_same() -> None:
         found.append((out.numpy(), x.grad.numpy()))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+# Layouts, sequence parallelism, and what two processes draw alike: hidden states, attention.
+DRAWING = {
+    "tp2": (Layout(tensor=2), False, True, False),
+    "tp2 sp": (Layout(tensor=2), True, False, False),
+    "cp2": (Layout(context=2), False, False, False),
+    "dp2": (Layout(data=2), False, True, True),
+}
+
+
+def masks(layout: Layout | None, sequence: bool, seed: int, *, recompute: bool = False) -> Any:
+    """What dropout of a training pass keeps, in attention and elsewhere, drawn again in the backward pass."""
+    from erniekit.models.ernie45 import plan
+    from erniekit.models.ernie45.model import Ernie45
+    from erniekit.parallel import comm
+    from erniekit.parallel.distribute import distribute
+    from erniekit.parallel.mesh import open_mesh
+
+    paddle.set_device("cpu")
+    made = Ernie45(tiny_config(vocab_size=64))
+    if layout is not None:
+        world = comm.open_world() if comm._world is None else comm.open_group((0, 1), "world")
+        spread = distribute(made, plan, open_mesh(layout, world), sequence_parallel=sequence)
+        seed = spread.seed_here(seed)
+    fill(made)
+    if recompute:
+        for block in made.model.layers:
+            block.forward = recomputed(block.forward)
+    made.set_dropout(0.5, 0.5)
+    made.train()
+    drawn: list[tuple[int, bytes]] = []
+    original = paddle.nn.functional.dropout
+
+    def recording(x: paddle.Tensor, probability: float) -> paddle.Tensor:
+        kept = original(paddle.ones(x.shape), probability)
+        drawn.append((len(x.shape), kept.numpy().tobytes()))
+        return x * kept
+
+    paddle.nn.functional.dropout = recording
+    try:
+        begin_micro_batch(seed)
+        ids = paddle.arange(16).reshape([2, 8])
+        columns = paddle.arange(8).expand([2, 8])
+        made(ids, columns, paddle.zeros([2, 8], "int32")).sum().backward()
+    finally:
+        paddle.nn.functional.dropout = original
+    return [[mask for axes, mask in drawn if axes == wanted] for wanted in (3, 4)]
+
+
+def draw_all() -> dict[str, Any]:
+    found = {name: masks(*plan[:2], 5) for name, plan in DRAWING.items()}
+    return found | {f"{name} again": masks(*plan[:2], 5, recompute=True) for name, plan in DRAWING.items()}
+
+
+def test_processes_draw_alike_what_they_hold_alike() -> None:
+    one, other = run_distributed(f"{HERE}:draw_all", 2, timeout=300)
+    alone = masks(None, False, 5)
+    assert [len(kind) for kind in alone] == [4, 2]
+    assert alone != masks(None, False, 6)
+    for name, (_, _, *alike) in DRAWING.items():
+        for kind, same in enumerate(alike):
+            ours, theirs = one[name][kind], other[name][kind]
+            assert len(ours) == len(theirs) == len(alone[kind])
+            assert all((a == b) is same for a, b in zip(ours, theirs, strict=True)), (name, kind)
+            assert len({*ours, *theirs}) == len(ours) * (1 if same else 2), "each is drawn for itself"
+            for rank in (one, other):
+                # Every mask twice: what is computed again draws the same.
+                assert sorted(rank[f"{name} again"][kind]) == sorted(2 * rank[name][kind])
+    assert one["dp2"] == other["dp2"] == alone
