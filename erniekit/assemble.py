@@ -288,7 +288,11 @@ def apply_recomputation(
     from erniekit.parallel.recompute import apply_recompute
 
     plan = load_family(built.config).plan
-    return apply_recompute(built.model, plan, chosen, offload_recompute_inputs=offload_recompute_inputs)
+    spread = built.spread
+    of_all = None if spread is None else lambda touched: spread.of_all_stages(dict.fromkeys(touched))
+    return apply_recompute(
+        built.model, plan, chosen, of_all, offload_recompute_inputs=offload_recompute_inputs
+    )
 
 
 def check_base(built: Assembled, folder: Path) -> None:

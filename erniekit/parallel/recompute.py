@@ -6,7 +6,7 @@ ones that recompute (`segment.py`); nothing else changes, and losses and gradien
 bit. What each choice saves and costs is in `estimate/recompute.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,18 @@ from erniekit.parallel.segment import recomputed, without_discarded
 
 
 def apply_recompute(
-    model: Any, plan: Any, chosen: Recomputation, *, offload_recompute_inputs: bool = False
+    model: Any,
+    plan: Any,
+    chosen: Recomputation,
+    of_all: Callable[[list[str]], Iterable[str]] | None = None,
+    *,
+    offload_recompute_inputs: bool = False,
 ) -> list[str]:
     """Make the chosen parts of `model` recompute; returns the paths of the methods that do from now on.
 
-    `plan` is the family's module: BLOCKS, AHEAD_BLOCKS, ROUTERS, WHOLE_ATTENTION, EXPERTS_LAYER, OPERATORS.
+    Args:
+        plan: the family's module: BLOCKS, AHEAD_BLOCKS, ROUTERS, WHOLE_ATTENTION, EXPERTS_LAYER, OPERATORS.
+        of_all: adds the paths of processes that have other blocks of the model, where there are some.
 
     Raises:
         ConfigError: an operator was named that no block of its layers has.
@@ -37,8 +44,9 @@ def apply_recompute(
         for index, block in enumerate(find(model, plan.AHEAD_BLOCKS)):
             names = _apply_to_block(block, plan, ("block",), offload_recompute_inputs)
             touched += [f"{plan.AHEAD_BLOCKS}.{index}.{name}" for name in names]
+    found = touched if of_all is None else list(of_all(touched))
     for operator in chosen.named:
-        if not any(_is_of(path, operator, plan) for path in touched):
+        if not any(_is_of(path, operator, plan) for path in found):
             raise ConfigError(
                 f"refined_recompute: {operator} is no part of these layers of this model; leave it out"
             )
