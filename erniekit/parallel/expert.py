@@ -41,14 +41,12 @@ class _Sent:
 
 
 class ExpertDispatcher:
-    """Brings rows to the processes of their experts, and the results back.
+    """Brings rows to the processes of their experts, and the results back."""
 
-    `received` counts the rows that this process's experts had, since it was last set to 0.
-    """
+    meets = True
 
     def __init__(self, group: comm.Group) -> None:
         self.group = group
-        self.received = 0
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
@@ -64,7 +62,6 @@ class ExpertDispatcher:
         send_counts = counts_E.reshape([self.group.size, own]).sum(1).tolist()
         recv_counts = incoming.sum(1).tolist()
         rows_MH = all_to_all_rows(dispatch_rows(x_NH, slots), send_counts, recv_counts, self.group)
-        self.received += rows_MH.shape[0]
         # They came sorted within each process; one more sort makes them so over all.
         expert_M1 = np.tile(np.arange(own), self.group.size).repeat(incoming.reshape(-1)).reshape([-1, 1])
         arrived = sort_slots(paddle.to_tensor(expert_M1), own)
@@ -84,9 +81,10 @@ class ExpertDispatcher:
 class OwnExpertsDispatcher:
     """For processes that hold the same tokens: each brings them to its own experts; results are summed."""
 
+    meets = False
+
     def __init__(self, group: comm.Group) -> None:
         self.group = group
-        self.received = 0
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
@@ -98,9 +96,7 @@ class OwnExpertsDispatcher:
         if routing.dropped_Nk is not None:
             elsewhere_Nk = elsewhere_Nk | routing.dropped_Nk
         slots = sort_slots(routing.chosen_Nk, num_experts, elsewhere_Nk)
-        rows_MH = dispatch_rows(copy_to(x_NH, self.group), slots)
-        self.received += rows_MH.shape[0]
-        return rows_MH, slots.offsets[first : first + own + 1], slots
+        return dispatch_rows(copy_to(x_NH, self.group), slots), slots.offsets[first : first + own + 1], slots
 
     def combine(self, y_MH: paddle.Tensor, routing: Routing, state: SortedSlots) -> paddle.Tensor:
         """The weighted sum of each token's results, [N, H]."""

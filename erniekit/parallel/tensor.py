@@ -196,6 +196,7 @@ class _SplitExperts:
 
     def __init__(self, inner: Dispatcher, group: comm.Group) -> None:
         self._inner, self._group = inner, group
+        self.meets = inner.meets
 
     def dispatch(self, x_NH: paddle.Tensor, routing: Routing, num_experts: int) -> tuple[Any, Any, Any]:
         return self._inner.dispatch(copy_to(x_NH, self._group), routing, num_experts)

@@ -45,7 +45,7 @@ def step_loss_of(model: Any, kind: str) -> Any:
     from erniekit.train.routing import watch_routers
     from erniekit.train.step_loss import StepLoss
 
-    experts = kind == "experts"
+    experts = kind in ("experts", "two")
     companions = watch_routers(
         model,
         "SFT",
@@ -53,11 +53,12 @@ def step_loss_of(model: Any, kind: str) -> Any:
         moe_z_loss_lambda=0.1 * experts,
         moe_orthogonal_loss_lambda=0.2 * experts,
         use_ortho_loss_callback=False,
-        moe_use_aux_free=False,
-        moe_use_aux_free_update_coef=0.0,
+        moe_use_aux_free=experts,
+        moe_use_aux_free_update_coef=0.25,
     )
     objective = build_objective("SFT", loss_subbatch_seqlen=8, use_sparse_head_and_loss_fn=True)
-    return StepLoss(objective, companions, 2 * experts, multi_token_pred_lambda=0.3 * experts)
+    depths = model.config.num_nextn_predict_layers * experts
+    return StepLoss(objective, companions, depths, multi_token_pred_lambda=0.3 * experts)
 
 
 def adapt(model: Any, method: str, **changes: Any) -> Any:

@@ -1,6 +1,7 @@
 """Models over real processes against one process: losses, gradients, and what is saved and counted."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ MODELS = {
         vocab_size=64, moe_layer_start_index=(1,), num_nextn_predict_layers=2, use_bias=True
     ),
 }
+MODELS["two"] = lambda: tiny_moe_config(2, vocab_size=64)
 # Word of a plan -> method and what it is on, under the name of the model and this word.
 EXPERTS_TOO = ("all-linear", "experts", "router")
 ADAPTED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +51,11 @@ PLANS: dict[str, tuple[str, Layout, bool]] = {
     "dora tp2": ("dense dora", Layout(tensor=2), False),
     "dora tp2 sp": ("tied dora", Layout(tensor=2), True),
     "pissa tp2": ("dense pissa", Layout(tensor=2), False),
+    "two dp2": ("two", Layout(data=2), False),
+    "two ep2": ("two", Layout(data=2, expert=2, moe_group="dp"), False),
+    "two tp2": ("two", Layout(tensor=2), False),
+    "two mp2": ("two", Layout(tensor=2, expert=2, moe_group="mp"), False),
+    "two lora ep2": ("two lora everywhere", Layout(data=2, expert=2, moe_group="dp"), False),
     "dense cp2": ("dense", Layout(context=2), False),
     "tied cp2": ("tied", Layout(context=2), False),
     "experts cp2": ("experts", Layout(context=2), False),
@@ -68,6 +75,8 @@ MORE = {
     "experts dp2 mp2 sp": ("experts", Layout(data=2, tensor=2, expert=2, moe_group="mp"), True),
     "experts ep2 tp2": ("experts", Layout(data=2, tensor=2, expert=2, moe_group="dp"), False),
     "experts world ep4 sp": ("experts", Layout(data=2, tensor=2, expert=4, moe_group="world"), True),
+    "two dp2 ep2": ("two", Layout(data=4, expert=2, moe_group="dp"), False),
+    "two ep2 tp2": ("two", Layout(data=2, tensor=2, expert=2, moe_group="dp"), False),
     "experts dp2 cp2": ("experts", Layout(data=2, context=2), False),
     "experts cp2 ep2": ("experts", Layout(data=2, context=2, expert=2, moe_group="dp"), False),
     "dense cp2 tp2": ("dense", Layout(context=2, tensor=2), False),
@@ -115,7 +124,7 @@ def values_of(model: Any) -> dict[str, np.ndarray]:
 
 def in_one_process(
     kind: str, batches: list[Any]
-) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
     model = build(kind)
     fill(model)
     begin(model, adapted(model, kind), kind)
@@ -124,7 +133,8 @@ def in_one_process(
     step_loss.begin(batches)
     for batch in batches:
         step_loss(model, batch).backward()
-    return step_loss.values(), gradients_of(model), values
+    gradients = gradients_of(model)
+    return step_loss.values(), gradients, values, after(step_loss, model)
 
 
 def check_all(plans: dict[str, tuple[str, Layout, bool]]) -> dict[str, Any]:
@@ -146,7 +156,9 @@ def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, An
 
     # Columns that four can share.
     batches = [padded(batch) for batch in batches_of(3, 4)]
-    expected, wanted, wanted_values = in_one_process(kind, batches)
+    if kind.startswith("two"):
+        batches = [typed(batch, number) for number, batch in enumerate(batches)]
+    expected, wanted, wanted_values, wanted_after = in_one_process(kind, batches)
     mesh = open_mesh(layout, world)
     model = build(kind, lazily=True)
     applied = adapted(model, kind)
@@ -177,6 +189,11 @@ def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, An
         own = spread.placements[name].take(wanted[name])
         worst = max(worst, float(np.abs(gradient - own).max() / np.abs(wanted[name]).max()))
     assert gradients_of(model).keys() == wanted.keys()
+    found_after = after(step_loss, model)
+    if mesh.tensor.rank:  # the first of those that see the same tokens tells
+        assert not found_after["loads"]
+        found_after["loads"] = wanted_after["loads"]
+    np.testing.assert_equal(found_after, wanted_after)
     counted = {
         name: sum(part.size for _, part in spread.placements[name].give(parameter.numpy()))
         for name, parameter in parameters.items()
@@ -184,6 +201,24 @@ def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, An
     }
     losses = {name: abs(found[name] - expected[name]) / abs(expected[name] or 1.0) for name in expected}
     return {"losses": losses, "gradients": worst, "counted": counted}
+
+
+def after(step_loss: Any, model: Any) -> dict[str, Any]:
+    """What routers tell of a step, and the biases that balance their experts after it."""
+    rows = [router for companion in step_loss.companions for router in companion.row().get("routers", ())]
+    for companion in step_loss.companions:
+        companion.after_update()
+    loads = {(router["layer"], router["modality"]): router["load"] for router in rows}
+    biases = {n: p.numpy() for n, p in model.named_parameters() if n.endswith("correction_bias")}
+    return {"loads": loads, "biases": biases}
+
+
+def typed(batch: Any, number: int) -> Any:
+    """The batch with tokens of both kinds, of text alone (said or not), of vision alone."""
+    shape = batch.input_ids.shape
+    both = np.random.default_rng(number).integers(0, 3, shape)
+    types = (both, None, np.ones(shape, np.int64), np.zeros(shape, np.int64))[number % 4]
+    return SimpleNamespace(**{**vars(batch), "token_types": types})
 
 
 def padded(batch: Any) -> Any:

@@ -10,12 +10,10 @@ HERE = "tests.parallel.test_expert"
 EXPERTS, HIDDEN = 4, 3
 # Expert 2 has no token in either process, and all of the second process's go to the first one's experts.
 CHOSEN = ([[0, 3], [3, 1], [1, 0]], [[0, 1], [1, 0]])
-# What each process's experts get with those, and when both hold the tokens of the first.
-RECEIVED = {"own tokens": [8, 2], "same tokens": [4, 2]}
 
 
 def run(kind: str) -> dict[str, Any]:
-    """Each expert multiplies by its number + 2: the weighted sums, gradients, and rows received."""
+    """Each expert multiplies by its number + 2: the weighted sums, gradients, and the rows of experts."""
     import paddle
 
     from erniekit.ops.moe import Routing
@@ -42,7 +40,6 @@ def run(kind: str) -> dict[str, Any]:
         "out": float(np.abs(out.numpy() - x.numpy() * scaled[:, None]).max()),
         "x": float(np.abs(x.grad.numpy() - scaled[:, None]).max()),
         "weights": float(np.abs(weights.grad.numpy() - (chosen + 2) * x.numpy().sum(1)[:, None]).max()),
-        "received": dispatcher.received,
         "counts": counts.tolist(),
     }
 
@@ -51,7 +48,6 @@ def check(kind: str, counts: list[list[int]]) -> None:
     found = run_distributed(f"{HERE}:run", 2, kind)
     for each in found:
         assert max(each[name] for name in ("out", "x", "weights")) < 1e-5, each
-    assert [each["received"] for each in found] == RECEIVED[kind]
     assert [each["counts"] for each in found] == counts
 
 
