@@ -66,12 +66,13 @@ class Adapted(nn.Layer):
     ) -> None:
         """Create the factors: A drawn as peft draws it (uniform within 1 / sqrt(in)), B zero."""
         self.pieces = tuple(pieces)
-        self.rank, self.scale, self.probability = rank, scale, probability
+        self.rank, self.scale, self.dropout = rank, scale, probability
         self.active = True
         columns = sorted({(piece.start, piece.stop) for piece in pieces})
         # Those of this process; the ranges of the whole weight are in `pieces`.
         self.columns = self.whole_columns = tuple(columns)
         self.shared: Shared | None = None
+        self.sees_apart = False
         self.seen_in_part: tuple[str, ...] = ()
         *experts, inner, _ = weight.shape
         self.lora_A = self.create_parameter(
@@ -110,12 +111,18 @@ class Adapted(nn.Layer):
     def share(self, kind: str, count: int, shared: Shared) -> None:
         """The weight, and what goes along with it, is one of `count` parts from now on."""
         self.shared = shared
+        # By columns all processes see the same.
+        self.sees_apart = self.sees_apart or kind != "column"
         if kind == "column":
             self.columns = tuple((start // count, stop // count) for start, stop in self.columns)
         if kind != "experts":
             names = [name for name, _ in self.named_parameters(include_sublayers=False)]
             split = self.along(kind)
             self.seen_in_part = tuple(n for n in names if n.startswith("lora_") and n not in split)
+
+    def drop(self, x: paddle.Tensor) -> paddle.Tensor:
+        """What the adapter sees of x."""
+        return dropout(x, self.dropout, training=self.training)
 
     def places(self) -> list[tuple[Piece, tuple[Any, ...], tuple[Any, ...]]]:
         """For every piece its part of `lora_A` and of `lora_B` as indices."""
@@ -135,7 +142,7 @@ class Adapted(nn.Layer):
         The products with A; with dropout they are in fp32, as is what A saw, and there is a mask in bytes.
         """
         inner, rank = self.lora_A.shape[-2:]
-        return (0.0, 1.25 * inner + rank) if self.probability else (rank, 0.0)
+        return (0.0, 1.25 * inner + rank) if self.dropout else (rank, 0.0)
 
     def begin(self) -> None:
         """What is to be done once for an adapter that begins anew."""
@@ -208,8 +215,8 @@ class LoraLinear(Adapted, Linear):
 
     def _adapted(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
         settings: dict[str, Any] = {"pieces": self.columns, "scale": self.scale}
-        if self.probability and self.training:
-            seen = dropout(x, self.probability, training=True)
+        if self.dropout and self.training:
+            seen = self.drop(x)
             width = self.weight.shape[-1]
             return add(
                 linear(x, self.weight, bias),
@@ -237,7 +244,7 @@ class LoraExperts(Adapted, ExpertMatrices):
     def forward(self, x_MI: paddle.Tensor, offsets: paddle.Tensor) -> paddle.Tensor:
         if not self.active:
             return grouped_linear(x_MI, self.weight, offsets)
-        seen = dropout(x_MI, self.probability, training=self.training) if self.probability else None
+        seen = self.drop(x_MI) if self.dropout else None
         return lora_grouped_linear(
             *(x_MI, self.weight, offsets, self.lora_A, self.lora_B),
             pieces=self.columns,

@@ -6,7 +6,7 @@ computed, and whatever was computed before.
 
 Processes that hold the same draw the same, so that they go on to hold the same. Those that hold different
 parts draw different numbers: of other columns of a row everything (`of_place`), of other heads what is
-drawn in attention (`apply_own_draws`).
+drawn in attention, and of other rows of a matrix, or experts, what its adapter draws (`apply_own_draws`).
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def of_place(seed: int, place: int) -> int:
 
 
 def apply_own_draws(model: Any, plan: Any, place: int) -> None:
-    """Have the attention of every block, in processes that share its heads, draw numbers of its own.
+    """Have what processes see different parts of draw numbers of its own: attention, and some adapters.
 
     What is drawn after it is the same everywhere again. `plan` is the family's module: BLOCKS, AHEAD_BLOCKS,
     WHOLE_ATTENTION.
@@ -45,12 +45,15 @@ def apply_own_draws(model: Any, plan: Any, place: int) -> None:
         for block in find(model, path) or ():
             attention = find(block, plan.WHOLE_ATTENTION)
             attention.core_attention = _drawing_apart(attention, attention.core_attention, place)
+    for layer in model.sublayers():
+        if getattr(layer, "sees_apart", False):
+            layer.drop = _drawing_apart(layer, layer.drop, place)
 
 
-def _drawing_apart(attention: Any, forward: Callable[..., Any], place: int) -> Callable[..., Any]:
+def _drawing_apart(layer: Any, forward: Callable[..., Any], place: int) -> Callable[..., Any]:
     @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not (attention.training and attention.dropout):
+        if not (layer.training and layer.dropout):
             return forward(*args, **kwargs)
         # Drawn alike everywhere, and again when this is recomputed.
         drawn = int(paddle.randint(0, (1 << 31) - 1, [1]))

@@ -13,7 +13,7 @@ from erniekit.parallel.seeds import apply_seeds, begin_micro_batch
 from erniekit.parallel.segment import recomputed
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config
-from tests.parallel.plans import fill
+from tests.parallel.plans import adapt, fill
 
 HERE = "tests.parallel.test_seeds"
 PLAN = SimpleNamespace(BLOCKS="body.blocks", AHEAD_BLOCKS="body.ahead")
@@ -72,6 +72,37 @@ def test_what_is_recomputed_draws_the_same() -> None:
         found.append((out.numpy(), x.grad.numpy()))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def streams() -> list[Any]:
+    """What two processes compute with dropout everywhere; what adapters by rows and columns see of ones."""
+    from erniekit.models.ernie45 import plan
+    from erniekit.parallel import comm
+    from erniekit.parallel.distribute import distribute
+    from erniekit.parallel.mesh import open_mesh
+    from tests.parallel.test_distribute import build
+
+    world, found = comm.open_world(), []
+    for layout in (Layout(tensor=2), Layout(tensor=2, expert=2, moe_group="mp")):
+        model = build("experts")
+        adapt(model, "lora", lora_dropout=0.5, lora_target=("all-linear", "experts"))
+        distribute(model, plan, open_mesh(layout, world))
+        fill(model)
+        model.set_dropout(0.3, 0.3)
+        model.train()
+        begin_micro_batch(3)
+        columns = paddle.arange(8).expand([2, 8])
+        out = model(paddle.arange(16).reshape([2, 8]), columns, paddle.zeros([2, 8], "int32"))
+        attention = model.model.layers[0].self_attn
+        seen = [layer.drop(paddle.ones([4, 8])).numpy() for layer in (attention.o_proj, attention.qkv_proj)]
+        found.append([out.numpy(), *seen])
+    return found
+
+
+def test_adapters_draw_their_own_and_leave_the_stream_alike() -> None:
+    for one, other in zip(*run_distributed(f"{HERE}:streams", 2, timeout=300), strict=True):
+        alike = [np.array_equal(ours, theirs) for ours, theirs in zip(one, other, strict=True)]
+        assert alike == [True, False, True]
 
 
 # Layouts, sequence parallelism, and what two processes draw alike: hidden states, attention.
