@@ -11,12 +11,17 @@ import pytest
 from erniekit.checkpoint.adapter_files import PEFT_BASENAME
 from erniekit.checkpoint.files import open_tensors
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
-from erniekit.testing.tiny_run import run_erniekit, write_run
+from erniekit.testing.tiny_run import run_erniekit, write_pairs, write_run
 
 SHARED = {"compute_type": "fp32", "max_steps": 4, "eval_steps": 2, "logging_steps": 1}
 LORA = {"fine_tuning": "LoRA", "lora_rank": 4}
 EXPERTS = {"numbers": tiny_moe_config(num_nextn_predict_layers=1), "moe_use_aux_free": True}
 TENSOR = {"tensor_parallel_degree": 2}
+CONTEXT = {"context_parallel_degree": 2}
+# Without gradients that are rounding alone and yet move a weight by the whole learning rate.
+PLAIN = {"adam_epsilon": 1e-4}
+# With half the usual beta: answers have log-probabilities near -140, rounded to 1e-5.
+PAIRS = {**PLAIN, "stage": "DPO", "learning_rate": 1e-3, "beta": 0.05}
 OVER_DATA = {"expert_parallel_degree": 2, "moe_group": "dp"}
 # What is trained, how two processes share it, and how many read other sequences.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
@@ -35,6 +40,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         TENSOR,
         1,
     ),
+    "context": ({**PLAIN, "recompute": True, "recompute_granularity": "full"}, CONTEXT, 1),
+    "context, experts": ({**PLAIN, **EXPERTS}, {**CONTEXT, "moe_group": "world"}, 1),
+    "LoRA, context": ({**PLAIN, **LORA}, CONTEXT, 1),
+    "pairs": ({**PAIRS, "hidden_dropout_prob": 0.1}, {"sharding": "stage1"}, 2),
+    "pairs, context": ({**PAIRS, "sft_loss_ratio": 0.2}, CONTEXT, 1),
+    "pairs, LoRA, tensor": ({**PAIRS, **LORA}, TENSOR, 1),
     "more prediction ahead": ({**EXPERTS, "num_nextn_predict_layers": 2}, {**TENSOR, "moe_group": "mp"}, 1),
 }
 
@@ -47,9 +58,10 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 def compare(one: list[dict[str, Any]], two: list[dict[str, Any]], tolerance: float) -> None:
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for expected, found in zip(one, two, strict=True):
-        assert expected.keys() == found.keys()
+        assert expected.keys() == {key for key in found if not key.startswith("expert_processes_")}
         for key in expected.keys() & {"loss", "eval_loss", "lm_loss", "mtp_loss", "aux_loss", "grad_norm"}:
-            assert found[key] == pytest.approx(expected[key], rel=tolerance), (key, expected["step"])
+            wide = 10 * tolerance if key == "grad_norm" else tolerance
+            assert found[key] == pytest.approx(expected[key], rel=wide), (key, expected["step"])
         assert expected.get("routers") is None or [r["load"] for r in expected["routers"]] == [
             r["load"] for r in found["routers"]
         ]
@@ -64,6 +76,9 @@ def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", gradient_accumulation_steps=2 * replicas, **keys, **alone)
     two = write_run(tmp_path / "two", nproc_per_node=2, gradient_accumulation_steps=2, **keys, **plan)
     for path in (one, two):
+        if keys.get("stage") == "DPO":
+            write_pairs(path.parent / "train.jsonl", 40)
+            write_pairs(path.parent / "eval.jsonl", 8, seed=1)
         done = run_erniekit("train", str(path), timeout=300)
         assert done.returncode == 0, done.stderr
     outs = [path.parent / "out" for path in (one, two)]
