@@ -41,10 +41,12 @@ Counts = dict[tuple[int, int], RouterCount]
 class RouterWatch:
     """Counts what the routers of a model do; on its own that is all (for evaluation).
 
-    `gather` adds the counts of other processes to those of this one, where there are several.
+    `gather` adds the counts of other processes to those of this one, where there are several, and
+    `processes` are those that the experts of a layer are spread over.
     """
 
     gather: Callable[[Counts], Counts] | None = None
+    processes = 1
 
     def __init__(self, model: Any) -> None:
         self._places = {
@@ -85,12 +87,12 @@ class RouterWatch:
 
     def row(self) -> dict[str, Any]:
         """The step's figures for the log."""
-        return summary(self.figures())
+        return summary(self.figures(), self.processes)
 
     def lines(self) -> list[str]:
         """The step's figures in one line."""
         figures = self.figures()
-        return [line(figures)] if figures else []
+        return [line(figures, self.processes)] if figures else []
 
     def _take(self, model: Any, batch: Any) -> list[tuple[RouterRecord, np.ndarray | None]]:
         """The records of a forward pass, and which of their tokens are no padding (None: all)."""
@@ -238,7 +240,7 @@ class RouterTraining(RouterWatch):
         if told:
             self._warned = True
             logger.warning(told)
-        return summary(figures)
+        return summary(figures, self.processes)
 
 
 def watch_routers(

@@ -34,7 +34,7 @@ def share_routers(routers: RouterTraining, spread: Distribution, *, sequence_par
                     found[key] = count
         return found
 
-    routers.total, routers.gather = total, gather
+    routers.total, routers.gather, routers.processes = total, gather, spread.mesh.expert.size
     routers.share = 1 / spread.mesh.context.size
     if sequence_parallel:
         routers.of_weights = 1 / spread.mesh.tensor.size
