@@ -11,12 +11,12 @@ down at random so that their mean stays, which costs a little noise and saves 4 
 
 The update itself is native or Paddle's (`native.py`, `plain.py`); a checkpoint is the same for both.
 
-Where several processes share the work (ZeRO, Rajbhandari et al. 2020), each holds the state of some
-parameters and updates these alone.
+Where several processes share the work (ZeRO, Rajbhandari et al. 2020), each holds the state of a range of
+the numbers of each parameter and updates these alone.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +42,7 @@ class AdamW:
         self,
         named_parameters: list[tuple[str, Any]],
         own_ratios: Mapping[str, float] = MappingProxyType({}),
-        held: Collection[str] | None = None,
+        held: Mapping[str, tuple[Any, int]] | None = None,
         of_model: Sequence[str] | None = None,
         *,
         weight_decay: float,
@@ -57,7 +57,10 @@ class AdamW:
         trained = {name: p for name, p in named_parameters if not p.stop_gradient}
         before = accumulate((parameter.size for parameter in trained.values()), initial=0)
         self._offsets = dict(zip(trained, before, strict=False))
-        self._parameters = {name: p for name, p in trained.items() if held is None or name in held}
+        self._trained = self._parameters = trained
+        if held is not None:
+            self._parameters = {name: held[name][0] for name in trained if name in held}
+            self._offsets = {name: self._offsets[name] + held[name][1] for name in self._parameters}
         # Depth is counted over the whole model.
         names = [*(of_model or ()), *(name for name, _ in named_parameters)]
         self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound, moe_gate_lr_ratio)
@@ -85,7 +88,7 @@ class AdamW:
         Operators that add to the fp32 main gradient have done so. What Paddle gave beside it, or in
         another type, joins it; the gradients of other fp32 parameters are summed where they are.
         """
-        for parameter in self._parameters.values():
+        for parameter in self._trained.values():
             if parameter.grad is None:
                 continue
             main = getattr(parameter, "main_grad", None)
@@ -148,7 +151,7 @@ class AdamW:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._clip = 1.0
-        for parameter in self._parameters.values():
+        for parameter in (*self._trained.values(), *self._parameters.values()):
             gradients.clear(parameter)
 
     def state_items(self) -> Iterator[Item]:

@@ -1,6 +1,6 @@
 """The table of optimisers, and the function that makes one from the keys of a configuration."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +13,7 @@ OPTIMIZERS = {"adamw": "erniekit.optim.adamw:AdamW", "adamw_custom": "erniekit.o
 def build_optimizer(
     named_parameters: list[tuple[str, Any]],
     own_ratios: Mapping[str, float] | None = None,
-    held: Collection[str] | None = None,
+    held: Mapping[str, tuple[Any, int]] | None = None,
     of_model: Sequence[str] | None = None,
     *,
     optim: str,
@@ -30,8 +30,9 @@ def build_optimizer(
     """An optimiser of the trained ones among `named_parameters`.
 
     `learning_rate` is the peak of the schedule; the rate of each update is given to `step`.
-    `own_ratios` says of parameters how much of it they get, beside what the other keys say. `held` names
-    those that this process updates, where several share them; None for all. `of_model` are the names of
+    `own_ratios` says of parameters how much of it they get, beside what the other keys say. `held` has
+    the tensors that this process updates in their place, where several share them: a range of each, and its
+    first number; None for all. `of_model` are the names of
     the whole model's parameters, where others are elsewhere.
 
     Raises:

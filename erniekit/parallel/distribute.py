@@ -5,7 +5,7 @@ then matrices, then stages; memory is taken for what stays, and `placements` say
 whole model's parameters that is. Reading, saving, counting and summing follow from it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from erniekit.parallel.context import apply_context_parallel
 from erniekit.parallel.expert import apply_expert_parallel
 from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.placement import Placement, whole
-from erniekit.parallel.replicate import share_updates, sum_gradients
+from erniekit.parallel.replicate import Lane, Reduction
 from erniekit.parallel.seeds import apply_own_draws, of_place
 from erniekit.parallel.stage_model import Cut, cut_model
 from erniekit.parallel.stages import Stages
@@ -70,30 +70,21 @@ class Distribution:
         """The processes that hold the same of a parameter, for other sequences."""
         return self.mesh.expert_replicas if name in self.experts else self.mesh.replicas
 
-    def sum_gradients(self, parameters: Mapping[str, Any], owners: Mapping[str, int] | None = None) -> None:
-        """Make the gradients those of the whole step; with `owners` each in the process that updates it.
+    def lane(self, name: str, *, shared: bool) -> Lane:
+        """The way of a parameter's gradient; `shared` parts it in ranges over the axis of sharding."""
+        mesh, expert = self.mesh, name in self.experts
+        parts = mesh.tensor_sums if name in self.partial else comm.Group()
+        if not shared or mesh.layout.sharding == 1:
+            return Lane(comm.Group(), self.copies(name), parts)
+        if expert:
+            return Lane(mesh.expert_shards, mesh.expert_shard_copies, parts)
+        return Lane(mesh.sharding, mesh.shard_copies, parts)
 
-        `owners` are places in the group of `copies`.
-        """
-        chosen = {name: parameters[name] for name in parameters if name in self.partial}
-        if chosen:
-            sum_gradients(chosen, self.mesh.tensor)
-        for group, names in self._by_copies(parameters):
-            if group.size > 1:
-                sum_gradients({name: parameters[name] for name in names}, group, owners)
-
-    def share_updates(self, parameters: Mapping[str, Any], owners: Mapping[str, int]) -> None:
-        """Take over every parameter from the process that updated it."""
-        for group, names in self._by_copies(parameters):
-            if group.size > 1:
-                share_updates({name: parameters[name] for name in names}, group, owners)
-
-    def _by_copies(self, names: Iterable[str]) -> list[tuple[comm.Group, list[str]]]:
-        plain = [name for name in names if name not in self.experts]
-        return [
-            (self.mesh.replicas, plain),
-            (self.mesh.expert_replicas, [n for n in names if n in self.experts]),
-        ]
+    def sum_gradients(self, parameters: Mapping[str, Any]) -> None:
+        """Make the gradients those of the whole step, after the last backward pass."""
+        reduction = Reduction(parameters, lambda name: self.lane(name, shared=False))
+        reduction.add(reversed(list(parameters)))
+        reduction.finish()
 
 
 def distribute(

@@ -22,6 +22,8 @@ JOINED = {
     "world": AXES,
     "batch": ("data", "sharding"),  # ranks that read other sequences
     "replicas": ("data", "sharding", "context"),  # ranks that hold equal copies of what is no expert
+    "tensor_sums": ("tensor",),  # the same ranks once more, for gradients that travel beside a backward pass
+    "shard_copies": ("data", "context"),  # of those, the ranks with the same range where `sharding` shares
     "stage": ("data", "sharding", "context", "tensor"),
     "model": ("pipeline", "tensor"),  # ranks that hold the parts of one copy of the model, experts aside
 }
@@ -77,10 +79,13 @@ class Layout:
 
         Args:
             axis: one of AXES or JOINED, `expert` (ranks that share the experts of this one's copy of
-                them) or `expert_replicas` (ranks that hold the same experts).
+                them), `expert_replicas` (ranks that hold the same experts), `expert_shards` (of those, the
+                ranks that share states) or `expert_shard_copies` (the ranks with the same range of them).
         """
         if axis in ("expert", "expert_replicas"):
             return self._experts(axis, rank)
+        if axis in ("expert_shards", "expert_shard_copies"):
+            return self._shards_of_experts(axis, rank)
         return self._along(JOINED.get(axis, (axis,)), rank)
 
     def groups(self, axis: str) -> list[tuple[int, ...]]:
@@ -115,6 +120,22 @@ class Layout:
             )
         ]
         return tuple(sorted(rank for holders in first for rank in holders))
+
+    def _shards_of_experts(self, axis: str, rank: int) -> tuple[int, ...]:
+        """Ranks with the same experts: those beside this one, or those at its place elsewhere."""
+
+        def beside(one: int) -> tuple[int, int]:
+            place = self.coordinates(one)
+            return place["data"], place["context"]
+
+        holders = self._experts("expert_replicas", rank)
+        own = [one for one in holders if beside(one) == beside(rank)]
+        if axis == "expert_shards":
+            return tuple(own)
+        parts = [
+            [one for one in holders if beside(one) == part] for part in sorted(set(map(beside, holders)))
+        ]
+        return tuple(part[own.index(rank)] for part in parts)
 
 
 def choose_layout(

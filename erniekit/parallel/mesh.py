@@ -11,7 +11,7 @@ from erniekit.parallel.layout import Layout
 # In the order in which every process opens them; the names under which traffic is counted.
 AXES = (
     *("pipeline", "data", "sharding", "context", "tensor", "batch", "replicas", "stage"),
-    *("expert", "expert_replicas"),
+    *("expert", "expert_replicas", "tensor_sums", "shard_copies", "expert_shards", "expert_shard_copies"),
 )
 
 
@@ -26,6 +26,9 @@ class Mesh:
         stage: all of the same pipeline stage.
         expert: those that share the experts of this one's copy of them.
         expert_replicas: those with the same experts (and the same part of them).
+        tensor_sums: those of `tensor`, for sums on a thread beside what that is used for.
+        shard_copies: data x context: those with the same range of what the group `sharding` shares.
+        expert_shards, expert_shard_copies: the same two of experts.
     """
 
     layout: Layout
@@ -40,6 +43,10 @@ class Mesh:
     stage: Group
     expert: Group
     expert_replicas: Group
+    tensor_sums: Group
+    shard_copies: Group
+    expert_shards: Group
+    expert_shard_copies: Group
 
 
 def open_mesh(layout: Layout, world: Group | None = None) -> Mesh:

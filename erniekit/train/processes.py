@@ -38,9 +38,14 @@ def open_processes(
         f"context_parallel_degree: {layout.context} with pipeline_parallel_degree: {layout.pipeline}": (
             layout.pipeline > 1 and layout.context > 1
         ),
-        "sharding: stage3": layout.sharding > 1 and keys["sharding"] == "stage3",
-        f"stage: DPO with pipeline_parallel_degree: {layout.pipeline}": (
-            others["stage"] == "DPO" and layout.pipeline > 1
+        f"sharding: {keys['sharding']} with pipeline_parallel_degree: {layout.pipeline}": (
+            layout.pipeline > 1 and layout.sharding > 1 and keys["sharding"] in ("stage2", "stage3")
+        ),
+        f"ref_logps: model with pipeline_parallel_degree: {layout.pipeline}": (
+            layout.pipeline > 1 and others["stage"] == "DPO" and others["ref_logps"] == "model"
+        ),
+        f"ref_model_update_steps with pipeline_parallel_degree: {layout.pipeline}": (
+            layout.pipeline > 1 and others["stage"] == "DPO" and others["ref_model_update_steps"] > 0
         ),
     }
     for words, present in refused.items():

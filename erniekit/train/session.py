@@ -29,12 +29,14 @@ from erniekit.data.sets import TrainSamples
 from erniekit.errors import ConfigError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
-from erniekit.models.registry import read_model_config, read_vision_tokens
+from erniekit.models.registry import load_family, read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
 from erniekit.parallel.mesh import Mesh
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.parallel.rendezvous import own_place
+from erniekit.parallel.sharding import Sharing
 from erniekit.train.contents import checkpoint_contents
 from erniekit.train.devices import (
     free_memory,
@@ -60,7 +62,7 @@ from erniekit.train.shared_contents import PlacedTensors
 from erniekit.train.shared_routers import share_routers
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.step_loss import StepLoss
-from erniekit.train.team import ALONE, Team, share_states
+from erniekit.train.team import ALONE, Team
 from erniekit.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -120,14 +122,17 @@ def train_session(loaded: "LoadedConfig") -> int:
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
     )
+    engine = None
+    if pipeline is not None:
+        engine = build_engine(pipeline, built, sequence_parallel=config.parallel.sequence_parallel)
     objective: Objective
     if run.stage == "DPO":
         needed = lambda: _needed_batches(config, samples, held_out, loader, mesh)  # noqa: E731
-        objective = preference_objective(config, built, folder, needed, resumed=start is not None)
+        objective = preference_objective(config, built, folder, needed, engine, resumed=start is not None)
     else:
         objective = _objective(config, chosen)
     trainer = _build_trainer(
-        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective, pipeline
+        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective, engine
     )
     if start is not None:
         trainer.resume(start, lambda checkpoint: _load_optimizer(trainer, checkpoint))
@@ -314,7 +319,13 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
     """The places of the processes, where there are several."""
     if own_place()[1] == 1:
         return None
-    others = {"stage": config.run.stage, "recompute": config.recompute.recompute}
+    preference = config.preference
+    others = {
+        "stage": config.run.stage,
+        "recompute": config.recompute.recompute,
+        "ref_logps": preference.ref_logps,
+        "ref_model_update_steps": preference.ref_model_update_steps,
+    }
     return open_processes(
         asdict(config.parallel),
         others,
@@ -328,8 +339,8 @@ def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if team.spread is None:
         trainer.optimizer.load_state(tensors)
         return
-    held = team.held() or frozenset(trainer.optimizer.names())
-    trainer.optimizer.load_state(PlacedTensors(tensors, team.spread.placements, held))
+    held = frozenset(trainer.optimizer.names())
+    trainer.optimizer.load_state(PlacedTensors(tensors, team.placements(), held))
 
 
 def _pipeline(config: Config, folder: Path, mesh: Mesh | None, report: DataReport) -> PipelinePlan | None:
@@ -341,16 +352,18 @@ def _pipeline(config: Config, folder: Path, mesh: Mesh | None, report: DataRepor
     return plan_pipeline(config, numbers, mesh.layout, attended=report.typical_length)
 
 
-def _team(config: Config, built: assemble.Assembled, pipeline: PipelinePlan | None = None) -> Team:
+def _team(config: Config, built: assemble.Assembled, engine: PipelineEngine | None) -> Team:
     if built.spread is None:
         return ALONE
-    engine = None
-    if pipeline is not None:
-        engine = build_engine(pipeline, built, sequence_parallel=config.parallel.sequence_parallel)
-    if not config.parallel.sharding:
-        return Team(built.spread, pipeline=engine)
-    sizes = {name: p.size for name, p in built.model.named_parameters() if not p.stop_gradient}
-    return Team(built.spread, share_states(built.spread, sizes), engine)
+    sharing = Sharing(
+        built.model,
+        load_family(built.config).plan,
+        built.spread,
+        int(config.parallel.sharding[-1:] or 0),
+        overlap=engine is None,
+        part_trained=built.adapter is None,
+    )
+    return Team(built.spread, sharing, engine)
 
 
 def _build_model(
@@ -412,7 +425,7 @@ def _build_trainer(
     report: DataReport,
     source: Path,
     objective: Objective,
-    pipeline: PipelinePlan | None = None,
+    engine: PipelineEngine | None = None,
 ) -> Trainer:
     batch, model = config.batch, config.model
     total_steps = plan_steps(
@@ -427,7 +440,7 @@ def _build_trainer(
         trained_share=built.num_trained / built.num_parameters,
         ahead=config.routing.multi_token_pred_lambda > 0,
     )
-    team = _team(config, built, pipeline)
+    team = _team(config, built, engine)
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
         evaluate_now = lambda: evaluate(  # noqa: E731

@@ -15,7 +15,7 @@ from erniekit.checkpoint.header import TensorInfo
 from erniekit.checkpoint.raw import to_raw
 from erniekit.checkpoint.shared_files import Part
 from erniekit.models.registry import load_family
-from erniekit.parallel.placement import Placement, whole
+from erniekit.parallel.placement import whole
 from erniekit.train.team import Team
 
 COUNT = "num_updates"
@@ -23,10 +23,8 @@ COUNT = "num_updates"
 
 def model_tensors(model: Any, config: Any, team: Team) -> SharedTensors:
     """The weights in Hugging Face's layout: what this process is the one to save."""
-    spread = team.spread
-    assert spread is not None
     weights = load_family(config).weights
-    own = {name: p for name, p in model.named_parameters() if spread.counts(name)}
+    placements, own = team.placements(), team.kept(dict(model.named_parameters()))
     targets = weights.stored_by_parameter(config, "hf")
     places = {
         stored.name: place
@@ -41,7 +39,7 @@ def model_tensors(model: Any, config: Any, team: Team) -> SharedTensors:
 
     def parts() -> Iterator[Part]:
         for name, parameter in own.items():
-            for start, block in spread.placements[name].give(to_raw(parameter)[1]):
+            for start, block in placements[name].give(to_raw(parameter)[1]):
                 for stored, place, array in weights.parts_in_files(start, block, targets[name]):
                     yield Part(stored, place, array)
 
@@ -71,12 +69,11 @@ def optimizer_tensors(optimizer: Any, names: Iterable[str], team: Team) -> Share
     Args:
         names: of all parameters of the whole model, in its order.
     """
-    spread = team.spread
-    assert spread is not None
+    placements = team.placements()
     order = {name: place for place, name in enumerate(names)}
     kinds: dict[str, int] = {}
 
-    def own() -> Iterator[tuple[int, str, str, Placement, np.ndarray]]:
+    def own() -> Iterator[tuple[int, str, str, Any, np.ndarray]]:
         for stored, word, array in optimizer.state_items():
             if stored == COUNT:
                 if team.is_first:
@@ -85,7 +82,7 @@ def optimizer_tensors(optimizer: Any, names: Iterable[str], team: Team) -> Share
             kind, _, name = stored.partition(".")
             if team.counts(name):
                 place = kinds.setdefault(kind, len(kinds)) * len(order) + order[name]
-                yield place, stored, word, spread.placements[name], array
+                yield place, stored, word, placements[name], array
 
     specs = [(place, (stored, word, placed.shape)) for place, stored, word, placed, _ in own()]
 
@@ -100,7 +97,7 @@ def optimizer_tensors(optimizer: Any, names: Iterable[str], team: Team) -> Share
 class PlacedTensors:
     """The tensors of an optimizer's state as this process holds them, of files that hold the whole ones."""
 
-    def __init__(self, tensors: Any, placements: Mapping[str, Placement], held: frozenset[str]) -> None:
+    def __init__(self, tensors: Any, placements: Mapping[str, Any], held: frozenset[str]) -> None:
         self.folder = tensors.folder
         self._tensors, self._placements, self._held = tensors, placements, held
 

@@ -7,6 +7,7 @@ replicas need all of them in every forward pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeVar, cast
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, cast
 from erniekit.parallel import comm
 from erniekit.parallel.distribute import Distribution
 from erniekit.parallel.pipeline import PipelineEngine
-from erniekit.parallel.placement import share_out
+from erniekit.parallel.sharding import Sharing
 
 Made = TypeVar("Made")
 
@@ -33,12 +34,12 @@ class Team:
     """One process, or those over which a model is spread.
 
     Args:
-        owners: of sharded optimizer states, which of its copies updates a parameter.
+        sharing: what those with the same parameters share; None sums gradients after the last backward pass.
         pipeline: runs micro-batches through the stages of a model that is cut.
     """
 
     spread: Distribution | None = None
-    owners: Mapping[str, int] | None = None
+    sharing: Sharing | None = None
     pipeline: PipelineEngine | None = None
 
     @property
@@ -68,31 +69,50 @@ class Team:
         """This process's micro-batches of a step, as many as the schedule of a pipeline can take."""
         return list(self.turns(batches, 1 if self.pipeline is None else self.pipeline.multiple))
 
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Within it a micro-batch runs, forward and backward; `last` is that of the step."""
+        if self.sharing is not None:
+            self.sharing.begin(last=last)
+        yield
+        if self.sharing is not None:
+            self.sharing.end()
+
     def sum_gradients(self, parameters: Mapping[str, Any]) -> None:
         """Make the gradients of this process those of the step."""
-        if self.spread is not None:
-            self.spread.sum_gradients(parameters, self.owners)
+        if self.sharing is not None:
+            self.sharing.finish()
+        elif self.spread is not None:
+            self.spread.sum_gradients(parameters)
 
-    def share_updates(self, parameters: Mapping[str, Any]) -> None:
+    def take_updates(self) -> None:
         """Take over what others have updated."""
-        if self.spread is not None and self.owners is not None:
-            self.spread.share_updates(parameters, self.owners)
+        if self.sharing is not None:
+            self.sharing.take_updates()
 
-    def held(self) -> frozenset[str] | None:
-        """Parameters that this process updates; None for all."""
-        spread, owners = self.spread, self.owners
-        if spread is None or owners is None:
+    def held(self) -> dict[str, tuple[Any, int]] | None:
+        """Of the parameters that this process updates in part: what of each, and its first number."""
+        if self.sharing is None or self.sharing.shards is None:
             return None
-        return frozenset(name for name, owner in owners.items() if owner == spread.copies(name).rank)
+        return {name: (shard.tensor, shard.start) for name, shard in self.sharing.shards.items()}
+
+    def placements(self) -> Mapping[str, Any]:
+        """What this process keeps of each parameter, and of its state."""
+        assert self.spread is not None
+        return self.spread.placements if self.sharing is None else self.sharing.placements
+
+    def kept(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of parameters as `placements` places them, of those that this process is to save."""
+        placements, sharing = self.placements(), self.sharing
+        return {
+            name: parameter if sharing is None else sharing.kept(name)
+            for name, parameter in parameters.items()
+            if placements[name].counted
+        }
 
     def counts(self, name: str) -> bool:
         """Whether this process counts the gradient of a parameter: one of those that have it does."""
-        spread, owners = self.spread, self.owners
-        if spread is None:
-            return True
-        if owners is None:
-            return spread.counts(name)
-        return spread.answers(name) and owners[name] == spread.copies(name).rank
+        return self.spread is None or self.placements()[name].counted
 
     def sum_of(self, number: float) -> float:
         """The sum of a number over all processes."""
@@ -141,20 +161,6 @@ class Team:
         if self.spread is None:
             return signal
         return max(comm.gather_objects(signal or 0, self.spread.mesh.world)) or None
-
-
-def share_states(spread: Distribution, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Which of its copies updates each trained parameter, so that all hold about as much.
-
-    Args:
-        sizes: numbers of each trained parameter that this process holds.
-    """
-    owners: dict[str, int] = {}
-    for names in ([n for n in sizes if n not in spread.experts], [n for n in sizes if n in spread.experts]):
-        if names:
-            shares = share_out([sizes[name] for name in names], spread.copies(names[0]).size)
-            owners |= dict(zip(names, shares, strict=True))
-    return owners
 
 
 ALONE = Team()

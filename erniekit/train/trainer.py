@@ -103,7 +103,7 @@ class Trainer:
         learning_rate = self.schedule(step - 1)
         if accepted:
             self.optimizer.step(learning_rate)
-            self.team.share_updates(self._parameters)
+            self.team.take_updates()
             for companion in self.step_loss.companions:
                 companion.after_update()
             for name, value in losses.items():
@@ -144,9 +144,10 @@ class Trainer:
         for turn in turns:
             begin_micro_batch(self._seed_of(step, turn.number))
             run = self.step_loss if turn.counts else self.step_loss.without_effect
-            loss = run(self.model, turn.batch)
-            loss.backward()
-            self.optimizer.accumulate_grads()
+            with self.team.micro_batch(last=turn is turns[-1]):
+                loss = run(self.model, turn.batch)
+                loss.backward()
+                self.optimizer.accumulate_grads()
             del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
 
     def _seed_of(self, step: int, micro_batch: int) -> int:

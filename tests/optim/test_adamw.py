@@ -361,14 +361,25 @@ def test_parameters_shared_among_processes_move_as_those_of_one():
     fields = {**FIELDS, "max_grad_norm": 0.5, "use_lowprecision_moment": True, "weight_decay": 0.1}
     whole, shared = some_parameters(3), some_parameters(3)
     one = build_optimizer(whole, **fields)
-    own = {0: [shared[1][0]], 1: [shared[0][0], shared[2][0]]}
-    several = [build_optimizer(shared, None, own[rank], **fields) for rank in own]
+    own = [{}, {}]
+    # Each has numbers of one parameter, and they share another one; none of them begins at the first number.
+    for rank, number, start, stop in ((0, 1, 0, 40), (1, 0, 0, 40), (0, 2, 0, 27), (1, 2, 27, 40)):
+        name, weight = shared[number]
+        own[rank][name] = weight.detach().reshape([-1])[start:stop], start
+    several = [build_optimizer(shared, None, held, **fields) for held in own]
     assert [name for name, _, _ in several[0].state_items()][1:] == [
-        f"{kind}.layers.1.weight" for kind in ("exp_avg", "exp_avg_sq", "master")
+        f"{kind}.layers.{number}.weight" for kind in ("exp_avg", "exp_avg_sq", "master") for number in (1, 2)
     ]
     for update in range(3):
         give_each(whole, update)
         give_each(shared, update)
+        for optimizer in several:
+            optimizer.accumulate_grads()
+        for name, weight in shared:
+            for held in own:
+                if name in held:
+                    part, start = held[name]
+                    part.main_grad = weight.main_grad.reshape([-1])[start : start + part.size]
         norm = one.grad_norm_and_clip()
         both = sum(optimizer.grad_norm_and_clip() ** 2 for optimizer in several)
         assert norm**2 == pytest.approx(both)
@@ -379,6 +390,7 @@ def test_parameters_shared_among_processes_move_as_those_of_one():
         one.zero_grad()
         for optimizer in several:
             optimizer.zero_grad()
+        assert all(part.main_grad is None for held in own for part, _ in held.values())
     for (name, alone), (_, together) in zip(whole, shared, strict=True):
         assert np.array_equal(alone.astype("float32").numpy(), together.astype("float32").numpy()), name
 

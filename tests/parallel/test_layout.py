@@ -61,7 +61,18 @@ def test_every_rank_is_in_one_group_of_each_axis(sizes: list[int], moe_group: st
     assert layout.sizes() == plain.sizes()
     everyone = list(range(layout.world_size))
     assert [layout.rank_of(**layout.coordinates(rank)) for rank in everyone] == everyone
-    for axis in (*AXES, "world", "batch", "replicas", "stage", "model", "expert", "expert_replicas"):
+    experts = ("expert", "expert_replicas", "expert_shards", "expert_shard_copies")
+    for axis in (
+        *AXES,
+        "world",
+        "batch",
+        "replicas",
+        "stage",
+        "model",
+        "tensor_sums",
+        "shard_copies",
+        *experts,
+    ):
         groups = layout.groups(axis)
         assert sorted(rank for group in groups for rank in group) == everyone
         assert len({len(group) for group in groups}) == 1
@@ -71,6 +82,13 @@ def test_every_rank_is_in_one_group_of_each_axis(sizes: list[int], moe_group: st
     for rank in everyone:
         shared = set(layout.ranks_along("expert", rank)) & set(layout.ranks_along("expert_replicas", rank))
         assert shared == {rank}
+    # Those that share states and those with the same range of them are all with the same parameters.
+    for whole, parts in (("replicas", ("sharding", "shard_copies")), ("expert_replicas", experts[2:])):
+        for rank in everyone:
+            shards, copies = (layout.ranks_along(axis, rank) for axis in parts)
+            assert set(shards) & set(copies) == {rank}
+            reached = {one for shard in shards for one in layout.ranks_along(parts[1], shard)}
+            assert reached == set(layout.ranks_along(whole, rank))
 
 
 def test_what_is_left_open() -> None:

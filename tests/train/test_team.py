@@ -3,19 +3,13 @@
 from types import SimpleNamespace
 
 from erniekit.parallel.comm import Group
-from erniekit.train.team import Team, share_states
+from erniekit.train.team import Team
 
 
-def spread(rank, size, experts=()):
+def spread(rank, size):
     group = Group(tuple(range(size)), rank)
     mesh = SimpleNamespace(batch=group, world=group, tensor=Group())
-    return SimpleNamespace(
-        mesh=mesh,
-        experts=frozenset(experts),
-        copies=lambda name: Group() if name in experts else group,
-        answers=lambda name: True,
-        counts=lambda name: rank == 0,
-    )
+    return SimpleNamespace(mesh=mesh)
 
 
 def test_one_process_does_everything():
@@ -46,13 +40,3 @@ def test_a_schedule_has_the_multiple_that_it_takes():
         assert all(turn.batch in range(count) for of_rank in turns for turn in of_rank)
         numbers = [turn.number for of_rank in turns for turn in of_rank]
         assert len(set(numbers)) == len(numbers)
-
-
-def test_states_are_shared_among_the_copies_of_a_parameter():
-    sizes = {"a": 5, "b": 3, "e": 9, "c": 2}
-    owners = share_states(spread(0, 2, experts=("e",)), sizes)
-    assert owners == {"a": 0, "b": 1, "c": 1, "e": 0}
-    held = [Team(spread(rank, 2, experts=("e",)), owners) for rank in range(2)]
-    assert held[0].held() == {"a", "e"} and not held[0].counts("b")
-    # Experts without copies are updated where they are.
-    assert held[1].counts("b") and "b" in held[1].held()
