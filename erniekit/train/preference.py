@@ -10,6 +10,7 @@ from erniekit.config.config import Config
 from erniekit.errors import UnsupportedError
 from erniekit.log import logger
 from erniekit.parallel.distribute import Distribution
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.train.dpo import PreferenceObjective, PreferenceSettings
 from erniekit.train.reference import (
     CACHE_FILE,
@@ -30,6 +31,7 @@ def preference_objective(
     built: assemble.Assembled,
     folder: Path,
     needed: Callable[[], Iterable[Any]],
+    pipeline: PipelineEngine | None = None,
     *,
     resumed: bool,
 ) -> PreferenceObjective:
@@ -39,17 +41,17 @@ def preference_objective(
         built: the model that is trained.
         folder: of the model that the run began with, its reference.
         needed: the batches that the run will see.
+        pipeline: runs the model where it lies in stages.
         resumed: `built` is not the model of `folder` any more.
     """
     settings, size = settings_of(config), config.model.loss_subbatch_seqlen
     reference: CachedReference | ModelReference | None = None
-    adapted = has_adapter(built.model)
-    if settings.needs_reference and how_asked(settings, adapted=adapted) == "precompute":
-        if not resumed and not adapted:
-            build = lambda: ModelReference(built.model, None, loss_subbatch_seqlen=size)  # noqa: E731
-        elif adapted:
-            off = without_adapter()
-            build = lambda: ModelReference(built.model, off, loss_subbatch_seqlen=size)  # noqa: E731
+    adapted = built.adapter is not None
+    how = how_asked(settings, adapted=adapted, in_stages=pipeline is not None)
+    if settings.needs_reference and how == "precompute":
+        if not resumed or adapted:
+            off = without_adapter() if adapted else None
+            build = lambda: ModelReference(built.model, off, pipeline, loss_subbatch_seqlen=size)  # noqa: E731
         else:
             build = lambda: _copy_of(config, folder, built.spread)  # noqa: E731
         cache = Path(config.run.output_dir) / CACHE_FILE
@@ -97,20 +99,22 @@ def settings_of(config: Config) -> PreferenceSettings:
     return PreferenceSettings(**asdict(config.preference))
 
 
-def how_asked(settings: PreferenceSettings, *, adapted: bool) -> str:
+def how_asked(settings: PreferenceSettings, *, adapted: bool, in_stages: bool = False) -> str:
     """`precompute` or `model`."""
     if settings.ref_logps != "auto":
         return settings.ref_logps
+    if in_stages:  # which a model runs through once for a micro-batch
+        return "precompute"
     return "model" if adapted or settings.ref_model_update_steps > 0 else "precompute"
 
 
-def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool) -> str:
+def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool, in_stages: bool = False) -> str:
     """Loss and reference, and where they are not those of the papers."""
     if settings.needs_reference:
         by = {
             "precompute": "scored once before training",
             "model": "the model without its adapter" if adapted else "a second copy of the model",
-        }[how_asked(settings, adapted=adapted)]
+        }[how_asked(settings, adapted=adapted, in_stages=in_stages)]
         against = f"reference {by}"
     else:
         against = "no reference"
@@ -118,13 +122,6 @@ def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool) -> st
     if settings.normalize_logps and settings.loss in _SUMMED:
         words += "; answers scaled to the mean length of their pair (normalize_logps: false is standard DPO)"
     return words
-
-
-def has_adapter(model: Any) -> bool:
-    """Whether a model has an adapter on it."""
-    from erniekit.adapters.layers import Adapted
-
-    return any(isinstance(layer, Adapted) for layer in model.sublayers())
 
 
 def without_adapter() -> Any:
@@ -144,7 +141,17 @@ def _check_whole(spread: Distribution | None) -> None:
 
 
 def _copy_of(config: Config, folder: Path, spread: Distribution | None = None) -> ModelReference:
-    """A second model in memory, over the processes as the first one is."""
+    """A second model in memory, over the processes as the first one is.
+
+    Raises:
+        UnsupportedError: the model lies in stages of a pipeline.
+    """
+    if spread is not None and spread.cut is not None:
+        raise UnsupportedError(
+            f"{CACHE_FILE} in output_dir has not every pair of this run, and the model that it began with "
+            "cannot be asked beside the trained one over the stages of a pipeline; bring the file back, or "
+            "begin anew with overwrite_output_dir: true"
+        )
     logger.info(f"the reference model is read from {folder}")
     copy = assemble.load_for_inference(
         folder,

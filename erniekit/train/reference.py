@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from erniekit.checkpoint.raw import to_raw, to_tensor
 from erniekit.errors import CheckpointError
 from erniekit.log import logger
 from erniekit.losses.preference import Answers
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.train.dpo import answer_log_probabilities
 from erniekit.train.team import ALONE, Team
 
@@ -54,14 +56,16 @@ class ModelReference:
         self,
         model: Any | None,
         without_adapter: Callable[[Any], AbstractContextManager[None]] | None,
+        pipeline: PipelineEngine | None = None,
         *,
         loss_subbatch_seqlen: int,
     ) -> None:
         """Args:
         model: what is asked; None for the trained model, each time.
         without_adapter: turns its adapter off for a while.
+        pipeline: runs the model where it lies in stages.
         """
-        self.model, self._without_adapter = model, without_adapter
+        self.model, self._without_adapter, self._pipeline = model, without_adapter, pipeline
         self._loss_subbatch_seqlen = loss_subbatch_seqlen
 
     def of(self, model: Any, batch: Any) -> Answers:
@@ -74,7 +78,15 @@ class ModelReference:
                 return self._score(asked, batch)
 
     def _score(self, model: Any, batch: Any) -> Answers:
-        return answer_log_probabilities(model, batch, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
+        score = partial(answer_log_probabilities, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
+        if self._pipeline is None:
+            return score(model, batch)
+
+        def rows(view: Any, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+            found = score(view, batch)
+            return found.chosen_P.numpy(), found.rejected_P.numpy()
+
+        return Answers(*map(paddle.to_tensor, self._pipeline.forward([batch], rows)[0]))
 
 
 class MovingReference(ModelReference):

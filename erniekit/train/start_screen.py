@@ -25,7 +25,7 @@ from erniekit.ops.linear import linear
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.train.devices import free_memory
 from erniekit.train.pipelining import PipelinePlan, in_words
-from erniekit.train.preference import has_adapter, settings_of, words_for_start_screen
+from erniekit.train.preference import settings_of, words_for_start_screen
 from erniekit.train.recompute import step_memory
 from erniekit.train.trainer import Trainer
 
@@ -98,7 +98,11 @@ def _essentials(
     trained = f"{built.num_trained:,} trained" if built.num_trained != built.num_parameters else "all trained"
     preference = {}
     if config.run.stage == "DPO":
-        words = words_for_start_screen(settings_of(config), adapted=has_adapter(built.model))
+        words = words_for_start_screen(
+            settings_of(config),
+            adapted=built.adapter is not None,
+            in_stages=trainer.team.pipeline is not None,
+        )
         preference = {"preference": words}
     adapter = {} if built.adapter is None else {"adapter": built.adapter.words()}
     recompute = {} if recomputation.is_nothing() else {"recompute": recomputation.words()}
