@@ -62,7 +62,7 @@ def build_engine(plan: PipelinePlan, built: Assembled, *, sequence_parallel: boo
     """The engine of this process, for a model that was built with the stages of `plan`."""
     assert built.spread is not None and built.spread.cut is not None
     mesh = built.spread.mesh
-    parts = mesh.tensor.size if sequence_parallel else 1
+    parts = mesh.context.size * (mesh.tensor.size if sequence_parallel else 1)
 
     def shape_of(batch: Any) -> Sequence[int]:
         rows, columns = batch.input_ids.shape

@@ -35,9 +35,6 @@ def open_processes(
         f"recompute: auto with pipeline_parallel_degree: {layout.pipeline}": (
             layout.pipeline > 1 and others["recompute"] == "auto"
         ),
-        f"context_parallel_degree: {layout.context} with pipeline_parallel_degree: {layout.pipeline}": (
-            layout.pipeline > 1 and layout.context > 1
-        ),
         f"sharding: {keys['sharding']} with pipeline_parallel_degree: {layout.pipeline}": (
             layout.pipeline > 1 and layout.sharding > 1 and keys["sharding"] in ("stage2", "stage3")
         ),

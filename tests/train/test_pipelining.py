@@ -80,6 +80,11 @@ TWO |= {
     "pairs with adapter 1f1b": ("pairs with adapter", {**PP2, "ref_logps": "precompute"}),
 }
 FOUR: dict[str, tuple[str, dict[str, Any]]] = {
+    "tied pp2 cp2": ("tied", {**PP2, "context_parallel_degree": 2, "recompute": True}),
+    "experts pp2 cp2 zero_bubble": (
+        "experts",
+        {**PP2, "context_parallel_degree": 2, "pipeline_schedule": "zero_bubble"},
+    ),
     "tied pp4": ("tied", {"pipeline_parallel_degree": 4}),
     "experts pp4 zero_bubble": (
         "experts",
