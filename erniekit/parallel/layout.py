@@ -225,7 +225,7 @@ def misfits(layout: Layout, numbers: Mapping[str, int]) -> list[str]:
     Args:
         numbers: of the model under the names of its config.json; what is missing is not looked at:
             num_attention_heads, num_key_value_heads, intermediate_size, moe_intermediate_size, vocab_size,
-            moe_num_experts, num_hidden_layers; and max_seq_len and global_batch_size of the run.
+            moe_num_experts, num_hidden_layers; and global_batch_size of the run.
     """
     split_experts = layout.moe_group in ("dummy", "dp")
     rules: list[tuple[str, int, str, bool]] = [
@@ -235,7 +235,6 @@ def misfits(layout: Layout, numbers: Mapping[str, int]) -> list[str]:
         ("tensor_parallel_degree", layout.tensor, "vocab_size", True),
         ("tensor_parallel_degree", layout.tensor, "moe_intermediate_size", split_experts),
         ("expert_parallel_degree", layout.expert, "moe_num_experts", True),
-        ("context_parallel_degree", layout.context, "max_seq_len", True),
         ("data and sharding_parallel_degree", layout.data * layout.sharding, "global_batch_size", True),
     ]
     found = [
@@ -243,6 +242,7 @@ def misfits(layout: Layout, numbers: Mapping[str, int]) -> list[str]:
         for key, degree, name, applies in rules
         if applies and numbers.get(name) and numbers[name] % degree
     ]
+    found += _heads_apart(layout, numbers) if not found else []
     layers = numbers.get("num_hidden_layers")
     if layers and layout.pipeline > layers:
         found.append(
@@ -252,6 +252,20 @@ def misfits(layout: Layout, numbers: Mapping[str, int]) -> list[str]:
     if layout.expert > 1 and "moe_num_experts" in numbers and not numbers["moe_num_experts"]:
         found.append(f"expert_parallel_degree: {layout.expert} is for models with experts, and this has none")
     return found
+
+
+def _heads_apart(layout: Layout, numbers: Mapping[str, int]) -> list[str]:
+    """Why the heads of a tensor rank cannot be shared by the processes that share the columns of a row."""
+    size = layout.context
+    heads, key_heads = (
+        numbers.get(name, 0) // layout.tensor for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    if heads % size == 0 and (key_heads % size == 0 or size % key_heads == 0):
+        return []
+    return [
+        f"context_parallel_degree: {size} has to divide the {heads} attention heads of a tensor rank, and "
+        f"divide or be a multiple of its {key_heads} key heads"
+    ]
 
 
 def _words(sizes: Mapping[str, int]) -> str:

@@ -153,7 +153,11 @@ def test_models_that_do_not_fit() -> None:
     assert "this has none" in misfits(Layout(data=2, expert=2, moe_group="world"), {"moe_num_experts": 0})[0]
     assert misfits(Layout(tensor=5), {"moe_intermediate_size": 12}) != []
     assert misfits(Layout(tensor=5, expert=5, moe_group="mp"), {"moe_intermediate_size": 12}) == []
-    assert misfits(Layout(context=2, data=3), {"max_seq_len": 9, "global_batch_size": 4}) == [
-        "context_parallel_degree: 2 does not divide max_seq_len: 9",
+    assert misfits(Layout(context=2, data=3), {"global_batch_size": 4}) == [
         "data and sharding_parallel_degree: 3 does not divide global_batch_size: 4",
     ]
+    heads = {"num_attention_heads": 24, "num_key_value_heads": 6}
+    assert misfits(Layout(context=12), heads) == misfits(Layout(context=4, tensor=3), heads) == []
+    for apart, number in ((Layout(context=7), 24), (Layout(context=4), 24), (Layout(context=4, tensor=6), 4)):
+        found = misfits(apart, heads)
+        assert len(found) == (number > 4) and all(f"the {number} attention heads" in line for line in found)
