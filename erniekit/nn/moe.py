@@ -12,7 +12,7 @@ experts, sorted by expert, and their results back.
     B batch, T positions, N tokens (of one modality), H hidden size, E experts, k experts a token, I channels
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,8 +71,10 @@ class Dispatcher(Protocol):
     """Brings rows to experts and back; replaced by expert parallelism.
 
     meets: whether processes with other tokens have to make the same calls, those without tokens of a
-    modality too.
+    modality too. meanwhile: what may be called, once, while rows travel.
     """
+
+    meanwhile: Callable[[], object] | None
 
     @property
     def meets(self) -> bool: ...
@@ -90,6 +92,7 @@ class LocalDispatcher:
     """All experts are here."""
 
     meets = False
+    meanwhile: Callable[[], object] | None = None
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
@@ -222,13 +225,20 @@ class MixtureOfExperts(nn.Layer):
         shape = x_BTH.shape
         flat = [shape[0] * shape[1], shape[2]]
         x_NH, *to_shared = views(x_BTH, flat, *([] if self.shared_experts is None else [shape]))
+        shared: list[paddle.Tensor] = []
+        if self.shared_experts is not None:
+            of_all = self.shared_experts
+            self.dispatcher.meanwhile = lambda: shared.append(of_all(*to_shared))
         types_N = None if token_types_BT is None else token_types_BT.flatten()
         if len(self.num_experts) == 1 or (types_N is None and not self.dispatcher.meets):
             out_NH = self._of_modality(x_NH, TEXT, records, layer, None, None)
         else:
             out_NH = self._by_modality(x_NH, types_N, records, layer)
         (out_BTH,) = views(out_NH, shape)
-        return out_BTH if self.shared_experts is None else add(out_BTH, self.shared_experts(*to_shared))
+        self.dispatcher.meanwhile = None
+        if self.shared_experts is None:
+            return out_BTH
+        return add(out_BTH, shared[0] if shared else self.shared_experts(*to_shared))
 
     def _by_modality(
         self,

@@ -4,16 +4,18 @@ The dispatcher of `nn/moe.py`, between router and experts, becomes one that send
 expert once; the rows for the experts of each process go there in one all-to-all with unequal splits,
 are sorted there by expert, computed as one grouped product, and come back the way they went. Nothing is
 dropped for it, and no expert is asked for alone: what a process has to know about the others' rows are
-the counts of their experts, exchanged once a layer.
+the counts of their experts, exchanged once a layer. Shared experts are computed while the rows travel.
 
 Process r of n has the experts r E/n to (r + 1) E/n of every modality, so both stay spread evenly.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import paddle
+from paddle.autograd import PyLayer
 
 from erniekit.errors import ConfigError
 from erniekit.nn.moe import MixtureOfExperts
@@ -25,9 +27,10 @@ from erniekit.ops.moe import (
     sort_slots,
 )
 from erniekit.parallel import comm
-from erniekit.parallel.differentiable import all_to_all_rows, copy_to, reduce_from
+from erniekit.parallel.differentiable import copy_to, reduce_from
 from erniekit.parallel.parts import find, narrow, narrow_along
 from erniekit.parallel.placement import Placement
+from erniekit.parallel.worker import Task, Worker
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,72 @@ class _Sent:
     recv_counts: list[int]
 
 
+class Trip:
+    """Rows to other processes, and their gradients back in the backward pass, while something else runs."""
+
+    def __init__(
+        self, worker: Worker, group: comm.Group, send_counts: Sequence[int], recv_counts: Sequence[int]
+    ) -> None:
+        self._worker, self._group = worker, group
+        self.send_counts, self.recv_counts = send_counts, recv_counts
+        self._task: Task | None = None
+
+    def start(self, x_MH: paddle.Tensor) -> paddle.Tensor:
+        """Send rows; returns what `arrive` takes, which has no numbers yet."""
+        return _Start.apply(x_MH, self)
+
+    def arrive(self, travelling_MH: paddle.Tensor) -> paddle.Tensor:
+        """The rows from all processes."""
+        return _Arrive.apply(travelling_MH, self)
+
+    def send(self, rows_MH: paddle.Tensor, *, back: bool = False) -> None:
+        """Hand rows, or gradients, to the worker."""
+        counts = (self.recv_counts, self.send_counts) if back else (self.send_counts, self.recv_counts)
+        self._task = self._worker.submit(lambda: comm.all_to_all(rows_MH, *counts, self._group))
+
+    def take(self) -> paddle.Tensor:
+        """What has come."""
+        task, self._task = self._task, None
+        assert task is not None, "nothing was sent"
+        return task.result()
+
+
+class _Start(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x_MH: paddle.Tensor, trip: Trip) -> paddle.Tensor:
+        ctx.trip = trip
+        trip.send(x_MH)
+        return paddle.empty([sum(trip.recv_counts), *x_MH.shape[1:]], dtype=x_MH.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, _: paddle.Tensor) -> paddle.Tensor:
+        return ctx.trip.take()
+
+
+class _Arrive(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, travelling_MH: paddle.Tensor, trip: Trip) -> paddle.Tensor:
+        ctx.trip = trip
+        return trip.take()
+
+    @staticmethod
+    def backward(ctx: Any, grad_MH: paddle.Tensor) -> paddle.Tensor:
+        ctx.trip.send(grad_MH, back=True)
+        return paddle.empty(grad_MH.shape, dtype=grad_MH.dtype)
+
+
 class ExpertDispatcher:
-    """Brings rows to the processes of their experts, and the results back."""
+    """Brings rows to the processes of their experts, and the results back.
+
+    While they travel there, `meanwhile` is called. All that the group exchanges goes through one worker,
+    so that it is in the same order everywhere.
+    """
 
     meets = True
+    meanwhile: Callable[[], object] | None = None
 
-    def __init__(self, group: comm.Group) -> None:
-        self.group = group
+    def __init__(self, group: comm.Group, worker: Worker) -> None:
+        self.group, self._worker = group, worker
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
@@ -55,16 +117,23 @@ class ExpertDispatcher:
         slots = sort_slots(routing.chosen_Nk, num_experts, routing.dropped_Nk)
         own = num_experts // self.group.size
         counts_E = np.diff(slots.offsets.numpy())
-        counts_nE = comm.all_gather(paddle.to_tensor(counts_E), self.group).numpy().reshape([-1, num_experts])
+        told = self._worker.submit(lambda: comm.all_gather(paddle.to_tensor(counts_E), self.group)).result()
+        counts_nE = told.numpy().reshape([-1, num_experts])
         first = self.group.rank * own
         # Rows of each of our experts (columns) from each process (rows).
         incoming = counts_nE[:, first : first + own]
         send_counts = counts_E.reshape([self.group.size, own]).sum(1).tolist()
         recv_counts = incoming.sum(1).tolist()
-        rows_MH = all_to_all_rows(dispatch_rows(x_NH, slots), send_counts, recv_counts, self.group)
+        trip = Trip(self._worker, self.group, send_counts, recv_counts)
+        travelling_MH = trip.start(dispatch_rows(x_NH, slots))
         # They came sorted within each process; one more sort makes them so over all.
         expert_M1 = np.tile(np.arange(own), self.group.size).repeat(incoming.reshape(-1)).reshape([-1, 1])
         arrived = sort_slots(paddle.to_tensor(expert_M1), own)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        # Not in a first run whose graph is made later: it would be without one.
+        if meanwhile is not None and paddle.is_grad_enabled():
+            meanwhile()
+        rows_MH = trip.arrive(travelling_MH)
         return (
             dispatch_rows(rows_MH, arrived),
             arrived.offsets,
@@ -74,7 +143,8 @@ class ExpertDispatcher:
     def combine(self, y_MH: paddle.Tensor, routing: Routing, state: _Sent) -> paddle.Tensor:
         """The weighted sum of each token's results, [N, H]."""
         ordered_MH = paddle.gather(y_MH, state.arrived.places_Nk.flatten())
-        back_MH = all_to_all_rows(ordered_MH, state.recv_counts, state.send_counts, self.group)
+        trip = Trip(self._worker, self.group, state.recv_counts, state.send_counts)
+        back_MH = trip.arrive(trip.start(ordered_MH))
         return combine_rows(back_MH, routing.weights_Nk, state.slots)
 
 
@@ -82,6 +152,7 @@ class OwnExpertsDispatcher:
     """For processes that hold the same tokens: each brings them to its own experts; results are summed."""
 
     meets = False
+    meanwhile: Callable[[], object] | None = None
 
     def __init__(self, group: comm.Group) -> None:
         self.group = group
@@ -120,6 +191,8 @@ def apply_expert_parallel(
     """
     if group.size == 1:
         return {}
+    # Where exchanges wait for each other, a thread does.
+    worker = Worker(apart=group.links is not None)
     placements: dict[str, Placement] = {}
     for root in (plan.BLOCKS, plan.AHEAD_BLOCKS):
         for index, block in enumerate(find(model, root) or ()):
@@ -132,7 +205,7 @@ def apply_expert_parallel(
                         f"expert_parallel_degree: {group.size} does not divide the {number} experts of a "
                         f"layer; write a divisor of {number}"
                     )
-            layer.dispatcher = (OwnExpertsDispatcher if same_tokens else ExpertDispatcher)(group)
+            layer.dispatcher = OwnExpertsDispatcher(group) if same_tokens else ExpertDispatcher(group, worker)
             for path in plan.EXPERTS:
                 matrices = find(block, path)
                 if matrices is not None:

@@ -198,6 +198,14 @@ class _SplitExperts:
         self._inner, self._group = inner, group
         self.meets = inner.meets
 
+    @property
+    def meanwhile(self) -> Callable[[], object] | None:
+        return self._inner.meanwhile
+
+    @meanwhile.setter
+    def meanwhile(self, function: Callable[[], object] | None) -> None:
+        self._inner.meanwhile = function
+
     def dispatch(self, x_NH: paddle.Tensor, routing: Routing, num_experts: int) -> tuple[Any, Any, Any]:
         return self._inner.dispatch(copy_to(x_NH, self._group), routing, num_experts)
 

@@ -19,6 +19,7 @@ def run(kind: str) -> dict[str, Any]:
     from erniekit.ops.moe import Routing
     from erniekit.parallel.comm import open_world
     from erniekit.parallel.expert import ExpertDispatcher, OwnExpertsDispatcher
+    from erniekit.parallel.worker import Worker
 
     world = open_world()
     same = kind == "same tokens"
@@ -27,7 +28,9 @@ def run(kind: str) -> dict[str, Any]:
     x = paddle.to_tensor(random.normal(size=(len(chosen), HIDDEN)).astype(np.float32))
     weights = paddle.to_tensor(random.random(chosen.shape).astype(np.float32))
     x.stop_gradient = weights.stop_gradient = False
-    dispatcher = (OwnExpertsDispatcher if same else ExpertDispatcher)(world)
+    dispatcher = OwnExpertsDispatcher(world) if same else ExpertDispatcher(world, Worker())
+    called = []
+    dispatcher.meanwhile = lambda: called.append(1)
     routing = Routing(paddle.zeros([len(chosen), EXPERTS]), paddle.to_tensor(chosen), weights, None)
     rows, offsets, state = dispatcher.dispatch(x, routing, EXPERTS)
     counts = np.diff(offsets.numpy())
@@ -41,6 +44,7 @@ def run(kind: str) -> dict[str, Any]:
         "x": float(np.abs(x.grad.numpy() - scaled[:, None]).max()),
         "weights": float(np.abs(weights.grad.numpy() - (chosen + 2) * x.numpy().sum(1)[:, None]).max()),
         "counts": counts.tolist(),
+        "meanwhile": len(called),
     }
 
 
@@ -49,6 +53,7 @@ def check(kind: str, counts: list[list[int]]) -> None:
     for each in found:
         assert max(each[name] for name in ("out", "x", "weights")) < 1e-5, each
     assert [each["counts"] for each in found] == counts
+    assert {each["meanwhile"] for each in found} == {int(kind == "own tokens")}
 
 
 def test_tokens_of_each_process_go_to_the_experts_of_all() -> None:
