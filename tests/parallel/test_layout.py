@@ -158,6 +158,6 @@ def test_models_that_do_not_fit() -> None:
     ]
     heads = {"num_attention_heads": 24, "num_key_value_heads": 6}
     assert misfits(Layout(context=12), heads) == misfits(Layout(context=4, tensor=3), heads) == []
-    for apart, number in ((Layout(context=7), 24), (Layout(context=4), 24), (Layout(context=4, tensor=6), 4)):
-        found = misfits(apart, heads)
-        assert len(found) == (number > 4) and all(f"the {number} attention heads" in line for line in found)
+    assert misfits(Layout(context=4, tensor=6), heads) == []
+    assert ["the 24 attention heads" in line for line in misfits(Layout(context=7), heads)] == [True]
+    assert ["its 6 key heads" in line for line in misfits(Layout(context=4), heads)] == [True]
