@@ -48,3 +48,10 @@ def test_shares_are_even_and_the_same_everywhere():
     owners = share_out(sizes, 4)
     held = [sum(s for s, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(4)]
     assert max(held) - min(held) < 3
+
+
+def test_matrices_one_after_the_other_make_the_same_part():
+    full = np.random.default_rng(1).normal(size=[6, 4, 12])
+    for rank in range(3):
+        placement = split(split(whole(full.shape), 0, rank, 3), 2, 1, 2, pieces=[8, 4])
+        np.testing.assert_array_equal(placement.take_matrices(iter(full)), placement.take(full))
