@@ -60,7 +60,7 @@ def preference_objective(
         reference = score_once(needed(), build, cache, digest, resumed=resumed, team=team)
     elif settings.needs_reference:
         if settings.ref_model_update_steps > 0:
-            _check_whole(built.spread)
+            require_whole(config.parallel.sharding, built.spread)
             copy = _copy_of(config, folder, built.spread).model
             reference = MovingReference(
                 copy, built.model, settings.ref_model_update_steps, loss_subbatch_seqlen=size
@@ -131,12 +131,15 @@ def without_adapter() -> Any:
     return adapters_off
 
 
-def _check_whole(spread: Distribution | None) -> None:
-    """Refuse to save what would be a part of the reference."""
-    if spread is not None and (spread.split or spread.experts):
+def require_whole(sharding: str, spread: Distribution | None) -> None:
+    """Refuse to take over and save what would be a part of the reference."""
+    if spread is None:
+        return
+    released = sharding == "stage3" and spread.mesh.sharding.size > 1
+    if spread.split or spread.experts or released:
         raise UnsupportedError(
             "ref_model_update_steps is not built for a model that is split over processes "
-            "(tensor_parallel_degree, expert_parallel_degree); leave it out, or the degrees"
+            "(tensor_parallel_degree, expert_parallel_degree, sharding: stage3); leave it out, or these"
         )
 
 

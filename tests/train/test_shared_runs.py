@@ -33,6 +33,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     ),
     "DoRA over int8, tensor": ({**LORA, "fine_tuning": "DoRA", "compute_type": "wint8"}, TENSOR, 1),
     "LoRA over nf4, sharded": ({**LORA, "compute_type": "nf4"}, {"sharding": "stage1"}, 2),
+    "LoRA, three stages shared": ({**PLAIN, **LORA, "lora_plus_scale": 4}, {"sharding": "stage3"}, 2),
+    "experts, recomputed": (
+        {**PLAIN, **EXPERTS, "recompute": True, "recompute_granularity": "full"},
+        OVER_DATA,
+        2,
+    ),
     "LoRA on experts": ({**LORA, **EXPERTS, "lora_target": ["all-linear", "experts"]}, OVER_DATA, 2),
     "random weights, experts": ({**EXPERTS, "continue_training": False}, OVER_DATA, 2),
     "random weights, tensor": (
@@ -44,6 +50,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "context, experts": ({**PLAIN, **EXPERTS}, {**CONTEXT, "moe_group": "world"}, 1),
     "LoRA, context": ({**PLAIN, **LORA}, CONTEXT, 1),
     "pairs": ({**PAIRS, "hidden_dropout_prob": 0.1}, {"sharding": "stage1"}, 2),
+    "pairs, moving reference": ({**PAIRS, "ref_model_update_steps": 2}, {}, 2),
     "pairs, context": ({**PAIRS, "sft_loss_ratio": 0.2}, CONTEXT, 1),
     "pairs, LoRA, tensor": ({**PAIRS, **LORA}, TENSOR, 1),
     "more prediction ahead": ({**EXPERTS, "num_nextn_predict_layers": 2}, {**TENSOR, "moe_group": "mp"}, 1),

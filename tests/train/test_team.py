@@ -2,6 +2,10 @@
 
 from types import SimpleNamespace
 
+import pytest
+
+from erniekit.errors import DataError
+from erniekit.parallel import comm
 from erniekit.parallel.comm import Group
 from erniekit.train.team import Team
 
@@ -21,6 +25,30 @@ def test_one_process_does_everything():
     assert team.is_first and team.num_replicas == 1 and team.held() is None and team.counts("w")
     assert team.total({"loss": 2.0}) == {"loss": 2.0} and team.sum_of(3.0) == 3.0
     assert team.agree(None) is None and team.agree(15) == 15
+
+
+def test_what_the_first_makes_all_have(monkeypatch):
+    """A broadcast by hand: what the first of two gives, its error included."""
+    told = []
+    monkeypatch.setattr(comm, "broadcast_object", lambda value, group: told.append(value) or told[0])
+
+    def fail():
+        raise DataError("no file")
+
+    first, second = Team(spread(0, 2)), Team(spread(1, 2))
+    assert [team.of_first(lambda: "made") for team in (first, second)] == ["made", "made"]
+    assert told[1] == (None, None), "the others do not try"
+    told.clear()
+    for team in (first, second):
+        with pytest.raises(DataError, match="no file"):
+            team.of_first(fail)
+    assert Team().of_first(lambda: 3) == 3
+
+
+def test_what_replicas_found_together(monkeypatch):
+    monkeypatch.setattr(comm, "gather_objects", lambda value, group: [value, {"b": 2}])
+    assert Team(spread(0, 2)).union({"a": 1}) == {"a": 1, "b": 2}
+    assert Team().union({"a": 1}) == {"a": 1}
 
 
 def test_every_micro_batch_has_its_turn_once_and_all_have_as_many():
