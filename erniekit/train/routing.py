@@ -63,6 +63,10 @@ class RouterWatch:
         """The number of routers."""
         return len(self._places)
 
+    def has_modalities(self) -> bool:
+        """Whether there are routers of more than one modality."""
+        return any(place.modality for place in self._places.values())
+
     def begin_step(self, num_micro_batches: int) -> None:
         """Forget the counts."""
         self._counts, self._seen = {}, {}
@@ -127,7 +131,8 @@ class RouterWatch:
 class RouterTraining(RouterWatch):
     """Adds the losses of routers, balances experts, and warns when a router collapses.
 
-    `average` and `total` are the mean and the sum over the ranks of a tensor, where there are several.
+    `average` and `total` are the mean and the sum over the ranks of a tensor, where there are several; the
+    mean is over those whose micro-batch counts (`counts`), with `of_all` alone.
     `share` is this process's of losses that several processes compute alike, each to add to one sum.
     `of_weights` is this process's share of the gradients of losses of weights alone, where several
     processes compute the same ones and their gradients are summed.
@@ -136,6 +141,7 @@ class RouterTraining(RouterWatch):
     average: Callable[[paddle.Tensor], paddle.Tensor] | None = None
     total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
     share = of_weights = 1.0
+    counts = True
 
     def __init__(
         self,
@@ -146,8 +152,10 @@ class RouterTraining(RouterWatch):
         orthogonal_weight: float,
         decoupled: bool,
         balance_rate: float,
+        of_all: bool = False,
     ) -> None:
         super().__init__(model)
+        self.of_all = of_all
         self._weights = {
             "aux_loss": aux_weight,
             "z_loss": z_weight,
@@ -179,6 +187,17 @@ class RouterTraining(RouterWatch):
             for name, found in values.items()
             if found
         ]
+
+    def without_effect(self, model: Any, batch: Any) -> list[paddle.Tensor]:
+        """Take part in the means over the ranks with a micro-batch that counts nothing; what they lead to."""
+        found: list[paddle.Tensor] = []
+        self.counts = False
+        for record, here in self._take(model, batch):
+            counted = None if here is None else paddle.to_tensor(here.astype(np.float32))
+            with nullcontext() if self._weights["aux_loss"] else paddle.no_grad():
+                found.append(self._loss("aux_loss", record, counted))
+        self.counts = True
+        return found
 
     def _loss(self, name: str, record: RouterRecord, counted_N: paddle.Tensor | None) -> paddle.Tensor:
         place = self._places[id(record.gate_weight_HE)]
@@ -249,6 +268,7 @@ def watch_routers(
     has_routers: bool | None = None,
     *,
     moe_aux_loss_lambda: float,
+    global_aux_loss: bool,
     moe_z_loss_lambda: float,
     moe_orthogonal_loss_lambda: float,
     use_ortho_loss_callback: bool,
@@ -268,6 +288,7 @@ def watch_routers(
         orthogonal_weight=moe_orthogonal_loss_lambda,
         decoupled=use_ortho_loss_callback,
         balance_rate=moe_use_aux_free_update_coef if balances else 0.0,
+        of_all=global_aux_loss,
     )
     asked = {
         "moe_z_loss_lambda": moe_z_loss_lambda,

@@ -4,7 +4,9 @@ from copy import deepcopy
 
 import paddle
 
+from erniekit.errors import UnsupportedError
 from erniekit.parallel import comm
+from erniekit.parallel.differentiable import copy_to, reduce_from
 from erniekit.parallel.distribute import Distribution
 from erniekit.train.routing import Counts, RouterTraining
 
@@ -34,6 +36,20 @@ def share_routers(routers: RouterTraining, spread: Distribution, *, sequence_par
                     found[key] = count
         return found
 
+    def average(values_E: paddle.Tensor) -> paddle.Tensor:
+        weight = paddle.full([1], float(routers.counts))
+        # Every process has the loss of all, so the gradient of each is theirs together.
+        summed = reduce_from(copy_to(values_E * weight, batch), batch)
+        return summed / comm.all_reduce(weight.clone(), batch)
+
+    batch = spread.mesh.batch
+    if routers.of_all and batch.size > 1:
+        if spread.mesh.pipeline.size > 1 or routers.has_modalities():
+            raise UnsupportedError(
+                "global_aux_loss: true is not built for pipeline_parallel_degree and for models of two "
+                "modalities, some of whose routers may have tokens in one process alone; leave it out"
+            )
+        routers.average = average
     routers.total, routers.gather, routers.processes = total, gather, spread.mesh.expert.size
     routers.share = 1 / spread.mesh.context.size
     if sequence_parallel:

@@ -112,8 +112,14 @@ class StepLoss:
     def without_effect(self, model: Any, batch: Any) -> Any:
         """Zero, by the forward pass of a micro-batch that counts nothing, for processes that wait for it."""
         nothing = [0.0] * len(self._ahead_scales)
+        waited_for: list[Any] = [
+            each for each in self.companions if getattr(each, "average", None) is not None
+        ]
+        for companion in waited_for:
+            companion.before_forward(model)
         loss, metrics = self._objective(model, batch, scale=0.0, ahead_scales=nothing)
-        return sum(metrics.get("ahead_losses", ()), loss) * 0.0
+        parts = [part for companion in waited_for for part in companion.without_effect(model, batch)]
+        return sum([*metrics.get("ahead_losses", ()), *parts], loss) * 0.0
 
     def of_part(self, model: Any, batch: Any, forward: Callable[[], Any]) -> tuple[Any, Any | None]:
         """What `forward` gives, of a part of the model that ends before the objective, and its terms.

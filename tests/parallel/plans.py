@@ -50,6 +50,7 @@ def step_loss_of(model: Any, kind: str) -> Any:
         model,
         "SFT",
         moe_aux_loss_lambda=0.5 * experts,
+        global_aux_loss=False,
         moe_z_loss_lambda=0.1 * experts,
         moe_orthogonal_loss_lambda=0.2 * experts,
         use_ortho_loss_callback=False,

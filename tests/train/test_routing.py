@@ -23,6 +23,7 @@ from erniekit.train.step_loss import StepLoss
 OBJECTIVE = build_objective("SFT", loss_subbatch_seqlen=64, use_sparse_head_and_loss_fn=True)
 WEIGHTS = {
     "moe_aux_loss_lambda": 0.0,
+    "global_aux_loss": False,
     "moe_z_loss_lambda": 0.0,
     "moe_orthogonal_loss_lambda": 0.0,
     "use_ortho_loss_callback": False,
