@@ -248,7 +248,9 @@ def _chosen_costs(
     """Costs of what is recomputed, layer by layer; parts of a whole that is recomputed count once."""
     found = []
     ahead = [("block",)] * config.num_nextn_predict_layers if chosen.mtp else []
-    for layer, operators in zip(layer_kinds(config), [*chosen.operators, *ahead], strict=False):
+    # A part of a model has fewer layers than its numbers say.
+    layers = [*range(len(chosen.operators)), *[0] * len(ahead)]
+    for layer, operators in zip(layers, [*chosen.operators, *ahead], strict=True):
         if not operators:
             continue
         costs = operator_costs(config, layer, width=width, attended=attended, native=native)

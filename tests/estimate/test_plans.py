@@ -18,6 +18,7 @@ from erniekit.estimate.plans import (
 )
 from erniekit.estimate.shares import Spread
 from erniekit.models.registry import load_family
+from erniekit.parallel.recomputation import Recomputation
 from tests.estimate.test_parallel import WORK
 from tests.estimate.test_shares import EXPERTS
 
@@ -92,3 +93,20 @@ def test_what_the_keys_of_a_pipeline_ask_for():
         **keys | {"pipeline_schedule": "memory_capped", "pipeline_activation_cap": 3, "virtual_pp_degree": 2}
     )
     assert (capped.schedule, capped.activation_cap, capped.virtual_pp_degree) == ("memory_capped", 3, 2)
+
+
+def test_blocks_of_multi_token_prediction_that_are_recomputed_cost_the_last_stage():
+    numbers = replace(CONFIG, num_nextn_predict_layers=1)
+    model = Model(numbers, FAMILY.weights.memory_shapes(numbers), FAMILY.plan)
+    nothing = ((),) * numbers.num_hidden_layers
+    plain, again = (
+        make_plan(
+            model,
+            Spread(pipeline=2),
+            replace(WORK, recomputation=Recomputation(nothing, mtp=mtp)),
+            MACHINE,
+            Pipelining(),
+        )
+        for mtp in (False, True)
+    )
+    assert again.ranks[0].busy == plain.ranks[0].busy and again.ranks[1].busy > plain.ranks[1].busy

@@ -49,6 +49,7 @@ LORA = {"fine_tuning": "LoRA", "lora_rank": 4}
 PAIRS = {"stage": "DPO", "learning_rate": 1e-3}
 MODELS |= {
     "adapter": (MODELS["experts"][0], {**LORA, "lora_target": ["all-linear", "experts"]}),
+    "fresh": (MODELS["experts"][0], {"continue_training": False, "num_nextn_predict_layers": 2}),
     "pairs": (MODELS["tied"][0], PAIRS),
     "pairs with adapter": (MODELS["tied"][0], {**PAIRS, **LORA, "sft_loss_ratio": 0.2}),
 }
@@ -61,7 +62,15 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "experts 1f1b": ("experts", {**PP2, "pp_seg_method": "auto"}),
     "experts capped": (
         "experts",
-        {**PP2, "pipeline_schedule": "memory_capped", "pipeline_activation_cap": 3, "virtual_pp_degree": 2},
+        {
+            **PP2,
+            "pipeline_schedule": "memory_capped",
+            "pipeline_activation_cap": 3,
+            "virtual_pp_degree": 2,
+            "recompute": True,
+            "recompute_granularity": "selective",
+            "refined_recompute": "mtp:all,head:all,router:all,gate_up:2",
+        },
     ),
     "modalities zero_bubble": (
         "modalities",
@@ -75,6 +84,7 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 TWO |= {
+    "fresh 1f1b": ("fresh", PP2),
     "adapter zero_bubble": ("adapter", {**PP2, "pipeline_schedule": "zero_bubble"}),
     "pairs interleaved": ("pairs", {**PP2, "virtual_pp_degree": 2}),
     "pairs with adapter 1f1b": ("pairs with adapter", {**PP2, "ref_logps": "precompute"}),
@@ -213,6 +223,14 @@ def test_one_process_goes_on_where_several_stopped(
     check_equal(path.parent / "out", alone("experts"), after=HALF)
 
 
+def tolerance(key: str) -> dict[str, float]:
+    if key.startswith("router"):
+        return {"rel": 1e-6, "abs": 2e-6}  # they are told in six digits
+    if "/" in key or key == "kl":
+        return {"abs": 1e-5}  # rewards are small differences of large sums
+    return {"rel": 1e-5 if key == "grad_norm" or key.startswith("eval") else 1e-6}
+
+
 def check_equal(found: Path, expected: Path, after: int = -1) -> None:
     rows, wanted = (
         [row for row in read_log(folder / "train_log.jsonl") if row["step"] > after]
@@ -220,15 +238,12 @@ def check_equal(found: Path, expected: Path, after: int = -1) -> None:
     )
     assert [row["step"] for row in rows] == [row["step"] for row in wanted]
     for row, other in zip(rows, wanted, strict=True):
-        assert row.keys() == other.keys()
+        assert row.keys() - {"expert_processes_text", "expert_processes_vision"} == other.keys()
         for key, value in other.items():
             if key == "routers":
                 assert [r["load"] for r in row[key]] == [r["load"] for r in value], row["step"]
             else:
-                within = 1e-5 if key == "grad_norm" else 1e-6
-                # Rewards are small differences of large sums.
-                rounded = 2e-6 if key.startswith("router") else 1e-5 if "/" in key else 0.0
-                assert row[key] == pytest.approx(value, rel=within, abs=rounded), (row["step"], key)
+                assert row[key] == pytest.approx(value, **tolerance(key)), (row["step"], key)
     checkpoints = [folder / f"checkpoint-{STEPS}" for folder in (found, expected)]
     files, expected_files = (sorted(path.name for path in folder.iterdir()) for folder in checkpoints)
     assert files == expected_files
