@@ -79,7 +79,7 @@ def apply_context_parallel(model: Any, plan: Any, group: comm.Group) -> None:
             _share_heads(find(block, plan.WHOLE_ATTENTION), group)
             layer = find(block, plan.EXPERTS_LAYER)
             if isinstance(layer, MixtureOfExperts):
-                _share_tokens(layer, group)
+                _share_tokens(layer, columns)
 
     def own_head() -> Head:
         return replace(whole_head(), columns=columns)
@@ -131,12 +131,14 @@ def _exchanged(parts: list[paddle.Tensor], group: comm.Group) -> list[paddle.Ten
     return [part.reshape(shape) for part in received.split(group.size, axis=0)]
 
 
-def _share_tokens(layer: MixtureOfExperts, group: comm.Group) -> None:
+def _share_tokens(layer: MixtureOfExperts, columns: OwnColumns) -> None:
     """Have routers record the tokens of all columns; losses of them are to be weighted by the own share."""
+    group = columns.group
 
     def gather(part_BcX: paddle.Tensor) -> paddle.Tensor:
         if part_BcX.stop_gradient:
             return gathered(part_BcX, group, _COLUMNS)
         return all_gather_from(part_BcX, group, _COLUMNS)
 
-    record_whole_rows(layer, gather, key=f"context_parallel_degree: {group.size}", refused={})
+    key = f"context_parallel_degree: {group.size}"
+    record_whole_rows(layer, columns.own, gather, key=key, refused={})

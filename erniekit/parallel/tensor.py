@@ -26,6 +26,7 @@ from erniekit.parallel.differentiable import (
     copy_to,
     gather_from,
     gathered,
+    own_part,
     reduce_from,
     reduce_scatter_to,
 )
@@ -182,13 +183,16 @@ def _split_vocabulary(model: Any, plan: Any, how: _Group) -> dict[str, Placement
 def _split_tokens(layer: MixtureOfExperts, group: comm.Group, split_experts: bool) -> None:
     """Have routers see the tokens of a part of the sequence, and record those of all of it."""
 
+    def own(types_BT: paddle.Tensor) -> paddle.Tensor:
+        return own_part(types_BT, group, _SEQUENCE)
+
     def gather(part_BTX: paddle.Tensor) -> paddle.Tensor:
         if part_BTX.stop_gradient:
             return gathered(part_BTX, group, _SEQUENCE)
         return gather_from(part_BTX, group, _SEQUENCE)
 
     refused = {"experts that are not spread over the same processes: write moe_group: mp": split_experts}
-    record_whole_rows(layer, gather, key="sequence_parallel: true", refused=refused)
+    record_whole_rows(layer, own, gather, key="sequence_parallel: true", refused=refused)
 
 
 class _SplitExperts:
