@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.adapter_files import PEFT_BASENAME
+from erniekit.checkpoint.adapter_files import OWN_FILE, PEFT_BASENAME, PEFT_CONFIG
 from erniekit.checkpoint.files import open_tensors
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
-from erniekit.testing.tiny_run import run_erniekit, write_pairs, write_run
+from erniekit.testing.tiny_run import WORDS, run_erniekit, write_pairs, write_run
 
 SHARED = {"compute_type": "fp32", "max_steps": 4, "eval_steps": 2, "logging_steps": 1}
 LORA = {"fine_tuning": "LoRA", "lora_rank": 4}
@@ -40,6 +40,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         2,
     ),
     "LoRA on experts": ({**LORA, **EXPERTS, "lora_target": ["all-linear", "experts"]}, OVER_DATA, 2),
+    "PT of random weights": (
+        {**PLAIN, "stage": "PT", "continue_training": False, "numbers": tiny_moe_config()},
+        {"sharding": "stage1"},
+        2,
+    ),
     "random weights, experts": ({**EXPERTS, "continue_training": False}, OVER_DATA, 2),
     "random weights, tensor": (
         {"continue_training": False, "numbers": tiny_config(tie_word_embeddings=False)},
@@ -86,6 +91,11 @@ def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
         if keys.get("stage") == "DPO":
             write_pairs(path.parent / "train.jsonl", 40)
             write_pairs(path.parent / "eval.jsonl", 8, seed=1)
+        if keys.get("stage") == "PT":
+            random = np.random.default_rng(2)
+            for name in ("train.jsonl", "eval.jsonl"):
+                texts = [{"text": " ".join(random.choice(WORDS, 20))} for _ in range(40)]
+                (path.parent / name).write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
         done = run_erniekit("train", str(path), timeout=300)
         assert done.returncode == 0, done.stderr
     outs = [path.parent / "out" for path in (one, two)]
@@ -93,6 +103,10 @@ def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
     narrow = keys["compute_type"] != "fp32"
     compare(*(rows_of(out) for out in outs), 3e-3 if narrow else 1e-6)
     basename = PEFT_BASENAME if "fine_tuning" in what else "model"
+    if basename == PEFT_BASENAME:
+        for name in (PEFT_CONFIG, OWN_FILE):
+            written = [(out / "checkpoint-4" / name).read_text(encoding="utf-8") for out in outs]
+            assert written[1].replace(str(tmp_path / "two"), str(tmp_path / "one")) == written[0]
     for name in () if narrow else (basename, "optimizer"):
         expected, found = (open_tensors(out / "checkpoint-4", name) for out in outs)
         assert list(expected.names()) == list(found.names())
