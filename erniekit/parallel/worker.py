@@ -11,7 +11,11 @@ from typing import Any
 
 
 class Task:
-    """Something that is done, or going to be."""
+    """Something that is done, or going to be.
+
+    What its function holds is let go of by who asks for the result: memory of native operators is given
+    back by Python, and a thread that does so inside Paddle's locks waits for one that makes a tensor.
+    """
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function: Callable[[], Any] | None = function
@@ -21,10 +25,9 @@ class Task:
 
     def run(self) -> None:
         """Do it, once."""
-        function, self._function = self._function, None
-        assert function is not None
+        assert self._function is not None
         try:
-            self._result = function()
+            self._result = self._function()
         except BaseException as error:  # for whoever asks for the result
             self._error = error
         self._done.set()
@@ -32,6 +35,7 @@ class Task:
     def result(self) -> Any:
         """What it gave, when it is done; raises what it raised."""
         self._done.wait()
+        self._function = None
         if self._error is not None:
             raise self._error
         return self._result

@@ -30,3 +30,16 @@ def test_what_a_task_raises_is_for_who_asks_and_the_next_one_is_done(apart):
     assert worker.submit(lambda: 3).result() == 3
     with pytest.raises(ZeroDivisionError):
         failed.result()
+
+
+def test_what_a_task_holds_is_let_go_of_by_who_asks_for_the_result():
+    class Held:
+        def __del__(self):
+            where.append(threading.current_thread())
+
+    worker, where = Worker(), []
+    task = worker.submit(lambda held=Held(): id(held))
+    worker.submit(lambda: None).result()
+    assert where == []
+    task.result()
+    assert where == [threading.current_thread()]
