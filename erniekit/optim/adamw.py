@@ -148,6 +148,11 @@ class AdamW:
         """Parameters that are updated here."""
         return list(self._parameters)
 
+    def num_bytes(self) -> int:
+        """Bytes of the state that is held here."""
+        moments = [moment for _, table in self._moments() for moment in table.values()]
+        return self._update.num_bytes() + sum(moment.size * moment.element_size() for moment in moments)
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._clip = 1.0

@@ -27,6 +27,10 @@ class PlainUpdate:
         """Parameters that have a master of their own."""
         return list(self._masters)
 
+    def num_bytes(self) -> int:
+        """Bytes of the masters."""
+        return sum(4 * master.size for master in self._masters.values())
+
     def master(self, name: str) -> np.ndarray:
         """The fp32 master of a parameter, copied."""
         return self._masters[name].numpy()

@@ -24,8 +24,6 @@ from erniekit.parallel.ranges import length_of
 from erniekit.parallel.worker import Task, Worker
 
 BUCKET_BYTES = 64 << 20
-# Messages that wait or travel: so much memory is held beside the gradients.
-UNDER_WAY = 2
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,20 @@ class Reduction:
 
     @paddle.no_grad()
     def add(self, names: Iterable[str]) -> None:
-        """Send the gradients of these parameters on their way, and forget them here."""
+        """Send the gradients of these parameters on their way, and forget them here.
+
+        Those that were sent before come first, so that no more than this lies beside the gradients.
+        """
+        while self._under_way:
+            self._arrive()
         for lane, bucket in self._buckets(names):
             message = self._packed(lane, bucket)
-            while len(self._under_way) >= UNDER_WAY:
-                self._arrive()
             self._under_way.append((lane, bucket, self._worker.submit(partial(_sum, message, lane))))
             del message
+
+    def bytes_under_way(self) -> int:
+        """Of gradients in messages that have not come yet."""
+        return sum(4 * self._parameters[n].size for _, names, _ in self._under_way for n in names)
 
     def finish(self) -> None:
         """Wait until all sums are where they belong."""

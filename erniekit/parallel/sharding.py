@@ -18,7 +18,7 @@ shape and no memory.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from erniekit.parallel.distribute import Distribution
 from erniekit.parallel.parts import find
 from erniekit.parallel.placement import Placement
 from erniekit.parallel.ranges import RangePlacement, range_of
-from erniekit.parallel.replicate import BUCKET_BYTES, Reduction, buckets, gather_whole
+from erniekit.parallel.replicate import BUCKET_BYTES, Lane, Reduction, buckets, gather_whole
 from erniekit.parallel.worker import Task, Worker
 
 _OUTSIDE = -1
@@ -91,8 +91,15 @@ class Sharing:
         for name in self._parameters:
             self._share(name)
         targets = None if self.shards is None else {name: one.tensor for name, one in self.shards.items()}
+        every, once = self._lanes, dict[str, Lane]()
+        if stage >= 2:  # what is summed in every micro-batch goes on to copies of the range once a step
+            every = {name: replace(lane, copies=comm.Group()) for name, lane in self._lanes.items()}
+            once = {n: Lane(comm.Group(), self._lanes[n].copies, comm.Group()) for n in targets or ()}
         self._reduction = Reduction(
-            self._parameters, self._lanes.__getitem__, targets, self._worker, bucket_bytes=bucket_bytes
+            self._parameters, every.__getitem__, targets, self._worker, bucket_bytes=bucket_bytes
+        )
+        self._last_reduction = Reduction(
+            {name: (targets or {})[name] for name in once}, once.__getitem__, bucket_bytes=bucket_bytes
         )
         self._whole: dict[int, Task | None] = {}
         self._passes: list[int] = []
@@ -115,6 +122,7 @@ class Sharing:
         if name in self._parted:
             own = own.clone()
             parameter._clear_data()
+        own.stop_gradient = parameter.stop_gradient
         self.placements[name] = RangePlacement(
             self._spread.placements[name],
             start,
@@ -157,6 +165,8 @@ class Sharing:
         """Return when all gradients of the step are summed, each where it belongs."""
         self._send_rest()
         self._reduction.finish()
+        self._last_reduction.add((self.shards or {}) if self.stage >= 2 else ())
+        self._last_reduction.finish()
         self._unsent = set(self._units)
 
     @paddle.no_grad()
@@ -185,21 +195,27 @@ class Sharing:
         if not self._parted:
             return
         self._need(block)
-        place = self._passes.index(block)
-        if place:
-            self._begin_gathering(self._passes[place - 1])
+        if block == self._passes[-1]:
+            self._begin_gathering_before(block, 1)
 
     def after_backward(self, block: int) -> None:
         if self._reducing:
             self._send(block)
         self._release(block)
+        self._begin_gathering_before(block, 2)  # the one before is whole, and computes now
 
     def bytes_held(self) -> dict[str, int]:
-        """Bytes of tensors in this process now: `weights` and `gradients`, as counted by their shapes."""
+        """Bytes of tensors in this process now: `weights` and `gradients`, also those on their way."""
         weights = [p for p in self._parameters.values() if p._is_initialized()] + list(self._own.values())
+        ahead = [
+            name for unit, task in self._whole.items() if task is not None for name in self._parted_of(unit)
+        ]
         holders = [*self._parameters.values(), *(one.tensor for one in (self.shards or {}).values())]
         found = [g for p in holders for g in (p.grad, getattr(p, "main_grad", None)) if g is not None]
-        return {"weights": sum(map(_num_bytes, weights)), "gradients": sum(map(_num_bytes, found))}
+        return {
+            "weights": sum(map(_num_bytes, weights)) + sum(_num_bytes(self._parameters[n]) for n in ahead),
+            "gradients": sum(map(_num_bytes, found)) + self._reduction.bytes_under_way(),
+        }
 
     def _send_rest(self) -> None:
         for unit in sorted(self._unsent, reverse=True):
@@ -243,6 +259,10 @@ class Sharing:
 
     def _parted_of(self, unit: int) -> Iterator[str]:
         return (name for name in self._units[unit] if name in self._parted)
+
+    def _begin_gathering_before(self, block: int, passes: int) -> None:
+        if self._parted and (place := self._passes.index(block) - passes) >= 0:
+            self._begin_gathering(self._passes[place])
 
     def _begin_gathering(self, unit: int) -> None:
         if unit not in self._whole:
