@@ -235,7 +235,7 @@ class Trainer:
     def _save_shared(self, state: dict[str, Any]) -> None:
         spread = self.team.spread
         assert spread is not None
-        names = dict.fromkeys([*spread.names, *spread.of_all_stages(self._parameters)])
+        names = dict.fromkeys([*spread.names, *spread.of_all_stages(dict.fromkeys(self._parameters))])
         adapter = self.contents.adapter
         if adapter is None:
             weights = model_tensors(self.model, self.model.config, self.team)
