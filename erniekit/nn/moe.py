@@ -226,9 +226,14 @@ class MixtureOfExperts(nn.Layer):
         flat = [shape[0] * shape[1], shape[2]]
         x_NH, *to_shared = views(x_BTH, flat, *([] if self.shared_experts is None else [shape]))
         shared: list[paddle.Tensor] = []
-        if self.shared_experts is not None:
-            of_all = self.shared_experts
-            self.dispatcher.meanwhile = lambda: shared.append(of_all(*to_shared))
+        has_graph = paddle.is_grad_enabled()
+
+        def meanwhile() -> None:
+            # Not where dispatch alone runs a first time: what is made there has no graph.
+            if self.shared_experts is not None and paddle.is_grad_enabled() == has_graph:
+                shared.append(self.shared_experts(*to_shared))
+
+        self.dispatcher.meanwhile = None if self.shared_experts is None else meanwhile
         types_N = None if token_types_BT is None else token_types_BT.flatten()
         if len(self.num_experts) == 1 or (types_N is None and not self.dispatcher.meets):
             out_NH = self._of_modality(x_NH, TEXT, records, layer, None, None)

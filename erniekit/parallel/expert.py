@@ -35,12 +35,15 @@ from erniekit.parallel.worker import Task, Worker
 
 @dataclass(frozen=True)
 class _Sent:
-    """What brings results back: the slots here, how the received rows are sorted, and the counts."""
+    """What brings results back: the slots here, how the received rows are sorted, and the counts.
+
+    Nothing in it is a list, which recomputation takes for one that is added to.
+    """
 
     slots: SortedSlots
     arrived: SortedSlots
-    send_counts: list[int]
-    recv_counts: list[int]
+    send_counts: tuple[int, ...]
+    recv_counts: tuple[int, ...]
 
 
 class Trip:
@@ -122,16 +125,15 @@ class ExpertDispatcher:
         first = self.group.rank * own
         # Rows of each of our experts (columns) from each process (rows).
         incoming = counts_nE[:, first : first + own]
-        send_counts = counts_E.reshape([self.group.size, own]).sum(1).tolist()
-        recv_counts = incoming.sum(1).tolist()
+        send_counts = tuple(counts_E.reshape([self.group.size, own]).sum(1).tolist())
+        recv_counts = tuple(incoming.sum(1).tolist())
         trip = Trip(self._worker, self.group, send_counts, recv_counts)
         travelling_MH = trip.start(dispatch_rows(x_NH, slots))
         # They came sorted within each process; one more sort makes them so over all.
         expert_M1 = np.tile(np.arange(own), self.group.size).repeat(incoming.reshape(-1)).reshape([-1, 1])
         arrived = sort_slots(paddle.to_tensor(expert_M1), own)
         meanwhile, self.meanwhile = self.meanwhile, None
-        # Not in a first run whose graph is made later: it would be without one.
-        if meanwhile is not None and paddle.is_grad_enabled():
+        if meanwhile is not None:
             meanwhile()
         rows_MH = trip.arrive(travelling_MH)
         return (

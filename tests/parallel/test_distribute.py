@@ -33,8 +33,9 @@ ADAPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("dora", {}),
     "pissa": ("pissa", {}),
 }
-# Name -> model, layout, sequence parallelism.
-PLANS: dict[str, tuple[str, Layout, bool]] = {
+# Name -> model, layout, sequence parallelism, operators that are recomputed.
+CHEAP = ("norm", "core_attention", "dispatch", "activation")
+PLANS: dict[str, tuple[Any, ...]] = {
     "dense tp2": ("dense", Layout(tensor=2), False),
     "tied tp2": ("tied", Layout(tensor=2), False),
     "dense tp2 sp": ("dense", Layout(tensor=2), True),
@@ -51,6 +52,15 @@ PLANS: dict[str, tuple[str, Layout, bool]] = {
     "dora tp2": ("dense dora", Layout(tensor=2), False),
     "dora tp2 sp": ("tied dora", Layout(tensor=2), True),
     "pissa tp2": ("dense pissa", Layout(tensor=2), False),
+    "experts ep2 recomputed": ("experts", Layout(data=2, expert=2, moe_group="dp"), False, ("block",)),
+    "experts ep2 cheap recomputed": ("experts", Layout(data=2, expert=2, moe_group="dp"), False, CHEAP),
+    "lora mp2 sp recomputed": (
+        "experts lora everywhere",
+        Layout(tensor=2, expert=2, moe_group="mp"),
+        True,
+        ("block",),
+    ),
+    "two ep2 recomputed": ("two", Layout(data=2, expert=2, moe_group="dp"), False, ("experts",)),
     "two dp2": ("two", Layout(data=2), False),
     "two ep2": ("two", Layout(data=2, expert=2, moe_group="dp"), False),
     "two tp2": ("two", Layout(tensor=2), False),
@@ -141,7 +151,7 @@ def in_one_process(
     return step_loss.values(), gradients, values, after(step_loss, model)
 
 
-def check_all(plans: dict[str, tuple[str, Layout, bool]]) -> dict[str, Any]:
+def check_all(plans: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     """In every process: each plan's largest differences from one process."""
     from erniekit.parallel import comm
 
@@ -149,12 +159,16 @@ def check_all(plans: dict[str, tuple[str, Layout, bool]]) -> dict[str, Any]:
     return {name: check(world, *plan) for name, plan in plans.items()}
 
 
-def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, Any]:
+def check(
+    world: Any, kind: str, layout: Layout, sequence: bool, recompute: tuple[str, ...] = ()
+) -> dict[str, Any]:
     import paddle
 
     from erniekit.models.ernie45 import plan
     from erniekit.parallel.distribute import distribute
     from erniekit.parallel.mesh import open_mesh
+    from erniekit.parallel.recomputation import Recomputation
+    from erniekit.parallel.recompute import apply_recompute
     from erniekit.train.shared_routers import share_routers
     from erniekit.train.team import Team
 
@@ -180,6 +194,9 @@ def check(world: Any, kind: str, layout: Layout, sequence: bool) -> dict[str, An
         if name in values or kind.endswith("pissa"):
             np.testing.assert_allclose(parameter.numpy(), own, rtol=1e-5, atol=1e-6)
         parameter.set_value(paddle.to_tensor(own))
+    if recompute:
+        num_layers = model.config.num_hidden_layers
+        apply_recompute(model, plan, Recomputation((recompute,) * num_layers, mtp=recompute == ("block",)))
     step_loss = step_loss_of(model, kind)
     for routers in step_loss.companions:
         share_routers(routers, spread, sequence_parallel=sequence)
@@ -247,11 +264,11 @@ def padded(batch: Any) -> Any:
 
 def hold(found: list[dict[str, Any]], plans: dict[str, Any]) -> None:
     sizes = {}
-    for kind in {kind for kind, _, _ in plans.values()}:
+    for kind in {kind for kind, *_ in plans.values()}:
         model = build(kind)
         adapted(model, kind)
         sizes[kind] = {name: int(np.prod(p.shape)) for name, p in model.named_parameters()}
-    for name, (kind, _, _) in plans.items():
+    for name, (kind, *_) in plans.items():
         for rank in found:
             assert max(rank[name]["losses"].values()) < 1e-6, (name, rank[name])
             assert rank[name]["gradients"] < 1e-5, (name, rank[name])
@@ -271,9 +288,10 @@ def test_four_processes() -> None:
 
 
 def test_what_does_not_divide_is_refused() -> None:
-    from erniekit.errors import ConfigError
+    from erniekit.errors import ConfigError, UnsupportedError
     from erniekit.models.ernie45 import plan
     from erniekit.parallel.comm import Group
+    from erniekit.parallel.distribute import distribute
     from erniekit.parallel.expert import apply_expert_parallel
     from erniekit.parallel.tensor import apply_tensor_parallel
 
@@ -282,5 +300,10 @@ def test_what_does_not_divide_is_refused() -> None:
         apply_tensor_parallel(build("dense"), plan, three)
     with pytest.raises(ConfigError, match="expert_parallel_degree: 3 does not divide the 4 experts"):
         apply_expert_parallel(build("experts"), plan, three)
+    layout = Layout(data=2, tensor=2, expert=4, moe_group="world")
+    with pytest.raises(
+        UnsupportedError, match="would compute every token 2 times; .*sequence_parallel: true"
+    ):
+        distribute(build("experts"), plan, SimpleNamespace(layout=layout))
     with pytest.raises(ConfigError, match="this model has none"):
         apply_expert_parallel(build("dense"), plan, replace(three, ranks=(0, 1)))
