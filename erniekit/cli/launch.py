@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _MALLOPT = {-3: 2_000_000_000, -1: 2_147_483_647, -2: 67_108_864}  # MMAP_THRESH
 
 _NODE_RANKS = ("NODE_RANK", "PADDLE_NODE_RANK", "SLURM_NODEID", "RANK")
 _PARENT = "ERNIEKIT_PARENT"
+_NAME_SECONDS = 300.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -178,10 +180,20 @@ def start_ranks(words: Sequence[str], *, nproc_per_node: int, device: str, outpu
 
 
 def _own_address(master: str) -> str:
-    """The address of this machine on the way to another."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))  # sends nothing
-        return str(probe.getsockname()[0])
+    """The address of this machine on the way to another, whose name may come to be known a little later."""
+    end = time.monotonic() + _NAME_SECONDS
+    while True:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((master, 9))  # sends nothing
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"MASTER_ADDR: {master} cannot be found from this machine ({error}); write the name or "
+                    "the address of the first machine"
+                ) from error
+            time.sleep(min(1.0, _NAME_SECONDS))
 
 
 def _free_port() -> int:

@@ -136,3 +136,9 @@ def test_one_task_a_machine_under_slurm(empty):
         launch.this_node()
     empty.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert launch.this_node() == launch.Node(0, 2, "127.0.0.1:4000")
+
+
+def test_a_first_machine_without_an_address(empty):
+    empty.setattr(launch, "_NAME_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match="MASTER_ADDR: nowhere.invalid cannot be found from this machine"):
+        launch.rank_environments(launch.Node(1, 2, "nowhere.invalid:4000"), 1)
