@@ -24,6 +24,7 @@ SWITCHES = {
     "bf16": ("compute_type", "bf16"),
     "no_cuda": ("device", "cpu"),
     "lora": ("fine_tuning", "LoRA"),
+    "tensorwise_offload_optimizer": ("offload_optim", "true"),
 }
 # Values of the key beside a switch that contradict it not: weights may be stored in fewer bits.
 _AGREEING = {"bf16": ("bfloat16", "fp8", "wint8", "wint4", "wint4/8", "nf4")}

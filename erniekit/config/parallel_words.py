@@ -31,7 +31,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "enable_dp_comm_overlap": _OVERLAP,
         "enable_sharding_comm_overlap": _OVERLAP,
         "enable_timer": f"times are in the report: it {_ALWAYS}",
-        "enable_release_grads": _MEMORY,
+        "enable_release_grads": f"gradients are released after every update: it {_ALWAYS}",
         "enable_clear_every_step_cache": f"nothing is kept from step to step: it {_ALWAYS}",
         "enable_offload_queue": _MEMORY,
         "best_unbalanced_scheduler": "pp_seg_method: auto balances the stages",
@@ -58,7 +58,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "enable_tensor_fusion": _FUSED,
         "enable_fuse_optimizer_states": _FUSED,
         "disable_stage1_reduce_avg": _LOSS,
-        "enable_release_grads": _MEMORY,
+        "enable_release_grads": f"gradients are released after every update: it {_ALWAYS}",
     },
     "data_parallel_config": {
         "enable_allreduce_avg_in_gradinent_scale": _LOSS,

@@ -27,8 +27,14 @@ from erniekit.estimate.recompute import SHARE_OF_FREE
 from erniekit.estimate.shares import Share, Spread, build_shares
 from erniekit.estimate.state import Held
 from erniekit.estimate.step_time import Workload, local_tokens, recomputed_of, speed, stage_times
-from erniekit.estimate.traffic import Sent, Traffic, gradient_traffic, pipeline_messages, stage_traffic
-from erniekit.parallel.recomputation import Recomputation
+from erniekit.estimate.traffic import (
+    Passing,
+    Sent,
+    Traffic,
+    gradient_traffic,
+    pipeline_messages,
+    stage_traffic,
+)
 from erniekit.parallel.schedule import SENDS, Schedule, Simulated, simulate
 from erniekit.parallel.stages import Cost, ModelCosts
 
@@ -110,6 +116,7 @@ def estimate_run(
     parts: Any,
     is_trained: Mapping[str, bool] | None = None,
     beside: Mapping[str, tuple[int, ...]] | None = None,
+    stored: Mapping[str, float] | None = None,
 ) -> Estimate:
     """Memory, traffic and time of a run.
 
@@ -120,9 +127,13 @@ def estimate_run(
     """
 
     def shares(places: Sequence[Sequence[int]]) -> list[Share]:
-        return build_shares(
-            config, spread, stages, places, shapes=shapes, parts=parts, is_trained=is_trained, beside=beside
-        )
+        own: dict[str, Any] = {
+            "is_trained": is_trained,
+            "beside": beside,
+            "stored": stored,
+            "width": workload.width,
+        }
+        return build_shares(config, spread, stages, places, shapes=shapes, parts=parts, **own)
 
     by_rank, by_stage = shares(schedule.places), shares([[stage] for stage in range(len(stages))])
     traffic = [_traffic(share, workload) for share in by_stage]
@@ -204,13 +215,16 @@ def model_costs(
 
 
 def _traffic(share: Share, workload: Workload) -> Traffic:
-    return stage_traffic(
-        share,
-        tokens=local_tokens(workload, share.spread),
+    tokens = local_tokens(workload, share.spread)
+    passing = Passing(
+        tokens=tokens,
+        labelled=tokens * workload.labelled_share,
         width=workload.width,
-        rerun=_rerun(workload.recomputation),
         dispatch=1 + 4 / 128 if workload.fp8_dispatch else 0.0,
+        away=workload.away,
+        router_losses=workload.router_losses,
     )
+    return stage_traffic(share, passing, workload.recomputation)
 
 
 def _sum(parts: Any) -> Traffic:
@@ -219,12 +233,6 @@ def _sum(parts: Any) -> Traffic:
         whole.forward.add(part.forward)
         whole.backward.add(part.backward)
     return whole
-
-
-def _rerun(recomputation: Recomputation | None) -> frozenset[int]:
-    if recomputation is None:
-        return frozenset()
-    return frozenset(block for block, names in enumerate(recomputation.operators) if "block" in names)
 
 
 def _activations(share: Share, workload: Workload, on_cpu: bool) -> float:
@@ -239,9 +247,11 @@ def _activations(share: Share, workload: Workload, on_cpu: bool) -> float:
         "head": share.last,
     }
     if workload.native:
-        return native_memory.kept_activations(share, width=workload.width, **common)
+        beside = tokens * workload.width * share.weights.kept_beside
+        return beside + native_memory.kept_activations(share, width=workload.width, **common)
     narrow = workload.compute_type != "fp32"
-    return memory.kept_activations(share, narrow=narrow, on_cpu=on_cpu, **common)
+    beside = tokens * 4 * share.weights.kept_beside
+    return beside + memory.kept_activations(share, narrow=narrow, on_cpu=on_cpu, **common)
 
 
 def _rank(
@@ -275,11 +285,13 @@ def _rank(
             gradients=divided(trained.dense, trained.experts, 2),
             states=states,
             head=share.last,
+            quantised=workload.quantised,
         ),
     )
+    causes["weights"] -= int(weights.spared / (spread.sharding if spread.sharding_stage == 3 else 1))
     if workload.compute_type == "fp8":
         causes["weights"] -= int(divided(0, weights.experts, 3))
-    host = causes.pop("optimizer", 0) if workload.offload_optimizer else 0
+    host = causes.pop("optimizer", 0) if workload.offload_optimizer and not machine.on_cpu else 0
     buffers = _buffers(share, workload)
     if buffers:
         causes["buffers"] = int(buffers)
@@ -307,16 +319,26 @@ def _buffers(share: Share, workload: Workload) -> float:
         rows = tokens / spread.activation_split * share.moe_k
         size += rows * share.hidden_size * workload.width
     if spread.sharding > 1 and spread.sharding_stage >= 2 and share.blocks:
-        block = share.trained.total / len(share.blocks)
-        size += 4 * block
+        # Gradients of what is computed, and of the block after it on their way; weights of what is outside of
+        # blocks, of a block, and of the next one.
+        ends = share.vocab_size * share.hidden_size * share.num_ends()
+        trained_ends = min(ends, share.trained.total)
+        block = (share.trained.total - trained_ends) / len(share.blocks)
+        size += 4 * (block + max(block, trained_ends))
         if spread.sharding_stage == 3:
-            size += 2 * workload.width * share.weights.total / len(share.blocks)
+            size += workload.width * (ends + 2 * (share.weights.total - ends) / len(share.blocks))
     return size
 
 
 def _gradients(share: Share, workload: Workload) -> Sent:
-    tied = share.whole.tie_word_embeddings and share.first != share.last
-    return gradient_traffic(share, width=workload.width, micro_batches=workload.micro_batches, tied=tied)
+    shared = share.whole.tie_word_embeddings or share.whole.num_nextn_predict_layers
+    return gradient_traffic(
+        share,
+        width=workload.width,
+        micro_batches=workload.micro_batches,
+        tied=bool(shared) and share.first != share.last,
+        balances=workload.balances,
+    )
 
 
 def _model_flops(config: Any, workload: Workload, shares: Sequence[Share]) -> float:

@@ -15,6 +15,7 @@ Parameters are counted name by name: `models/<family>/plan.py` says which are sp
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -72,11 +73,18 @@ class Spread(Layout):
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters by what becomes of them: split over tensor ranks, the same there, experts."""
+    """Numbers of parameters by what becomes of them: split over tensor ranks, the same there, experts.
+
+    spared: bytes that quantised weights are less than whole ones.
+    kept_beside: numbers a token that adapters keep for the backward pass. fixed: those that nothing trains.
+    """
 
     split: float = 0
     same: float = 0
     experts: float = 0
+    spared: float = 0
+    kept_beside: float = 0
+    fixed: float = 0
 
     @property
     def dense(self) -> float:
@@ -89,11 +97,29 @@ class Counts:
         return self.split + self.same + self.experts
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a process holds of one parameter.
+
+    partial: its gradient is to be summed over tensor ranks. in_block: it belongs to one.
+    keeps_whole: sharding never parts it.
+    """
+
+    numbers: float
+    is_expert: bool
+    is_trained: bool
+    partial: bool
+    in_block: bool
+    keeps_whole: bool
+    is_wide: bool
+
+
 class Share:
     """The part of a model in the processes of one pipeline rank, or in one stage; see the module.
 
     blocks: of the whole model. first, last: whether it has the embedding, and norm, head and loss.
-    weights, trained: what is held here, and what is trained of it.
+    weights, trained: what is held here, and what is trained of it. trains_embedding: of the whole model.
+    parts: every parameter.
     """
 
     def __init__(
@@ -106,8 +132,11 @@ class Share:
         last: bool,
         weights: Counts,
         trained: Counts,
+        trains_embedding: bool = True,
+        parts: Sequence[Part] = (),
     ) -> None:
         self.whole, self.spread, self.blocks = config, spread, tuple(blocks)
+        self.trains_embedding, self.parts = trains_embedding, tuple(parts)
         self.first, self.last, self.weights, self.trained = first, last, weights, trained
         # With sequence parallelism the positions are split instead, by whoever counts tokens.
         split = 1 if spread.sequence_parallel else spread.tensor
@@ -134,6 +163,10 @@ class Share:
         """Width of the part of the shared experts."""
         return self._shared
 
+    def num_ends(self) -> int:
+        """Tables of the vocabulary that are here: embedding and head, which may be one."""
+        return 1 if self.whole.tie_word_embeddings and self.first and self.last else self.first + self.last
+
     def num_parameters(self) -> float:
         """Parameters that are here."""
         return self.weights.total
@@ -149,6 +182,8 @@ def build_shares(
     parts: Any,
     is_trained: Mapping[str, bool] | None = None,
     beside: Mapping[str, tuple[int, ...]] | None = None,
+    stored: Mapping[str, float] | None = None,
+    width: int = 2,
 ) -> list[Share]:
     """The part of every holder of stages.
 
@@ -159,20 +194,35 @@ def build_shares(
         parts: the family's `plan` module.
         is_trained: by name; None for all.
         beside: an adapter's matrices, which are trained too; named after what they are beside.
+        stored: bytes of a number of those that are quantised; others have `width`.
     """
     last = len(stages) - 1
     holders = {stage: holder for holder, own in enumerate(places) for stage in own}
     owners = {block: holders[stage] for stage, blocks in enumerate(stages) for block in blocks}
-    zero = {"split": 0.0, "same": 0.0, "experts": 0.0}
-    weights, trained = [dict(zero) for _ in places], [dict(zero) for _ in places]
+    weights, trained = ([defaultdict[str, float](float) for _ in places] for _ in range(2))
+    found: list[list[Part]] = [[] for _ in places]
     for source in (shapes, beside or {}):
         adapter = source is not shapes
         for name, shape in source.items():
-            kind, split = _placed(name, spread, parts, adapter=adapter)
+            kind, split, partial = _placed(name, spread, parts, adapter=adapter)
+            changes, size = adapter or _is_trained(name, is_trained, parts), prod(shape) / split
+            part = Part(
+                *(size, kind == "experts", changes, partial),
+                in_block=name.startswith((f"{parts.BLOCKS}.", f"{parts.AHEAD_BLOCKS}.")),
+                keeps_whole=name.endswith(parts.ROUTERS) or (beside is not None and changes),
+                is_wide=name.endswith(parts.ROUTERS),
+            )
             for holder in _holders(name, owners, (holders[0], holders[last]), config, parts):
-                weights[holder][kind] += prod(shape) / split
-                if adapter or is_trained is None or is_trained[name]:
-                    trained[holder][kind] += prod(shape) / split
+                found[holder].append(part)
+                held = weights[holder]
+                held[kind] += size
+                held["fixed"] += size * name.endswith(parts.UNTRAINED)
+                held["spared"] += size * (width - (stored or {}).get(name, width))
+                if name.endswith(".lora_A"):
+                    rows = config.moe_k * spread.expert_rows_per_choice() if kind == "experts" else 1
+                    held["kept_beside"] += shape[-1] * rows
+                if changes:
+                    trained[holder][kind] += size
     return [
         Share(
             config,
@@ -182,9 +232,15 @@ def build_shares(
             last=last in own,
             weights=Counts(**weights[holder]),
             trained=Counts(**trained[holder]),
+            trains_embedding=_is_trained(f"{parts.EMBEDDING}.weight", is_trained, parts),
+            parts=found[holder],
         )
         for holder, own in enumerate(places)
     ]
+
+
+def _is_trained(name: str, is_trained: Mapping[str, bool] | None, parts: Any) -> bool:
+    return not name.endswith(parts.UNTRAINED) if is_trained is None else is_trained[name]
 
 
 def _holders(
@@ -196,22 +252,26 @@ def _holders(
         return (owners[int(block[1])],)
     first, last = ends
     if name.startswith(parts.EMBEDDING):
-        return (first, last) if config.tie_word_embeddings and first != last else (first,)
+        needed = config.tie_word_embeddings or config.num_nextn_predict_layers
+        return (first, last) if needed and first != last else (first,)
     return (last,)
 
 
-def _placed(name: str, spread: Spread, parts: Any, *, adapter: bool) -> tuple[str, int]:
-    """The kind of a parameter, and over how many processes it is split."""
+def _placed(name: str, spread: Spread, parts: Any, *, adapter: bool) -> tuple[str, int, bool]:
+    """The kind of a parameter, over how many processes it is split, and whether its gradient is partial."""
     module, _, own = name.rpartition(".")
     if any(module.endswith(experts) for experts in parts.EXPERTS):
-        split = spread.expert_tensor if not adapter or _is_split(parts.EXPERTS, module, own) else 1
-        return "experts", spread.expert * split
+        whole = adapter and not _is_split(parts.EXPERTS, module, own)
+        split = 1 if whole else spread.expert_tensor
+        return "experts", spread.expert * split, whole and spread.expert_tensor > 1
     for table in (parts.LINEARS, parts.SHARED_EXPERTS):
-        if any(module.endswith(linear) for linear in table) and _is_split(table, module, own):
-            return "split", spread.tensor
+        if any(module.endswith(linear) for linear in table):
+            if _is_split(table, module, own):
+                return "split", spread.tensor, False
+            return "same", 1, spread.tensor > 1 and (adapter or spread.sequence_parallel)
     if module in (parts.EMBEDDING, parts.HEAD) and not adapter:
-        return "split", spread.tensor
-    return "same", 1
+        return "split", spread.tensor, False
+    return "same", 1, spread.tensor > 1 and spread.sequence_parallel
 
 
 def _is_split(table: Mapping[str, str], module: str, own: str) -> bool:

@@ -17,6 +17,7 @@ the numbers of each parameter and updates these alone.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
@@ -25,9 +26,11 @@ import numpy as np
 import paddle
 
 from erniekit.errors import CheckpointError
+from erniekit.log import logger
 from erniekit.ops import gradients
-from erniekit.ops.backend import current_backend
+from erniekit.ops.backend import current_backend, on_cpu
 from erniekit.optim.groups import decays, learning_rate_ratios
+from erniekit.optim.host import HostMemory
 from erniekit.optim.native import NativeUpdate
 from erniekit.optim.plain import PlainUpdate
 from erniekit.optim.update import Entry, Numbers
@@ -53,6 +56,7 @@ class AdamW:
         layerwise_lr_decay_bound: float,
         moe_gate_lr_ratio: float | None = None,
         use_lowprecision_moment: bool = False,
+        offload_optim: bool = False,
     ) -> None:
         trained = {name: p for name, p in named_parameters if not p.stop_gradient}
         before = accumulate((parameter.size for parameter in trained.values()), initial=0)
@@ -72,14 +76,17 @@ class AdamW:
         self._max_grad_norm = max_grad_norm
         self._clip = 1.0
         self.num_updates = 0
+        if offload_optim and on_cpu():
+            logger.info("offload_optim: on a CPU the optimizer's states are in main memory as it is")
+        self._host = HostMemory() if offload_optim and not on_cpu() else None
         native = current_backend() == "native" and NativeUpdate.takes(self._parameters)
-        self._update = NativeUpdate(self._parameters) if native else PlainUpdate(self._parameters)
+        self._update = NativeUpdate(self._parameters) if native else PlainUpdate(self._parameters, self._host)
         self._moment_type = "bfloat16" if use_lowprecision_moment else "float32"
         self._exp_avg: dict[str, paddle.Tensor] = {}
         self._exp_avg_sq: dict[str, paddle.Tensor] = {}
         for name, parameter in self._parameters.items():
-            self._exp_avg[name] = paddle.zeros(parameter.shape, dtype=self._moment_type)
-            self._exp_avg_sq[name] = paddle.zeros(parameter.shape, dtype=self._moment_type)
+            self._exp_avg[name] = self._aside(paddle.zeros(parameter.shape, dtype=self._moment_type))
+            self._exp_avg_sq[name] = self._aside(paddle.zeros(parameter.shape, dtype=self._moment_type))
 
     @paddle.no_grad()
     def accumulate_grads(self) -> None:
@@ -141,7 +148,12 @@ class AdamW:
         ]
         beta1, beta2 = self._betas
         numbers = Numbers(self.num_updates, clip=self._clip, beta1=beta1, beta2=beta2, epsilon=self._epsilon)
-        self._update.update(entries, numbers)
+        if self._host is None:
+            self._update.update(entries, numbers)
+        else:
+            for entry in entries:
+                with self._host.here(entry.exp_avg, entry.exp_avg_sq) as (first, second):
+                    self._update.update([replace(entry, exp_avg=first, exp_avg_sq=second)], numbers)
         self._clip = 1.0
 
     def names(self) -> list[str]:
@@ -183,9 +195,12 @@ class AdamW:
         for prefix, table in self._moments():
             for name in table:
                 moment = paddle.to_tensor(_as_fp32(tensors.read(f"{prefix}.{name}")))
-                table[name] = moment.astype(self._moment_type)
+                table[name] = self._aside(moment.astype(self._moment_type))
         for name in self._update.master_names():
             self._update.set_master(name, tensors.read(f"master.{name}"))
+
+    def _aside(self, state: paddle.Tensor) -> paddle.Tensor:
+        return state if self._host is None else self._host.keep(state)
 
     def _check(self, tensors: Any) -> None:
         shapes = {f"{prefix}.{name}": name for prefix, table in self._moments() for name in table}

@@ -26,6 +26,7 @@ def build_optimizer(
     layerwise_lr_decay_bound: float,
     moe_gate_lr_ratio: float | None = None,
     use_lowprecision_moment: bool = False,
+    offload_optim: bool = False,
 ) -> Any:
     """An optimiser of the trained ones among `named_parameters`.
 
@@ -54,4 +55,5 @@ def build_optimizer(
         layerwise_lr_decay_bound=layerwise_lr_decay_bound,
         moe_gate_lr_ratio=moe_gate_lr_ratio,
         use_lowprecision_moment=use_lowprecision_moment,
+        offload_optim=offload_optim,
     )

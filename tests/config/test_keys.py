@@ -58,7 +58,16 @@ def test_recompute_is_a_switch_with_a_third_position(tmp_path: Path, key: str, w
         assert load(tmp_path, f"eval_dataset_path: a\n{key}: {word}\n", verb=verb).notices == []
 
 
-@pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer", "release_grads"])
-def test_ways_to_save_memory_say_that_they_save_none(tmp_path: Path, key: str) -> None:
-    (notice,) = load(tmp_path, f"{key}: true\n").notices
-    assert notice.startswith(key) and notice.endswith("memory is not lowered")
+@pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer"])
+def test_both_spellings_keep_the_optimizer_in_main_memory(tmp_path: Path, key: str) -> None:
+    loaded = load(tmp_path, f"{key}: true\n")
+    assert loaded.config.optimizer.offload_optim and loaded.notices == []
+    assert not load(tmp_path, f"{key}: false\n").config.optimizer.offload_optim
+    assert load(tmp_path, "offload_optim: true\ntensorwise_offload_optimizer: true\n").notices == []
+
+
+def test_gradients_are_released_without_being_asked(tmp_path: Path) -> None:
+    (notice,) = load(tmp_path, "release_grads: true\n").notices
+    assert notice.startswith("release_grads") and notice.endswith(
+        "gradients are released after every update, always"
+    )
