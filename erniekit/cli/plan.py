@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from erniekit.estimate.machines import Machine
     from erniekit.estimate.parallel import Estimate
     from erniekit.estimate.plans import Model, Pipelining
-    from erniekit.estimate.step_time import Workload
 
 HELP = "memory, communication and time of a run on several devices, before it starts"
 USAGE = """usage: erniekit plan CONFIG [key=value ...] [machine words] [--json]
@@ -109,13 +108,10 @@ def _machine(options: Mapping[str, Any], loaded: "LoadedConfig") -> "Machine":
 
 def _model(loaded: "LoadedConfig") -> "Model":
     """The numbers of the model, and what of it is trained."""
-    import re
-
     from erniekit.checkpoint.presets import STARTER, find_preset
     from erniekit.errors import ConfigError
-    from erniekit.estimate.adapters import adapter_shapes
-    from erniekit.estimate.plans import Model
-    from erniekit.models.registry import config_from_json, load_family
+    from erniekit.estimate.asked import asked_model
+    from erniekit.models.registry import config_from_json
     from erniekit.train.devices import known_numbers
 
     name = loaded.config.model.model_name_or_path
@@ -129,29 +125,7 @@ def _model(loaded: "LoadedConfig") -> "Model":
             f"{place}: model_name_or_path: {name or 'nothing'} is neither a model folder nor a known name; "
             "its numbers are needed (erniekit models list, or erniekit models get)"
         )
-    family = load_family(numbers)
-    shapes = family.weights.memory_shapes(numbers)
-    if loaded.config.model.fine_tuning == "Full":
-        frozen = [re.compile(pattern) for pattern in loaded.config.model.freeze]
-        trained = {key: not any(pattern.search(key) for pattern in frozen) for key in shapes}
-        return Model(numbers, shapes, family.plan, trained)
-    lora = loaded.config.lora
-    beside = adapter_shapes(
-        shapes,
-        family.plan,
-        lambda parameter, shape: family.names_in_files(parameter, shape, numbers),
-        lora_rank=lora.lora_rank,
-        lora_target=lora.lora_target,
-    )
-    whole = [re.compile(pattern) for pattern in lora.lora_modules_to_save]
-    trained = {key: any(pattern.search(key) for pattern in whole) for key in shapes}
-    return Model(numbers, shapes, family.plan, trained, beside)
-
-
-def _workload(loaded: "LoadedConfig", machine: "Machine", model: "Model", attended: float) -> "Workload":
-    from erniekit.estimate.plans import workload_of
-
-    return workload_of(loaded.config, model.numbers, on_cpu=machine.on_cpu, attended=attended)
+    return asked_model(loaded.config, numbers)
 
 
 def _plan(
@@ -159,14 +133,19 @@ def _plan(
 ) -> int:
     import json
 
+    from erniekit.estimate.asked import asked_pipelining, asked_spread, asked_workload
+    from erniekit.estimate.plan_words import lines
     from erniekit.estimate.plans import automatic, make_plan, remedies
     from erniekit.log import console
 
+    config = loaded.config
     with _Places(loaded):
-        spread, pipelining = _spread(loaded, model, options), _pipelining(loaded)
-        workload = _workload(loaded, machine, model, options.get("sample_tokens", float("inf")))
+        spread = asked_spread(config, model.numbers, options.get("devices"))
+        pipelining = asked_pipelining(config)
+        attended = options.get("sample_tokens", float("inf"))
+        workload = asked_workload(config, model.numbers, machine, attended)
         estimate = make_plan(model, spread, workload, machine, pipelining)
-        if loaded.config.recompute.recompute == "auto":
+        if config.recompute.recompute == "auto":
             estimate = automatic(model, estimate, pipelining)
     changes = [] if estimate.fits else list(remedies(model, estimate, pipelining))
     if as_json:
@@ -185,14 +164,16 @@ def _search(
     import json
 
     from erniekit.errors import ConfigError
+    from erniekit.estimate.asked import asked_spread, asked_workload
     from erniekit.estimate.plans import search
     from erniekit.log import console
 
     if "devices" not in options:
         raise ConfigError("erniekit plan search needs devices=N, the number to spread over")
-    workload = _workload(loaded, machine, model, options.get("sample_tokens", float("inf")))
+    attended = options.get("sample_tokens", float("inf"))
     with _Places(loaded):
-        batch = _spread(loaded, model, {}).batch
+        workload = asked_workload(loaded.config, model.numbers, machine, attended)
+        batch = asked_spread(loaded.config, model.numbers).batch
     sequences = batch * workload.rows * workload.micro_batches
     found = search(model, workload, machine, devices=options["devices"], sequences=sequences)
     if as_json:
@@ -231,49 +212,6 @@ def _published(argv: list[str]) -> int:
     text = table(Model(numbers, family.weights.memory_shapes(numbers), family.plan))
     console.print(text, markup=False, highlight=False, soft_wrap=True, end="")
     return 0
-
-
-def _spread(loaded: "LoadedConfig", model: "Model", options: Mapping[str, Any]) -> Any:
-    """How the keys spread the run.
-
-    Raises:
-        ConfigError: they do not fit each other, the model or the number of devices.
-    """
-    from erniekit.errors import ConfigError
-    from erniekit.estimate.shares import Spread
-    from erniekit.parallel.layout import choose_layout, misfits
-
-    keys = loaded.config.values()
-    degrees = ("tensor", "pipeline", "sharding", "context", "expert")
-    given = {f"{axis}_parallel_degree": keys.get(f"{axis}_parallel_degree", 1) for axis in degrees}
-    stage = str(keys.get("sharding") or "")
-    if not stage and "sharding" not in keys and given["sharding_parallel_degree"] > 1:
-        stage = "stage1"
-    needed = 1
-    for axis in degrees[:-1]:
-        needed *= max(1, given[f"{axis}_parallel_degree"])
-    group = str(keys.get("moe_group") or "dummy")
-    world = options.get("devices", needed)
-    layout = choose_layout(world, **given, moe_group=group, sharding=stage)
-    numbers = {
-        name: value[0] if isinstance(value, tuple) else value
-        for name, value in vars(model.numbers).items()
-        if isinstance(value, int | tuple) and value
-    } | {"max_seq_len": loaded.config.sequences.max_seq_len}
-    wrong = misfits(layout, numbers)
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-    number = next((int(letter) for letter in stage if letter.isdecimal()), 1)
-    parallel = bool(keys.get("sequence_parallel", False)) and layout.tensor > 1
-    return Spread(**vars(layout), sharding_stage=number, sequence_parallel=parallel)
-
-
-def _pipelining(loaded: "LoadedConfig") -> "Pipelining":
-    from dataclasses import asdict
-
-    from erniekit.estimate.plans import choose_pipelining
-
-    return choose_pipelining(**asdict(loaded.config.pipelining))
 
 
 class _Places:
@@ -333,51 +271,6 @@ def as_dict(estimate: "Estimate", pipelining: "Pipelining") -> dict[str, Any]:
     }
 
 
-def lines(estimate: "Estimate") -> Iterator[str]:
-    """The plan for people."""
-    spread, machine, work = estimate.spread, estimate.machine, estimate.workload
-    axes = [f"{axis} {size}" for axis, size in spread.sizes().items() if size > 1]
-    if spread.expert > 1:
-        axes.append(f"expert {spread.expert} ({spread.moe_group})")
-    yield f"{spread.world_size} x {machine.name}: {', '.join(axes) or 'one device'}"
-    yield ""
-    yield f"memory of a device at the peak, GiB; {_gib(estimate.allowed)} may be filled (90 %)"
-    causes = list(dict.fromkeys(cause for rank in estimate.ranks for cause in rank.memory))
-    rows = [("pipeline rank", "blocks", "parameters", *causes, "total")]
-    for place, rank in enumerate(estimate.ranks):
-        held = f"{len(rank.blocks)}"
-        numbers = [_gib(rank.memory.get(cause, 0)) for cause in causes]
-        mark = "*" if place == estimate.worst else ""
-        rows.append((f"{mark}{place}", held, f"{rank.parameters:,}", *numbers, _gib(rank.total)))
-    yield from _columns(rows)
-    worst = estimate.ranks[estimate.worst]
-    verdict = "fits" if estimate.fits else "DOES NOT FIT"
-    used = f"{_gib(worst.total)} GiB of {_gib(estimate.allowed)}"
-    yield f"worst: pipeline rank {estimate.worst} with {used}: {verdict}"
-    if worst.host:
-        in_node = worst.host * min(machine.devices_per_node, spread.world_size)
-        yield f"in main memory: {_gib(worst.host)} GiB a device, {_gib(in_node)} GiB a node"
-    yield ""
-    sent = {axis: max(rank.sent.get(axis, 0) for rank in estimate.ranks) for axis in _axes(estimate)}
-    listed = ", ".join(f"{axis} {size / 1e9:,.3g}" for axis, size in sent.items())
-    yield f"a device sends in a step, GB, at most: {listed or 'nothing'}"
-    yield (
-        f"step of {estimate.tokens:,} tokens: {estimate.seconds:.3g} s (pipeline {estimate.pipeline:.3g}, "
-        f"reduction not hidden {estimate.exposed:.3g}, optimizer {estimate.update:.3g}), "
-        f"{estimate.tokens / estimate.seconds:,.0f} tokens/s"
-    )
-    yield f"bubble {100 * estimate.bubble:.1f} %, MFU {100 * estimate.utilisation:.1f} %"
-    yield (
-        f"assumed: {work.compute_type}, kernels at {machine.efficiency:.0%} of {machine.peak / 1e12:,.4g} "
-        f"TFLOP/s, {machine.within / 1e9:,.4g} GB/s within {machine.devices_per_node} devices and "
-        f"{machine.between / 1e9:,.4g} between nodes, samples of {work.attended:,.0f} tokens, even experts"
-    )
-
-
-def _axes(estimate: "Estimate") -> list[str]:
-    return list(dict.fromkeys(axis for rank in estimate.ranks for axis in rank.sent))
-
-
 def _remedy_lines(estimate: "Estimate", changes: list[tuple[str, "Estimate"]]) -> Iterator[str]:
     if estimate.fits:
         return
@@ -413,13 +306,3 @@ def _keys(estimate: "Estimate", pipelining: "Pipelining") -> str:
     keys["gradient_accumulation_steps"] = estimate.workload.micro_batches
     keys["recompute"] = "false" if again is None else "true"
     return " ".join(f"{key}={value}" for key, value in keys.items())
-
-
-def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.1f}" if size >= 2**30 else f"{size / 2**30:.3f}"

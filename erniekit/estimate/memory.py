@@ -104,17 +104,12 @@ def training_memory(
         depths: blocks of multi-token prediction that are trained; None for all that there are.
     """
     narrow = compute_type != "fp32"
-    width = 2 if narrow else 4
-    tokens = rows * seq_len
-    if held is None:
-        weights: float = model_bytes(config, compute_type=compute_type, scheme=scheme)
-        num_states: float = num_trained
-    else:
-        weights, num_states = width * held.weights, held.states
-    beside = 0.0
-    if adapter is not None:
-        weights += width * adapter.num_parameters
-        beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32
+    width, tokens = (2 if narrow else 4), rows * seq_len
+    weights: float = 0 if held else model_bytes(config, compute_type=compute_type, scheme=scheme)
+    weights += width * held.weights if held else 0
+    num_states: float = held.states if held else num_trained
+    weights += width * adapter.num_parameters if adapter else 0
+    beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32 if adapter else 0.0
     at_work = config if depths is None else config.with_ahead(depths)
     if native:
         changing = native_memory.moments(
@@ -144,7 +139,7 @@ def training_memory(
         attention_dropout=attention_dropout,
         recomputation=recomputation,
         adapter_bytes=beside,
-        quantised=scheme is not None,
+        quantised=scheme is not None or (held is not None and held.quantised),
         held=held,
     )
     state = (4 if low_precision_moments else 8) + (4 if narrow else 0)

@@ -11,6 +11,7 @@ from erniekit.estimate.machines import Machine
 from erniekit.estimate.parallel import Estimate, estimate_run, model_costs
 from erniekit.estimate.recompute import SHARE_OF_FREE, cheapest_that_fits, operator_costs
 from erniekit.estimate.shares import Spread
+from erniekit.estimate.state import BYTES
 from erniekit.estimate.step_time import Workload
 from erniekit.parallel.recomputation import Recomputation, choose_recomputation
 from erniekit.parallel.schedule import Schedule, build_schedule, simulate
@@ -19,13 +20,14 @@ from erniekit.parallel.stages import DENSE_BLOCK, EXPERTS_BLOCK, Stages, choose_
 
 @dataclass(frozen=True)
 class Model:
-    """Numbers and parameters of a model, and which of them are trained; see `shares.build_shares`."""
+    """Numbers and parameters of a model, which are trained, and how stored; see `shares.build_shares`."""
 
     numbers: Any
     shapes: Mapping[str, tuple[int, ...]]
     parts: Any
     is_trained: Mapping[str, bool] | None = None
     beside: Mapping[str, tuple[int, ...]] | None = None
+    stored: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +74,11 @@ def workload_of(config: Config, numbers: Any, *, on_cpu: bool, attended: float) 
     if again["recompute"] == "auto":
         again["recompute"] = "false"
     chosen = choose_recomputation(numbers.num_hidden_layers, **again)
-    keys, width = config.values(), config.model.compute_type
+    compute, routing = config.model.compute_type, config.routing
+    balances = config.run.stage == "PT" if routing.moe_use_aux_free is None else routing.moe_use_aux_free
     return Workload(
-        compute_type="bf16" if width == "auto" else width,
+        compute_type=compute if compute in BYTES else "bf16",
+        quantised=compute not in (*BYTES, "auto"),
         rows=config.batch.per_device_train_batch_size,
         seq_len=config.sequences.max_seq_len,
         micro_batches=config.batch.gradient_accumulation_steps,
@@ -83,8 +87,10 @@ def workload_of(config: Config, numbers: Any, *, on_cpu: bool, attended: float) 
         attention_dropout=config.model.attention_probs_dropout_prob,
         native=on_cpu and config.run.kernels != "paddle",
         low_precision_moments=config.optimizer.use_lowprecision_moment,
-        offload_optimizer=bool(keys.get("offload_optim") or keys.get("tensorwise_offload_optimizer")),
+        offload_optimizer=config.optimizer.offload_optim,
         recomputation=None if chosen.is_nothing() else chosen,
+        router_losses=bool(routing.moe_aux_loss_lambda) + bool(routing.moe_z_loss_lambda),
+        balances=bool(routing.moe_use_aux_free_update_coef) and balances,
     )
 
 
@@ -143,6 +149,7 @@ def make_plan(
         parts=model.parts,
         is_trained=model.is_trained,
         beside=model.beside,
+        stored=model.stored,
     )
 
 
@@ -216,7 +223,7 @@ def _changes(estimate: Estimate, numbers: Any) -> Iterator[tuple[str, Spread, Wo
     for stage in range(spread.sharding_stage + 1, 4):
         if spread.sharding > 1:
             yield f"{also}sharding: stage{stage}", replace(spread, sharding_stage=stage), lean, machine
-    if not workload.offload_optimizer:
+    if not (workload.offload_optimizer or machine.on_cpu):
         yield f"{also}offload_optim: true", spread, replace(lean, offload_optimizer=True), machine
     if not spread.sequence_parallel and spread.tensor > 1:
         yield f"{also}sequence_parallel: true", replace(spread, sequence_parallel=True), lean, machine

@@ -12,6 +12,7 @@ class Held:
 
     activations: bytes at the most, of all micro-batches that are under way.
     weights, gradients, states: of how many parameters they are here. head: whether the loss is.
+    quantised: frozen weights are.
     """
 
     activations: float
@@ -19,6 +20,7 @@ class Held:
     gradients: float
     states: float
     head: bool
+    quantised: bool = False
 
 
 def training_state(weights: int, num_trained: int, *, compute_type: str) -> dict[str, int]:

@@ -18,8 +18,10 @@ class Workload:
 
     compute_type: fp32, bf16, or fp8 (experts are stored in 8 bits; they and MLPs are computed in fp8).
     rows, seq_len: of a micro-batch. attended: tokens of the sample that a token belongs to, on average.
-    labelled_share: share of positions with a label. offload_optimizer: its states are in main memory.
-    fp8_dispatch: rows go to experts in 8 bits.
+    labelled_share: share of positions with a label. quantised: frozen weights are. offload_optimizer: its
+    states are in main memory.
+    fp8_dispatch: rows go to experts in 8 bits. away: share of those rows that other processes have; None
+    where load is even. router_losses: how many of them look at every token. balances: a bias balances.
     """
 
     compute_type: str
@@ -29,11 +31,15 @@ class Workload:
     attended: float
     logits_rows: int
     labelled_share: float = 1.0
+    quantised: bool = False
     attention_dropout: float = 0.0
     native: bool = False
     low_precision_moments: bool = False
     offload_optimizer: bool = False
     fp8_dispatch: bool = False
+    away: float | None = None
+    router_losses: int = 1
+    balances: bool = False
     recomputation: Recomputation | None = None
 
     @property
@@ -79,7 +85,7 @@ def stage_times(
     chosen = recomputed_of(workload.recomputation, share)
     if chosen is not None:
         again = recomputed_flops(_Blocks(share), chosen, attended=workload.attended)
-    trained = min(1.0, share.trained.total / max(share.weights.total, 1))
+    trained = min(1.0, share.trained.total / max(share.weights.total - share.weights.fixed, 1))
     rate = tokens / (machine.peak * machine.efficiency)
     ahead, back = (
         sum(size / speed(machine, spread, axis) for axis, size in direction.items())
@@ -109,7 +115,6 @@ def speed(machine: Machine, spread: Spread, axis: str) -> float:
     experts = {"mp": spread.tensor, "world": spread.expert}.get(spread.moe_group, inner * spread.expert)
     span = {
         "tensor": spread.tensor,
-        "sequence": spread.tensor,
         "context": inner,
         "sharding": inner * spread.sharding,
         "data": inner * spread.batch,

@@ -1,64 +1,16 @@
-"""The pipeline of a run: how its model is cut, the engine that runs its steps, and what is told about it."""
+"""The pipeline of a run: the engine that runs its steps, and what is told about it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from erniekit.assemble import Assembled
-from erniekit.config.config import Config
-from erniekit.estimate.machines import MACHINES
-from erniekit.estimate.parallel import Estimate
-from erniekit.estimate.plans import Model, Pipelining, choose_cut, choose_pipelining, make_plan, workload_of
-from erniekit.estimate.shares import Spread
 from erniekit.models.registry import load_family
-from erniekit.ops.backend import on_cpu
-from erniekit.parallel.layout import Layout
 from erniekit.parallel.pipeline import PipelineEngine
-from erniekit.parallel.schedule import Schedule, simulate
-from erniekit.parallel.stages import Stages
+from erniekit.parallel.schedule import simulate
+from erniekit.train.planning import RunPlan
 
 
-@dataclass(frozen=True)
-class PipelinePlan:
-    """How the steps of a run go through its stages.
-
-    schedule: of a whole step. stages: the blocks of each. estimate: memory and time, as of `erniekit plan`.
-    """
-
-    pipelining: Pipelining
-    schedule: Schedule
-    stages: Stages
-    estimate: Estimate
-
-    @property
-    def places(self) -> tuple[tuple[int, ...], ...]:
-        """The stages of each rank."""
-        return self.schedule.places
-
-
-def plan_pipeline(config: Config, numbers: Any, layout: Layout, *, attended: float) -> PipelinePlan | None:
-    """The pipeline of a run; None where one process has the whole model.
-
-    Args:
-        numbers: of the model. attended: tokens of the sample that a token belongs to, on average.
-
-    Raises:
-        ConfigError: the cut or the schedule does not fit the model or the micro-batches of a step.
-    """
-    if layout.pipeline == 1:
-        return None
-    family, machine = load_family(numbers), MACHINES["cpu" if on_cpu() else "H800"]
-    model = Model(numbers, family.weights.memory_shapes(numbers), family.plan)
-    sequence = config.parallel.sequence_parallel and layout.tensor > 1
-    stage = int(config.parallel.sharding[-1:] or 1)
-    spread = Spread(**vars(layout), sharding_stage=stage, sequence_parallel=sequence)
-    workload = workload_of(config, numbers, on_cpu=machine.on_cpu, attended=attended)
-    pipelining = choose_pipelining(**asdict(config.pipelining))
-    schedule, stages = choose_cut(model, spread, workload, machine, pipelining)
-    return PipelinePlan(pipelining, schedule, stages, make_plan(model, spread, workload, machine, pipelining))
-
-
-def build_engine(plan: PipelinePlan, built: Assembled, *, sequence_parallel: bool) -> PipelineEngine:
+def build_engine(plan: RunPlan, built: Assembled, *, sequence_parallel: bool) -> PipelineEngine:
     """The engine of this process, for a model that was built with the stages of `plan`."""
     assert built.spread is not None and built.spread.cut is not None
     mesh = built.spread.mesh
@@ -80,7 +32,7 @@ def build_engine(plan: PipelinePlan, built: Assembled, *, sequence_parallel: boo
     )
 
 
-def in_words(plan: PipelinePlan) -> str:
+def in_words(plan: RunPlan) -> str:
     """Schedule, stages, and what is simulated of a step, for the screen before the first one."""
     blocks = "; ".join(
         "+".join(f"{start}-{end - 1}" for start, end in (plan.stages[stage] for stage in own))

@@ -50,7 +50,8 @@ from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
-from erniekit.train.pipelining import PipelinePlan, build_engine, plan_pipeline
+from erniekit.train.pipelining import build_engine
+from erniekit.train.planning import RunPlan, check_plan, machine_of, plan_run
 from erniekit.train.preference import held_out_objective, moving_reference, preference_objective
 from erniekit.train.processes import Crew, open_processes
 from erniekit.train.recompute import recompute_as_asked
@@ -117,10 +118,11 @@ def train_session(loaded: "LoadedConfig") -> int:
     start = run_folder.start_from
     if start is not None and run.resume_from_checkpoint == "auto":
         require_same_rows(start, loader.rows_per_step, replicas, config.batch.per_device_train_batch_size)
-    pipeline = _pipeline(config, folder, mesh, samples.report)
+    plan = _plan(config, folder, mesh, samples.report, device)
+    pipeline = plan if plan is not None and plan.is_cut else None
     built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
     chosen = recompute_as_asked(
-        config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
+        config, built, samples.report, lambda: free_memory(device) + resident_memory()[0], plan
     )
     engine = None
     if pipeline is not None:
@@ -149,7 +151,7 @@ def train_session(loaded: "LoadedConfig") -> int:
             sample=samples.first_samples(1)[0],
             tokenizer=reader.tokenizer,
             device=device,
-            pipeline=pipeline,
+            plan=plan,
         )
     try:
         code = trainer.run()
@@ -343,13 +345,14 @@ def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.optimizer.load_state(PlacedTensors(tensors, team.placements(), held))
 
 
-def _pipeline(config: Config, folder: Path, mesh: Mesh | None, report: DataReport) -> PipelinePlan | None:
-    """How the model is cut into stages, where it is."""
-    if mesh is None or mesh.layout.pipeline == 1:
+def _plan(config: Config, folder: Path, mesh: Mesh | None, report: DataReport, device: str) -> RunPlan | None:
+    """What several processes hold and send, checked and told."""
+    if mesh is None:
         return None
-    numbers, ahead = read_model_config(folder), config.model.num_nextn_predict_layers
-    numbers = numbers if ahead is None else numbers.with_ahead(ahead)
-    return plan_pipeline(config, numbers, mesh.layout, attended=report.typical_length)
+    machine = machine_of(config, mesh.world, device)
+    plan = plan_run(config, read_model_config(folder), mesh.layout, report, machine)
+    check_plan(plan, tells=mesh.world.rank == 0)
+    return plan
 
 
 def _team(config: Config, built: assemble.Assembled, engine: PipelineEngine | None) -> Team:
@@ -371,7 +374,7 @@ def _build_model(
     folder: Path,
     resumed: Path | None,
     mesh: Mesh | None = None,
-    pipeline: PipelinePlan | None = None,
+    pipeline: RunPlan | None = None,
 ) -> assemble.Assembled:
     """The model to train; a checkpoint that is continued is the whole model, or the adapter on it."""
     model = config.model
@@ -398,6 +401,8 @@ def _build_model(
         num_nextn_predict_layers=model.num_nextn_predict_layers,
         stages=() if pipeline is None else pipeline.stages,
         places=() if pipeline is None else pipeline.places,
+        # A reference is computed with the model before anything is shared.
+        in_ranges=config.parallel.sharding == "stage3" and config.run.stage != "DPO",
     )
 
 

@@ -14,6 +14,9 @@ from erniekit.parallel.recomputation import Recomputation
 from erniekit.parallel.schedule import build_schedule
 from tests.estimate.test_shares import ATTENTION, DENSE, EXPERTS, MLP
 
+# Biases of two routers of four experts.
+UNTRAINED = 8
+
 WORK = Workload(compute_type="bf16", rows=2, seq_len=64, micro_batches=4, attended=40, logits_rows=32)
 
 
@@ -53,7 +56,7 @@ def test_one_device_is_the_estimate_of_one_device(config, changes, on_cpu):
     plan = estimate(config, work=work, machine=MACHINES["cpu" if on_cpu else "H800"])
     expected = training_memory(
         config,
-        num_trained=config.num_parameters(),
+        num_trained=config.num_parameters() - UNTRAINED * (config is EXPERTS),
         compute_type=work.compute_type,
         rows=2,
         seq_len=64,
@@ -80,8 +83,10 @@ def test_sharding_divides_what_its_stage_says():
         assert rank.memory["optimizer"] == 8 * numbers // states
         assert rank.memory["gradients"] == 4 * numbers // gradients
         assert rank.memory["weights"] == 4 * numbers // weights
-        block = numbers / 2
-        expected = {1: 0, 2: 4 * block, 3: 4 * block + 2 * 4 * block}[stage]
+        ends = 1000 * 32
+        block = (numbers - ends) / 2
+        # Gradients of a block and of the embedding; weights of both, and of the next block.
+        expected = {1: 0, 2: 4 * (block + ends), 3: 4 * (block + ends) + 4 * (ends + 2 * block)}[stage]
         assert rank.memory.get("buffers", 0) == expected
 
 
@@ -91,7 +96,7 @@ def test_a_pipeline_holds_activations_of_the_micro_batches_under_way():
     early = estimate(EXPERTS, spread, work, stages=[[0], [1], [2]])
     single = estimate(EXPERTS, spread, replace(work, micro_batches=1), stages=[[0], [1], [2]])
     more = [
-        after.memory["activations"] - before.memory["activations"]
+        after.activations - before.activations
         for after, before in zip(early.ranks, single.ranks, strict=True)
     ]
     # 3, 2 and 1 micro-batches. Of a dense block a token keeps, in bf16: two streams of 32, projections of
@@ -128,7 +133,8 @@ def test_utilisation_counts_the_model_and_not_what_is_recomputed():
 def test_reduction_hides_behind_the_last_backward_pass():
     slow = replace(MACHINES["H800"], within=1.0)
     plan = estimate(DENSE, Spread(data=2), machine=slow)
-    assert plan.exposed == pytest.approx(4 * DENSE.num_parameters(), rel=1e-6)
+    flags = 4 * (2 + 2 * 6)
+    assert plan.exposed == pytest.approx(4 * DENSE.num_parameters() + flags, rel=1e-6)
     fast = estimate(DENSE, Spread(data=2), machine=replace(slow, within=1e30))
     assert fast.exposed == 0
 

@@ -28,6 +28,8 @@ ROLES = {
 }
 # Matrices that stay fp32 whatever the type of the model, and are the same everywhere.
 ROUTERS = ("mlp.gate.weight", "mlp.gate.weight_1", "mlp.moe_statics.e_score_correction_bias")
+# What no gradient changes.
+UNTRAINED = ("mlp.moe_statics.e_score_correction_bias",)
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
 FINAL_NORM = "model.norm"
