@@ -33,7 +33,7 @@ class Parallel:
     )
     context_parallel_degree: int = key(
         1,
-        "devices that share every sequence; 0 and -1 mean 1",
+        "devices that share the positions of every sequence, and in attention its heads; 0 and -1 mean 1",
         check=_degree,
         pattern_help="at least -1",
     )
