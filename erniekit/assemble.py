@@ -1,8 +1,8 @@
 """The one place where configuration meets a model.
 
-Order, fixed: build -> load, quantising weights that stay frozen -> adapt -> distribute -> recompute ->
-shard. Each stage logs what it touched. Distribution and sharding join in this order when their rooms
-are built.
+Order, fixed: build -> load, quantising weights that stay frozen -> adapt -> recompute. Over several
+processes a model is distributed before it has weights: build -> adapt -> distribute -> load, quantising ->
+recompute -> shard; so no process holds more than its part. Each stage logs what it touched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,6 +136,7 @@ def build_model(
     num_nextn_predict_layers: int | None = None,
     stages: Sequence[tuple[int, int]] = (),
     places: Sequence[Sequence[int]] = (),
+    in_ranges: bool = False,
 ) -> Assembled:
     """Build the model of `folder` for training.
 
@@ -146,6 +147,7 @@ def build_model(
         mesh: the processes that the model is spread over, where there are several.
         num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
         stages, places: of a pipeline, see `parallel.distribute`.
+        in_ranges: keep only a range of every parameter that is read, for `parallel.sharding` in stage 3.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
@@ -168,6 +170,7 @@ def build_model(
             load=continue_training,
             compute_type=compute_type,
             num_ahead=num_nextn_predict_layers,
+            in_ranges=in_ranges,
             **cut,
         )
     else:
@@ -377,6 +380,7 @@ def _spread_out(
     compute_type: str,
     load: bool = True,
     num_ahead: int | None = None,
+    in_ranges: bool = False,
     **cut: Any,
 ) -> Assembled:
     """The model over several processes; each has memory for what it holds, and none for the rest."""
@@ -385,6 +389,7 @@ def _spread_out(
     from erniekit.parallel import comm
     from erniekit.parallel.distribute import distribute
     from erniekit.parallel.placement import placed_items
+    from erniekit.parallel.sharding import keep_ranges
     from erniekit.quant import weight_only
 
     compute_dtype, scheme = number_types(compute_type)
@@ -398,9 +403,14 @@ def _spread_out(
     with paddle.LazyGuard():
         model = family.build(config, dtype=compute_dtype)
     applied = None if layer is None else _attach(model, config, layer, adaptation)
+    shapes = family.weights.memory_shapes
     waiting = weight_only.chosen_weights(model, family.plan.ROLES, scheme) if scheme else {}
-    spread = distribute(model, family.plan, mesh, waiting=waiting.keys(), **cut)
-    held, shapes = spread.placements, family.weights.memory_shapes
+    # Adapters that begin with the weights they are on need them whole.
+    in_ranges = in_ranges and load and not scheme and applied is None
+    spread = distribute(
+        model, family.plan, mesh, waiting=shapes(stored) if in_ranges else waiting.keys(), **cut
+    )
+    held = spread.placements
     fingerprint = None
     if load:
         items, taken = family.weights.load_weights(folder, stored), Fingerprint()
@@ -411,7 +421,10 @@ def _spread_out(
             items = weight_only.apply(
                 *(model, family.plan.ROLES, scheme, items), dtype=dtype, placements=held
             )
-        load_weights(model, placed_items(items, held), those=shapes(stored))
+        items = placed_items(items, held)
+        if in_ranges:
+            items = keep_ranges(items, model, family.plan, spread)
+        load_weights(model, items, those=shapes(stored))
         if applied is not None:
             fingerprint = comm.broadcast_object(taken.text(), mesh.world)
     else:
