@@ -125,6 +125,8 @@ def build_model(
     folder: Path,
     adaptation: Adaptation | None = None,
     mesh: "Mesh | None" = None,
+    stages: Sequence[tuple[int, int]] = (),
+    places: Sequence[Sequence[int]] = (),
     *,
     continue_training: bool,
     compute_type: str,
@@ -134,8 +136,6 @@ def build_model(
     freeze: Sequence[str],
     sequence_parallel: bool = False,
     num_nextn_predict_layers: int | None = None,
-    stages: Sequence[tuple[int, int]] = (),
-    places: Sequence[Sequence[int]] = (),
     in_ranges: bool = False,
 ) -> Assembled:
     """Build the model of `folder` for training.
@@ -145,8 +145,8 @@ def build_model(
             the weights are initialised at random.
         adaptation: the adapter, when `fine_tuning` asks for one.
         mesh: the processes that the model is spread over, where there are several.
-        num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
         stages, places: of a pipeline, see `parallel.distribute`.
+        num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
         in_ranges: keep only a range of every parameter that is read, for `parallel.sharding` in stage 3.
 
     Raises:
