@@ -294,12 +294,6 @@ def _stages(config: Config) -> RuleResult:
     if degree <= 1:
         return
     where = f"with pipeline_parallel_degree: {degree}"
-    if config.recompute.recompute == "auto":
-        yield (
-            "recompute",
-            f"recompute: auto weighs the memory of a whole model, and {where} every process has a part of "
-            "it; write recompute: true, and ask erniekit plan what fits",
-        )
     if config.parallel.sharding in ("stage2", "stage3"):
         yield (
             "sharding",

@@ -32,10 +32,6 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
         ),
         ({"stage": "DPO", "token_balance_loss": True}, ("token_balance_loss",)),
         (
-            {"pipeline_parallel_degree": 2, "recompute": "auto"},
-            ("recompute: auto", "pipeline_parallel_degree: 2", "write recompute: true"),
-        ),
-        (
             {"pipeline_parallel_degree": 2, "sharding": "stage3"},
             ("sharding: stage3", "pipeline_parallel_degree: 2", "write sharding: stage1"),
         ),
