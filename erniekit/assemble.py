@@ -211,7 +211,6 @@ def load_for_inference(
     if is_adapter(folder):
         adapters, folder = (folder, *adapters), base_folder(folder)
     if mesh is not None:
-        assert not adapters, "adapters over several processes are trained"
         built = _spread_out(folder, mesh, compute_type=compute_type, sequence_parallel=sequence_parallel)
     else:
         built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters), scheme=scheme)
@@ -469,17 +468,15 @@ def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str)
 
 def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:
     """Refuse weights that cannot lie in this machine's memory, before any of it is taken."""
-    import paddle
-
     from erniekit.estimate.hardware import available_memory
     from erniekit.estimate.state import gigabytes, model_bytes
+    from erniekit.ops.backend import on_cpu
 
     needed = model_bytes(config, compute_type=compute_dtype, scheme=scheme)
-    if paddle.device.get_device() == "cpu" and needed > (free := available_memory()):
+    if on_cpu() and needed > (free := available_memory()):
         raise UnsupportedError(
             f"{folder}: the weights of {config.num_parameters():,} parameters in {scheme or compute_dtype} "
-            f"need {gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model "
-            "over several devices is not built yet"
+            f"need {gigabytes(needed)} of memory, and {gigabytes(free)} are free here"
         )
 
 
