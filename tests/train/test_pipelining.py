@@ -57,7 +57,7 @@ PP2 = {"pipeline_parallel_degree": 2}
 # Name -> model, changes of keys. Those of as many processes share them.
 TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "tied 1f1b": ("tied", {**PP2}),
-    "tied interleaved": ("tied", {**PP2, "virtual_pp_degree": 2}),
+    "tied interleaved": ("tied", {**PP2, "virtual_pp_degree": 2, "recompute": "auto"}),
     "dropout zero_bubble": ("dropout", {**PP2, "pipeline_schedule": "zero_bubble", "recompute": True}),
     "experts 1f1b": ("experts", {**PP2, "pp_seg_method": "auto"}),
     "experts capped": (
