@@ -127,6 +127,7 @@ def build_model(
     mesh: "Mesh | None" = None,
     stages: Sequence[tuple[int, int]] = (),
     places: Sequence[Sequence[int]] = (),
+    in_ranges: bool = False,
     *,
     continue_training: bool,
     compute_type: str,
@@ -136,7 +137,6 @@ def build_model(
     freeze: Sequence[str],
     sequence_parallel: bool = False,
     num_nextn_predict_layers: int | None = None,
-    in_ranges: bool = False,
 ) -> Assembled:
     """Build the model of `folder` for training.
 
