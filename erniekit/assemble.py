@@ -436,11 +436,7 @@ def _spread_out(
             for adapted in applied.layers.values():
                 adapted.draw()
         applied.spread(held)
-    return Assembled(
-        *(model, config, compute_dtype, 0, 0, applied, fingerprint),
-        scheme=scheme,
-        spread=spread,
-    )
+    return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread)
 
 
 def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
@@ -491,7 +487,8 @@ def _describe(built: Assembled) -> Assembled:
     if built.scheme is not None:
         from erniekit.quant.weight_only import quantised_matrices
 
-        sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]
+        matrices = quantised_matrices(built.model).items()
+        sizes += [(m.size, False) for name, m in matrices if spread is None or spread.counts(name)]
     found = [sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)]
     if spread is not None:
         from erniekit.parallel import comm
