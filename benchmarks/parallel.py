@@ -4,8 +4,8 @@
     python benchmarks/parallel.py --only plans
 
 Every plan trains a model of random weights for a few steps, each process on one thread, over the same rows.
-Its first loss is that of one process. Bytes sent in a step and the largest resident size of a process (the
-shared memory that messages go through included) stand beside what `erniekit plan` predicts. Processes share
+Its first loss is that of one process. Bytes sent in a step and the largest resident size of the first process
+stand beside what `erniekit plan` predicts. Processes share
 the cores of one machine: times compare plans there, and say nothing of many machines.
 
 Of a pipeline, the bubble of the first rank is measured and simulated with the durations that were measured
@@ -143,14 +143,12 @@ class Runs:
             ERNIEKIT_KERNELS="native",
         )
         axes: dict[str, list[float]] = {}
-        memory = []
         for rank, run in enumerate(found):
             estimate = planned(path, count, run[0])
             of_rank = estimate.ranks[rank // (count // estimate.spread.pipeline)]
-            memory.append((run[-1].peak, of_rank.total))
             for axis, both in compared(run[0].sent, of_rank.sent).items():
                 axes[axis] = max(axes.get(axis, [0, 0]), list(both))
-        peak, predicted = max(memory)
+        predicted, peak = estimate.ranks[0].total, self._peak(path, count)
         row = {
             "name": name,
             "model": kind,
@@ -165,6 +163,17 @@ class Runs:
         told = f"{peak / 2**20:.0f} MiB ({predicted / 2**20:.0f} predicted)"
         say(f"{name}: {row['seconds']:.2f} s a step, {told}")
         return row
+
+    def _peak(self, path: str, count: int) -> int:
+        """Largest resident size of the first process of the command itself."""
+        from erniekit.testing.tiny_run import run_erniekit
+        from erniekit.train.reporting import read_log
+
+        out = Path(path).with_suffix(".command")
+        words = ("train", path, f"nproc_per_node={count}", f"output_dir={out}")
+        done = run_erniekit(*words, timeout=240, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        return int(max(row["peak_memory_bytes"] for row in read_log(out / "timing.jsonl")))
 
     def schedule(self, name: str) -> dict[str, Any]:
         """One schedule of two ranks, looked at in its last step."""
