@@ -1,6 +1,14 @@
 """What the benchmark of several processes calls wrong, and its tables."""
 
-import parallel
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def parallel(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("parallel")
 
 
 def row(name, count, **changes):
@@ -10,7 +18,7 @@ def row(name, count, **changes):
     return {**plain, "sent": sent, "memory": memory, **changes}
 
 
-def test_what_is_wrong():
+def test_what_is_wrong(parallel):
     rows = [row("one process", 1), row("tensor 2", 2)]
     assert parallel.wrong(rows, 0.1) == []
     other = row("tensor 2", 2, loss=2.1)
@@ -20,7 +28,7 @@ def test_what_is_wrong():
     assert "memory" in parallel.wrong(rows, 0.01)[0]
 
 
-def test_tables():
+def test_tables(parallel):
     heading, alone, two = parallel.plan_rows([row("one process", 1), row("tensor 2", 2)])
     assert len(heading) == len(alone) == len(two)
     assert alone[2] == "nothing" and two[2] == "tensor 2.0" and two[4] == "105 (+5.0%)"
@@ -30,7 +38,7 @@ def test_tables():
     assert found == ["1f1b", "1.00", "30.0%", "25.0%", "3.0", "2.5", "2"] and len(heading) == len(found)
 
 
-def test_every_plan_names_a_model_and_its_processes():
+def test_every_plan_names_a_model_and_its_processes(parallel):
     for kind, count, replicas, _ in parallel.PLANS.values():
         assert kind in ("dense", "experts") and count % replicas == 0
         assert parallel.MICRO_BATCHES % replicas == 0
