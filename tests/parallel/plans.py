@@ -8,7 +8,7 @@ Where a combination is compared with one process; a new one is a row of the tabl
 | every schedule of a pipeline, its gradients | `test_pipeline.py` |
 | stages of sharding | `test_sharding.py`, `tests/train/test_sharded_runs.py` |
 | runs over stages, with every other axis, recomputed or not | `tests/train/test_pipelining.py` |
-| runs by the command: adapters, quantised, context, pairs, random weights | `tests/train/test_shared_runs.py` |
+| the command: adapters, quantised, context, pairs, random weights | `tests/train/test_shared_runs.py` |
 | preference training | `tests/train/test_shared_preference.py` |
 | bytes sent, every axis | `tests/train/test_measured.py` |
 | processes that fail or hang | `test_faults.py` |
