@@ -103,7 +103,7 @@ def write_together(
 
 def _agree(crew: Crew, path: Path, work: Callable[[], object] | None) -> None:
     """Do one's part of a stage; raises in all processes when it failed in one."""
-    problem = None
+    problem = defect = None
     try:
         if work is not None:
             work()
@@ -111,6 +111,10 @@ def _agree(crew: Crew, path: Path, work: Callable[[], object] | None) -> None:
         problem = str(explain(error, path))
     except CheckpointError as error:
         problem = str(error)
+    except Exception as error:  # ours; the others must not wait for what does not come
+        problem, defect = f"{path}: {type(error).__name__}: {error}", error
     problems = [found for found in crew.gather(problem) if found is not None]
+    if defect is not None:
+        raise defect
     if problems:
         raise CheckpointError(problems[0])
