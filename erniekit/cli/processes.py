@@ -60,6 +60,8 @@ class Watch:
         try:
             for number, (environment, log) in places.items():
                 self.ranks.append(_start(number, command, environment, log))
+            if self.signals:  # some have not heard it; none has begun
+                return 128 + self.signals[0]
             return self._wait()
         finally:
             self._end(0.0)

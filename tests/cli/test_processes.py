@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import erniekit
+from erniekit.cli import processes
 from erniekit.parallel.rendezvous import free_port
 
 # What each rank runs: a few lines instead of a training.
@@ -148,6 +149,22 @@ time.sleep(300)
     finish(parent)
     assert parent.returncode == 143
     assert not any(alive(pid) for pid in pids(tmp_path, 2))
+
+
+def test_a_signal_before_all_are_there_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank that is being started does not hear it, and the next one is yet to come."""
+    real, started = processes._start, []
+
+    def start_one(*args: object) -> processes.Rank:
+        started.append(real(*args))  # type: ignore[arg-type]
+        if len(started) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(processes, "_start", start_one)
+    sleep = [sys.executable, "-c", "import time; time.sleep(20)"]
+    assert processes.Watch().run(sleep, {rank: (os.environ, None) for rank in range(2)}) == 143
+    assert not any(alive(rank.process.pid) for rank in started)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
