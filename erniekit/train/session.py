@@ -169,9 +169,12 @@ def eval_session(config: Config, folder: Path, adapters: Sequence[Path] = ()) ->
         adapters: the first one is put on the model.
     """
     run = config.run
-    device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
-    # Weights alone: assemble looks whether they fit.
-    require_devices(lambda: None, lambda: free_memory(device), **asdict(config.parallel))
+    assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
+    degrees = [f"{k}: {v}" for k, v in asdict(config.parallel).items() if k.endswith("_degree") and v > 1]
+    if degrees:
+        logger.info(
+            f"evaluated in one process, whose memory has to do: {', '.join(degrees)} are for training"
+        )
     reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
     objective: Objective
