@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from erniekit.errors import PeerError
+from erniekit.errors import ConfigError, PeerError
 from erniekit.log import logger
 
 _POLL_SECONDS = 0.05
@@ -55,6 +55,9 @@ class Watch:
 
         Returns:
             0; 2 when a rank found the input wrong; 1 when one failed; 128 + signal when interrupted.
+
+        Raises:
+            ConfigError: there is no place for what a rank says.
         """
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -93,6 +96,8 @@ class Watch:
         first = causes[0]
         if first.code in (_WRONG_INPUT, PeerError.exit_code):  # which all find, and rank 0 has told
             first = next((rank for rank in causes if rank.number == 0), first)
+        if first.code == _WRONG_INPUT and first.log is None:
+            return _WRONG_INPUT  # told where the user looks, and nothing is to be added
         what = f"failed first ({_said(first.code)})"
         if first.code == PeerError.exit_code:
             what = "lost a process whose end was not seen on this machine"
@@ -146,8 +151,14 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str], 
     if log is None:
         process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
         return Rank(number, process, None)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("wb")
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {log.parent.parent} cannot be written ({error.strerror}); name another"
+        ) from error
+    with file:
         # In a session of its own, so that an interrupt of the terminal comes through the parent alone.
         process = subprocess.Popen(
             command,
