@@ -89,7 +89,8 @@ def train_session(loaded: "LoadedConfig") -> int:
     run = config.run
     work = choose_work(stage=run.stage, do_train=run.do_train, do_eval=run.do_eval)
     if not work.train:
-        eval_session(config, find_model(config), locate_adapters(lora_path=config.lora.lora_path))
+        found = eval_session(config, find_model(config), locate_adapters(lora_path=config.lora.lora_path))
+        logger.info(found.in_words())
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     require_devices(

@@ -36,7 +36,7 @@ def test_what_only_evaluates_is_one_process_whatever_the_degrees(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "evaluated in one process" in done.stderr and "tensor_parallel_degree: 2" in done.stderr
     assert not (tmp_path / "out" / "logs").exists()
-    assert json.loads(found[0].stdout)["loss"] > 0
+    assert f"held-out loss {json.loads(found[0].stdout)['loss']:.4f}, perplexity" in found[1].stderr
 
 
 def test_a_wrong_row_is_told_with_its_place(tmp_path):
