@@ -231,9 +231,9 @@ def _changes(estimate: Estimate, numbers: Any) -> Iterator[tuple[str, Spread, Wo
         if workload.micro_batches % times == 0:
             less = replace(lean, micro_batches=workload.micro_batches // times)
             wider = replace(spread, sharding=spread.sharding * times)
-            stage = "" if spread.sharding > 1 else f"sharding: stage{spread.sharding_stage}, "
+            beside = "" if spread.sharding > 1 else f"sharding: stage{spread.sharding_stage}, "
             words = (
-                f"{also}{stage}sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
+                f"{also}{beside}sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
                 f"{less.micro_batches} ({wider.world_size} devices)"
             )
             yield words, wider, less, machine

@@ -33,7 +33,7 @@ def at_once(*functions: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_messages_in_order_and_barriers(size: int, host: str | None) -> None:
     made = members(size, host)
-    came, left = [0] * 20, []
+    came, left = [0] * 20, list[object]()
 
     def work(mine: Links) -> None:
         for turn in range(20):
