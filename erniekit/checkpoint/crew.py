@@ -103,7 +103,7 @@ def write_together(
 
 def _agree(crew: Crew, path: Path, work: Callable[[], object] | None) -> None:
     """Do one's part of a stage; raises in all processes when it failed in one."""
-    problem = defect = None
+    problem = None
     try:
         if work is not None:
             work()
@@ -112,9 +112,8 @@ def _agree(crew: Crew, path: Path, work: Callable[[], object] | None) -> None:
     except CheckpointError as error:
         problem = str(error)
     except Exception as error:  # ours; the others must not wait for what does not come
-        problem, defect = f"{path}: {type(error).__name__}: {error}", error
+        crew.gather(f"{path}: {type(error).__name__}: {error}")
+        raise
     problems = [found for found in crew.gather(problem) if found is not None]
-    if defect is not None:
-        raise defect
     if problems:
         raise CheckpointError(problems[0])
