@@ -72,6 +72,11 @@ def is_rank() -> bool:
     return "PADDLE_TRAINER_ID" in os.environ
 
 
+def has_parent() -> bool:
+    """Whether this process is a rank that `start_ranks` of another one has started."""
+    return _PARENT in os.environ
+
+
 def num_processes() -> int:
     """Processes of the run that this one is in."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))

@@ -16,6 +16,7 @@ from types import FrameType
 
 from erniekit.errors import ConfigError, PeerError
 from erniekit.log import logger
+from erniekit.train.signals import AGAIN_SECONDS
 
 _POLL_SECONDS = 0.05
 _CAUSE_SECONDS = 2.0  # in which the cause of a lost peer shows
@@ -46,6 +47,7 @@ class Watch:
     ranks: list[Rank] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
     ended: list[Rank] = field(default_factory=list)
+    since: float = 0.0  # of the last signal
 
     def run(self, command: Sequence[str], places: Mapping[int, tuple[Mapping[str, str], Path | None]]) -> int:
         """Start every rank and return the exit code of the run when all have ended.
@@ -141,7 +143,10 @@ class Watch:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """Every rank hears the signal: the first one lets it save and end, the second ends it at once."""
+        if self.signals and time.monotonic() - self.since < AGAIN_SECONDS:
+            return
         self.signals.append(number)
+        self.since = time.monotonic()
         for rank in self.ranks:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)

@@ -14,6 +14,7 @@ import erniekit
 from erniekit.cli import processes
 from erniekit.errors import ConfigError
 from erniekit.parallel.rendezvous import free_port
+from erniekit.train.signals import AGAIN_SECONDS
 
 # What each rank runs: a few lines instead of a training.
 WORK = """
@@ -143,7 +144,9 @@ time.sleep(300)
     parent = start(tmp_path, work)
     wait_for(*(tmp_path / f"ready-{rank}" for rank in range(2)))
     parent.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(0.1)
+    parent.send_signal(signal.SIGTERM)  # once more for the group of the process
+    time.sleep(AGAIN_SECONDS + 0.5)
     assert parent.poll() is None
     parent.send_signal(signal.SIGTERM)
     finish(parent)
