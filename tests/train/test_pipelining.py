@@ -153,19 +153,14 @@ def write(folder: Path, model: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of the run of a model in one process, which is made when it is asked for."""
-    from erniekit.train.session import train_session
-
-    found: dict[str, Path] = {}
-
-    def of(model: str) -> Path:
-        if model not in found:
-            path = write(tmp_path_factory.mktemp(model), model)
-            assert train_session(load_config(path, [], verb="train")) == 0
-            found[model] = path.parent / "out"
-        return found[model]
-
-    return of
+    """The folder of the run of each model in one process, on one thread as the others."""
+    folder = tmp_path_factory.mktemp("one")
+    paths = {
+        model: write(folder / model, model)
+        for model in sorted({m for m, _ in (*FOUR.values(), *TWO.values())})
+    }
+    run_distributed(f"{HERE}:run_all", 1, {name: str(path) for name, path in paths.items()}, timeout=600)
+    return lambda model: paths[model].parent / "out"
 
 
 def run_plans(folder: Path, plans: dict[str, tuple[str, dict[str, Any]]], nproc: int) -> dict[str, Path]:
@@ -221,15 +216,13 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(
 def test_one_process_goes_on_where_several_stopped(
     name: str, over_two: dict[str, Path], over_four: dict[str, Path], alone: Any, tmp_path: Path
 ) -> None:
-    from erniekit.train.session import train_session
-
     begun = (over_two | over_four)[name]
     start = {
         "model_name_or_path": str(alone("experts").parent / "model"),
         "resume_from_checkpoint": str(begun / f"checkpoint-{HALF}"),
     }
     path = write(tmp_path, "experts", **start)
-    assert train_session(load_config(path, [], verb="train")) == 0
+    run_distributed(f"{HERE}:run_all", 1, {name: str(path)}, timeout=600)
     check_equal(path.parent / "out", alone("experts"), after=HALF)
 
 
