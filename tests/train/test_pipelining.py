@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.files import open_tensors
-from erniekit.config.load import load_config
-from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.testing.tiny_run import write_pairs, write_run
 from erniekit.train.reporting import read_log
+from tests.train.together import run_together
 
-HERE = "tests.train.test_pipelining"
 STEPS, HALF = 4, 2
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.several]
 KEYS = {
     "kernels": "paddle",
     "compute_type": "fp32",
@@ -132,16 +130,6 @@ FOUR: dict[str, tuple[str, dict[str, Any]]] = {
 AGAIN = {"experts capped", "modalities zero_bubble", "tied pp2 sharding2", "experts pp2 mp2 sp"}
 
 
-def run_all(paths: dict[str, str]) -> dict[str, int]:
-    """What every process does: one run after the other, over the same processes."""
-    from erniekit.parallel import comm
-    from erniekit.train.session import train_session
-
-    world = comm.open_world()
-    comm.open_world = lambda **_: world
-    return {name: train_session(load_config(path, [], verb="train")) for name, path in paths.items()}
-
-
 def write(folder: Path, model: str, **changes: Any) -> Path:
     numbers, keys = MODELS[model]
     path = write_run(folder, numbers(), **{**KEYS, **keys, **changes})
@@ -159,7 +147,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
         model: write(folder / model, model)
         for model in sorted({m for m, _ in (*FOUR.values(), *TWO.values())})
     }
-    run_distributed(f"{HERE}:run_all", 1, {name: str(path) for name, path in paths.items()}, timeout=600)
+    run_together(1, {name: (path, []) for name, path in paths.items()})
     return lambda model: paths[model].parent / "out"
 
 
@@ -176,7 +164,7 @@ def run_plans(folder: Path, plans: dict[str, tuple[str, dict[str, Any]]], nproc:
             "resume_from_checkpoint": str(first / "out" / f"checkpoint-{HALF}"),
         }
         paths[f"{name} again"] = write(folder / f"{first.name}-again", model, **keys, **start)
-    run_distributed(f"{HERE}:run_all", nproc, {name: str(path) for name, path in paths.items()}, timeout=600)
+    run_together(nproc, {name: (path, []) for name, path in paths.items()})
     return {name: path.parent / "out" for name, path in paths.items()}
 
 
@@ -222,7 +210,7 @@ def test_one_process_goes_on_where_several_stopped(
         "resume_from_checkpoint": str(begun / f"checkpoint-{HALF}"),
     }
     path = write(tmp_path, "experts", **start)
-    run_distributed(f"{HERE}:run_all", 1, {name: str(path)}, timeout=600)
+    run_together(1, {name: (path, [])})
     check_equal(path.parent / "out", alone("experts"), after=HALF)
 
 
