@@ -74,6 +74,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "cpu": "erniekit.ops.norm:rms_norm_cpu",
         "native": "erniekit.ops.native.norm:rms_norm_native",
     },
+    "empty": {
+        "reference": "erniekit.ops.allocation:empty_reference",
+        "native": "erniekit.ops.native.memory:empty",
+    },
     "embedding": {
         "reference": "erniekit.ops.embedding:embedding_reference",
         "native": "erniekit.ops.native.embedding:embedding_native",

@@ -201,12 +201,20 @@ def all_reduce(tensor: paddle.Tensor, group: Group, op: str = "sum") -> paddle.T
     return tensor
 
 
-def all_gather(tensor: paddle.Tensor, group: Group) -> paddle.Tensor:
-    """The tensors of all members, equally shaped, one after the other along the first axis."""
+def all_gather(tensor: paddle.Tensor, group: Group, out: paddle.Tensor | None = None) -> paddle.Tensor:
+    """The tensors of all members, equally shaped, one after the other along the first axis.
+
+    Args:
+        out: where to, contiguous; the own tensor may be its part there already. Needs more than one member.
+    """
     if group.size == 1:
         return tensor
     _count(group, "all_gather", (group.size - 1) * num_bytes(tensor))
-    return group.transport.all_gather(tensor.contiguous())
+    if out is None:
+        rows = tensor.shape[0] if tensor.shape else 1
+        out = paddle.empty([group.size * rows, *tensor.shape[1:]], dtype=tensor.dtype)
+    group.transport.all_gather(tensor.contiguous(), out)
+    return out
 
 
 def all_gather_unequal(tensor: paddle.Tensor, group: Group) -> list[paddle.Tensor]:
@@ -217,13 +225,20 @@ def all_gather_unequal(tensor: paddle.Tensor, group: Group) -> list[paddle.Tenso
     return group.transport.all_gather_unequal(tensor.contiguous())
 
 
-def reduce_scatter(tensor: paddle.Tensor, group: Group) -> paddle.Tensor:
-    """The own part, along the first axis, of the sum over the members."""
+def reduce_scatter(tensor: paddle.Tensor, group: Group, out: paddle.Tensor | None = None) -> paddle.Tensor:
+    """The own part, along the first axis, of the sum over the members.
+
+    Args:
+        out: where to, contiguous. Needs more than one member.
+    """
     if group.size == 1:
         return tensor
     assert tensor.shape[0] % group.size == 0, f"{tensor.shape[0]} rows over {group.size} members"
     _count(group, "reduce_scatter", (group.size - 1) * num_bytes(tensor) // group.size)
-    return group.transport.reduce_scatter(tensor.contiguous())
+    if out is None:
+        out = paddle.empty([tensor.shape[0] // group.size, *tensor.shape[1:]], dtype=tensor.dtype)
+    group.transport.reduce_scatter(tensor.contiguous(), out)
+    return out
 
 
 def all_to_all(

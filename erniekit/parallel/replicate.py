@@ -19,6 +19,7 @@ from typing import Any
 import paddle
 
 from erniekit.ops import gradients
+from erniekit.ops.allocation import empty
 from erniekit.parallel import comm
 from erniekit.parallel.ranges import length_of
 from erniekit.parallel.worker import Task, Worker
@@ -86,8 +87,9 @@ class Reduction:
             self._arrive()
         for lane, bucket in self._buckets(names):
             message = self._packed(lane, bucket)
-            self._under_way.append((lane, bucket, self._worker.submit(partial(_sum, message, lane))))
-            del message
+            own = empty(message.shape[1:]) if lane.shards.size > 1 else None
+            self._under_way.append((lane, bucket, self._worker.submit(partial(_sum, message, lane, own))))
+            del message, own
 
     def bytes_under_way(self) -> int:
         """Of gradients in messages that have not come yet."""
@@ -114,18 +116,24 @@ class Reduction:
             yield from ((lane, bucket) for bucket in buckets(sizes, self._bucket_bytes))
 
     def _packed(self, lane: Lane, names: Sequence[str]) -> paddle.Tensor:
-        """A row for each process that gets a range: its numbers, and which of the gradients are there."""
+        """A row for each process that gets a range: its numbers, and which of the gradients are there.
+
+        In the memory that its gradients leave; `Task` has this thread be the one that lets go of it.
+        """
         count = lane.shards.size
         found = [(self._parameters[name], gradients.of(self._parameters[name])) for name in names]
         there = [float(gradient is not None) for _, gradient in found]
-        parts = []
-        while found:
+        lengths = [length_of(parameter.size, count) for parameter, _ in found]
+        message = empty([count, sum(lengths) + len(there)])
+        begin = 0
+        for length in lengths:
             parameter, gradient = found.pop(0)
-            parts.append(_in_rows(gradient, parameter.size, count))
+            message[:, begin : begin + length] = _in_rows(gradient, parameter.size, count)
+            begin += length
             gradients.clear(parameter)
             del gradient
-        parts.append(paddle.to_tensor([there] * count, dtype="float32"))
-        return paddle.concat(parts, axis=1)
+        message[:, begin:] = paddle.to_tensor([there] * count, dtype="float32")
+        return message
 
     @paddle.no_grad()
     def _arrive(self) -> None:
@@ -163,9 +171,9 @@ def buckets(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 
 
 @paddle.no_grad()
-def _sum(rows: paddle.Tensor, lane: Lane) -> paddle.Tensor:
+def _sum(rows: paddle.Tensor, lane: Lane, out: paddle.Tensor | None) -> paddle.Tensor:
     comm.all_reduce(rows, lane.parts)
-    own = comm.reduce_scatter(rows, lane.shards)
+    own = comm.reduce_scatter(rows, lane.shards, out)
     return comm.all_reduce(own, lane.copies)
 
 
@@ -180,25 +188,23 @@ def _in_rows(gradient: paddle.Tensor | None, size: int, count: int) -> paddle.Te
     return flat.reshape([count, length])
 
 
+def room_for_whole(shape: Sequence[int], dtype: Any, group: comm.Group) -> paddle.Tensor:
+    """Memory for the ranges of all processes of a tensor of this shape, one after the other."""
+    return empty([group.size * length_of(math.prod(shape), group.size)], dtype)
+
+
 @paddle.no_grad()
 def gather_whole(
-    shapes: Mapping[str, Sequence[int]], own: Mapping[str, paddle.Tensor], dtype: Any, group: comm.Group
-) -> dict[str, paddle.Tensor]:
-    """Whole tensors of the ranges that the processes of a group have of each; all of them call it.
+    own: paddle.Tensor | None, shape: Sequence[int], group: comm.Group, room: paddle.Tensor
+) -> paddle.Tensor:
+    """The whole tensor of the ranges that the processes of a group have of it; all of them call it.
 
     Args:
-        shapes: of the whole tensors. own: this process's ranges; a missing one is empty.
+        own: this process's range; None where it is empty. It may lie in its place in `room` already.
+        room: as of `room_for_whole`; what is returned lies there.
     """
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    lengths = {name: length_of(size, group.size) for name, size in sizes.items()}
-    sent = paddle.concat([_padded(own.get(name), length, dtype) for name, length in lengths.items()])
-    rows = comm.all_gather(sent, group).reshape([group.size, -1])
-    found, begin = {}, 0
-    for name, length in lengths.items():
-        whole = rows[:, begin : begin + length].reshape([-1])[: sizes[name]]
-        found[name] = whole.reshape(list(shapes[name]))
-        begin += length
-    return found
+    comm.all_gather(_padded(own, room.size // group.size, room.dtype), group, room)
+    return room[: math.prod(shape)].reshape(list(shape))
 
 
 def _padded(own: paddle.Tensor | None, length: int, dtype: Any) -> paddle.Tensor:

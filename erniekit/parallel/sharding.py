@@ -30,7 +30,7 @@ from erniekit.parallel.distribute import Distribution
 from erniekit.parallel.parts import find
 from erniekit.parallel.placement import Item, Placement
 from erniekit.parallel.ranges import RangePlacement, range_of
-from erniekit.parallel.replicate import BUCKET_BYTES, Lane, Reduction, buckets, gather_whole
+from erniekit.parallel.replicate import BUCKET_BYTES, Lane, Reduction, gather_whole, room_for_whole
 from erniekit.parallel.worker import Task, Worker
 
 _OUTSIDE = -1
@@ -69,7 +69,7 @@ class Sharing:
             overlap: communicate while the model computes; False does it afterwards, with the same results.
             part_trained: False leaves trained parameters whole in stage 3: those of an adapter are small.
         """
-        self.stage, self._spread, self._bucket_bytes = stage, spread, bucket_bytes
+        self.stage, self._spread = stage, spread
         self._parameters: dict[str, Any] = dict(model.named_parameters())
         self._lanes = {name: spread.lane(name, shared=stage > 0) for name in self._parameters}
         self._worker = Worker(apart=overlap)
@@ -169,12 +169,14 @@ class Sharing:
     def take_updates(self) -> None:
         """Have whole parameters of the ranges that all processes have updated."""
         self._release_all()
-        names = [] if self.shards is None else self._names_to_gather()
-        for (group, dtype), own in self._alike(names).items():
-            sizes = {name: _num_bytes(self._parameters[name]) for name in own}
-            for bucket in buckets(sizes, self._bucket_bytes):
-                for name, whole in self._gather(bucket, dtype, group).items():
-                    paddle.assign(whole, output=self._parameters[name])
+        for name in [] if self.shards is None else self._names_to_gather():
+            parameter, group = self._parameters[name], self._lanes[name].shards
+            if parameter.size % group.size == 0:  # the ranges lie where they belong
+                gather_whole(self._range(name), parameter.shape, group, parameter.reshape([-1]))
+            else:
+                room = room_for_whole(parameter.shape, parameter.dtype, group)
+                whole = gather_whole(self._range(name), parameter.shape, group, room)
+                paddle.assign(whole, output=parameter)
 
     def before_forward(self, block: int) -> None:
         if not self._parted:
@@ -229,29 +231,19 @@ class Sharing:
             if not parameter.stop_gradient and name not in self._parted and self._lanes[name].shards.size > 1
         ]
 
-    def _alike(self, names: Iterable[str]) -> dict[tuple[comm.Group, Any], list[str]]:
-        """Names of parameters that are gathered together."""
-        found: dict[tuple[comm.Group, Any], list[str]] = {}
-        for name in names:
-            found.setdefault((self._lanes[name].shards, self._parameters[name].dtype), []).append(name)
-        return found
-
-    def _gather(self, names: Iterable[str], dtype: Any, group: comm.Group) -> dict[str, paddle.Tensor]:
-        shapes = {name: self._parameters[name].shape for name in names}
-        own = {name: kept for name in shapes if (kept := self._range(name)) is not None}
-        return gather_whole(shapes, own, dtype, group)
-
     def _range(self, name: str) -> paddle.Tensor | None:
         if name in self._own:
             return self._own[name]
         shard = (self.shards or {}).get(name)
         return None if shard is None else shard.tensor
 
-    def _gather_unit(self, unit: int) -> dict[str, paddle.Tensor]:
-        found: dict[str, paddle.Tensor] = {}
-        for (group, dtype), names in self._alike(self._parted_of(unit)).items():
-            found |= self._gather(names, dtype, group)
-        return found
+    def _gather(self, rooms: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+        return {
+            name: gather_whole(
+                self._own.get(name), self._parameters[name].shape, self._lanes[name].shards, room
+            )
+            for name, room in rooms.items()
+        }
 
     def _parted_of(self, unit: int) -> Iterator[str]:
         return (name for name in self._units[unit] if name in self._parted)
@@ -262,7 +254,12 @@ class Sharing:
 
     def _begin_gathering(self, unit: int) -> None:
         if unit not in self._whole:
-            self._whole[unit] = self._worker.submit(partial(self._gather_unit, unit))
+            rooms = {
+                name: room_for_whole(parameter.shape, parameter.dtype, self._lanes[name].shards)
+                for name in self._parted_of(unit)
+                for parameter in [self._parameters[name]]
+            }
+            self._whole[unit] = self._worker.submit(partial(self._gather, rooms))
 
     def _need(self, unit: int) -> None:
         """Have the parameters of a block whole."""

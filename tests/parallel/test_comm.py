@@ -47,6 +47,7 @@ def use_every_collective(transport: str) -> dict[str, Any]:
             if shape:
                 part = comm.reduce_scatter(everyone[rank], group)
                 np.testing.assert_array_equal(plain(part), np.split(wide.sum(0), size)[rank].tolist())
+                into_given_memory(everyone[rank], group, gathered, part)
             for source in (0, size - 1):
                 given = everyone[rank].clone()
                 comm.broadcast(given, group, source)
@@ -63,6 +64,20 @@ def use_every_collective(transport: str) -> dict[str, Any]:
     ]
     assert comm.broadcast_object((rank, None), group, size - 1) == (size - 1, None)
     return pass_messages(group)
+
+
+def into_given_memory(mine: Any, group: Any, gathered: Any, part: Any) -> None:
+    """The same where the results go to memory of the caller, the own tensor lying in its place there."""
+    import paddle
+
+    from erniekit.parallel import comm
+
+    room = paddle.zeros([group.size * mine.size], dtype=mine.dtype)
+    own = room[group.rank * mine.size : (group.rank + 1) * mine.size]
+    paddle.assign(mine.reshape([-1]), own)
+    assert comm.all_gather(own, group, room) is room and plain(room) == plain(gathered.reshape([-1]))
+    sums = paddle.zeros(part.shape, dtype=mine.dtype)
+    assert comm.reduce_scatter(mine, group, sums) is sums and plain(sums) == plain(part)
 
 
 def exchange_rows(group: Any, dtype: str) -> None:

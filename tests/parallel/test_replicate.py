@@ -21,7 +21,7 @@ def run(ranges: bool, bucket_bytes: int, apart: bool) -> tuple[dict[str, Any], d
     from erniekit.ops import gradients
     from erniekit.parallel import comm
     from erniekit.parallel.ranges import range_of
-    from erniekit.parallel.replicate import Lane, Reduction, gather_whole
+    from erniekit.parallel.replicate import Lane, Reduction, gather_whole, room_for_whole
     from erniekit.parallel.worker import Worker
 
     world, alone = comm.open_world(), comm.Group()
@@ -52,8 +52,10 @@ def run(ranges: bool, bucket_bytes: int, apart: bool) -> tuple[dict[str, Any], d
         name: paddle.arange(*range_of(parameter.size, world.rank, 2), dtype="float32")
         for name, parameter in parameters.items()
     }
-    own = {name: tensor for name, tensor in own.items() if tensor.size}
-    whole = gather_whole(SHAPES, own, "float32", world)
+    whole = {}
+    for name, shape in SHAPES.items():
+        room = room_for_whole(shape, "float32", world)
+        whole[name] = gather_whole(own[name] if own[name].size else None, shape, world, room)
     plain = {name: None if gradient is None else gradient.numpy() for name, gradient in found.items()}
     return plain, {name: tensor.numpy() for name, tensor in whole.items()}
 

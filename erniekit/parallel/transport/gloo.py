@@ -45,24 +45,23 @@ class Gloo:
         if tensor.size:
             self._guard(lambda: dist.all_reduce(tensor, _OPERATIONS[op], group=self._group))
 
-    def all_gather(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        rows = tensor.shape[0] if tensor.shape else 1
-        out = paddle.empty([self._size * rows, *tensor.shape[1:]], dtype=tensor.dtype)
+    def all_gather(self, tensor: paddle.Tensor, out: paddle.Tensor) -> None:
         if out.size:
             self._guard(lambda: dist.stream.all_gather(out, tensor, group=self._group))
-        return out
 
     def all_gather_unequal(self, tensor: paddle.Tensor) -> list[paddle.Tensor]:
-        rows = self.all_gather(paddle.to_tensor([tensor.shape[0]], dtype="int64")).tolist()
-        shapes = [[count, *tensor.shape[1:]] for count in rows]
+        rows = paddle.empty([self._size], dtype="int64")
+        self.all_gather(paddle.to_tensor([tensor.shape[0]], dtype="int64"), rows)
+        shapes = [[count, *tensor.shape[1:]] for count in rows.tolist()]
         found = [paddle.empty(shape, dtype=tensor.dtype) for shape in shapes]
         return self._exchange([tensor] * self._size, found)
 
-    def reduce_scatter(self, tensor: paddle.Tensor) -> paddle.Tensor:
+    def reduce_scatter(self, tensor: paddle.Tensor, out: paddle.Tensor) -> None:
         total = tensor.clone()
         self.all_reduce(total, "sum")
         rows = tensor.shape[0] // self._size
-        return total[self._links.index * rows : (self._links.index + 1) * rows].contiguous()
+        own = total[self._links.index * rows : (self._links.index + 1) * rows]
+        paddle.assign(own.reshape(out.shape), out)
 
     def all_to_all(
         self, tensor: paddle.Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]

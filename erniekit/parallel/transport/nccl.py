@@ -25,25 +25,22 @@ class Nccl:
         if tensor.size:
             dist.all_reduce(tensor, _OPERATIONS[op], group=self._group)
 
-    def all_gather(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        rows = tensor.shape[0] if tensor.shape else 1
-        out = paddle.empty([self._size * rows, *tensor.shape[1:]], dtype=tensor.dtype)
+    def all_gather(self, tensor: paddle.Tensor, out: paddle.Tensor) -> None:
         if out.size:
             dist.stream.all_gather(out, tensor, group=self._group)
-        return out
 
     def all_gather_unequal(self, tensor: paddle.Tensor) -> list[paddle.Tensor]:
-        rows = self.all_gather(paddle.to_tensor([tensor.shape[0]], dtype="int64")).tolist()
+        counts = paddle.empty([self._size], dtype="int64")
+        self.all_gather(paddle.to_tensor([tensor.shape[0]], dtype="int64"), counts)
+        rows = counts.tolist()
         repeated = paddle.concat([tensor] * self._size) if tensor.shape[0] else tensor
         out = self.all_to_all(repeated, [tensor.shape[0]] * self._size, rows)
         ends = np.cumsum(rows).tolist()
         return [out[end - count : end] for end, count in zip(ends, rows, strict=True)]
 
-    def reduce_scatter(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        out = paddle.empty([tensor.shape[0] // self._size, *tensor.shape[1:]], dtype=tensor.dtype)
+    def reduce_scatter(self, tensor: paddle.Tensor, out: paddle.Tensor) -> None:
         if out.size:
             dist.stream.reduce_scatter(out, tensor, group=self._group)
-        return out
 
     def all_to_all(
         self, tensor: paddle.Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]

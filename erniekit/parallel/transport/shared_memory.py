@@ -78,10 +78,8 @@ class SharedMemory:
         for source, start, end in zip(sources, bounds[:-1], bounds[1:], strict=True):
             _copy(data[start:end], source[start:end])
 
-    def all_gather(self, tensor: paddle.Tensor) -> paddle.Tensor:
+    def all_gather(self, tensor: paddle.Tensor, out: paddle.Tensor) -> None:
         data = bytes_of(tensor)
-        rows = tensor.shape[0] if tensor.shape else 1
-        out = paddle.empty([self._size * rows, *tensor.shape[1:]], dtype=tensor.dtype)
         into = bytes_of(out).reshape([self._size, data.size])
         for start in range(0, max(data.size, 1), _PART):
             part = data[start : start + _PART]
@@ -89,7 +87,6 @@ class SharedMemory:
             for index, piece in enumerate(pieces):
                 self._expect_size(index, data.size)
                 _copy(into[index, start : start + part.size], self._read(piece, 0, part.size))
-        return out
 
     def all_gather_unequal(self, tensor: paddle.Tensor) -> list[paddle.Tensor]:
         pieces = self._publish("all_gather_unequal", [bytes_of(tensor)], [tensor.shape[0]])
@@ -100,12 +97,11 @@ class SharedMemory:
             found.append(out)
         return found
 
-    def reduce_scatter(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        out = paddle.empty([tensor.shape[0] // self._size, *tensor.shape[1:]], dtype=tensor.dtype)
+    def reduce_scatter(self, tensor: paddle.Tensor, out: paddle.Tensor) -> None:
         into = bytes_of(out)
         if not num_bytes(tensor):
             self._publish("reduce_scatter", [], [])
-            return out
+            return
         data = bytes_of(tensor).reshape([self._size, into.size])
         step = max(64, _PART // self._size // 64 * 64)
         for start in range(0, into.size, step):
@@ -118,7 +114,6 @@ class SharedMemory:
                 self._expect_size(index, data.size)
             own = self._index * part.size
             combine([self._read(piece, own, part.size) for piece in pieces], part, tensor.dtype, "sum")
-        return out
 
     def all_to_all(
         self, tensor: paddle.Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]
