@@ -123,11 +123,13 @@ class Runs:
 
     def __init__(self, folder: Path, steps: int) -> None:
         from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
-        from erniekit.testing.tiny_run import write_run
+        from erniekit.testing.tiny_run import write_rows, write_run
 
         self._folder, self._steps = folder, steps
+        # The last step before the rows begin anew may be a smaller one.
+        rows = {"train_dataset_path": str(write_rows(folder / "rows.jsonl", 24 * steps))}
         models = {"dense": tiny_config(**COMMON), "experts": tiny_moe_config(**COMMON, **EXPERTS)}
-        self._bases = {kind: write_run(folder / kind, numbers) for kind, numbers in models.items()}
+        self._bases = {kind: write_run(folder / kind, numbers, **rows) for kind, numbers in models.items()}
 
     def _write(self, name: str, kind: str, **keys: Any) -> str:
         base = json.loads(self._bases[kind].read_text(encoding="utf-8"))
@@ -163,7 +165,7 @@ class Runs:
             "processes": count,
             "seconds": round(statistics.median(step.seconds for step in found[0][1:]), 4),
             "sent": {
-                axis: {"measured": int(one), "predicted": int(two)} for axis, (one, two) in axes.items()
+                axis: {"measured": int(one), "predicted": round(two)} for axis, (one, two) in axes.items()
             },
             "memory": {"measured": peak, "predicted": predicted},
             "loss": found[0][0].loss,

@@ -301,7 +301,7 @@ def _rank(
         blocks=share.blocks,
         memory=causes,
         host=host,
-        sent={axis: int(size) for axis, size in sent.total(workload.micro_batches).items()},
+        sent={axis: round(size) for axis, size in sent.total(workload.micro_batches).items()},
         busy=run.busy[rank],
         bubble=run.bubbles[rank],
         activations=int(run.peaks[rank]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import paddle
 
 from erniekit.ops.backend import find_library
+from erniekit.ops.native.memory import take_back
 from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.parallel.schedule import FORWARD, RECEIVES, SENDS, Action, Schedule, simulate
 
@@ -16,8 +17,8 @@ class StepFigures:
     """Of a step on one rank.
 
     kept: bytes that a micro-batch keeps for its backward pass in each chunk of the rank. most: bytes that
-    were kept at once. peak: activations, each of a micro-batch through a chunk, that were held at once.
-    busy, seconds: time of computing, and of the whole step.
+    were kept at once, without gradients. peak: activations, each of a micro-batch through a chunk, that were
+    held at once. busy, seconds: time of computing, and of the whole step.
     """
 
     kept: tuple[int, ...]
@@ -43,17 +44,17 @@ class StepFigures:
 
 
 def observe_step(engine: PipelineEngine, run: Callable[[], object]) -> StepFigures:
-    """Figures of `run`, which has the engine run a step; of use after a first one, which makes gradients.
+    """Figures of `run`, which has the engine run a step.
 
     For benchmarks and tests: memory is asked for after every action.
     """
-    start = _memory()
+    start = _memory(engine)
     kept: dict[int, int] = {}
     most, busy, before = 0, 0.0, start
 
     def look(action: Action, begin: float, end: float) -> None:
         nonlocal most, busy, before
-        now = _memory()
+        now = _memory(engine)
         if action.kind == FORWARD:
             kept.setdefault(action.chunk, now - before)
             most = max(most, now - start)
@@ -70,10 +71,17 @@ def observe_step(engine: PipelineEngine, run: Callable[[], object]) -> StepFigur
     return StepFigures(tuple(kept[chunk] for chunk in sorted(kept)), most, engine.peak, busy, seconds)
 
 
-def _memory() -> int:
-    """Bytes of tensors on this process's device."""
+def _memory(engine: PipelineEngine) -> int:
+    """Bytes of tensors on this process's device, but for gradients, which grow in a step."""
+    found = [
+        g for p in engine.model.parameters() for g in (p.grad, getattr(p, "main_grad", None)) if g is not None
+    ]
+    grown = sum(int(g.size) * int(g.element_size()) for g in found)
     if paddle.device.get_device() != "cpu":  # not executed in this project's CI
-        return int(paddle.device.cuda.memory_allocated())
+        return int(paddle.device.cuda.memory_allocated()) - grown
     library = find_library().library
-    native = 0 if library is None else library.memory_state()[0]
-    return native + int(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
+    native = 0
+    if library is not None:
+        take_back()
+        native = library.memory_state()[0]
+    return native + int(paddle.base.core.host_memory_stat_current_value("Allocated", 0)) - grown

@@ -71,6 +71,7 @@ class PipelineEngine:
     """Runs steps over the ranks of `group`.
 
     Attributes:
+        model: whose stages of this rank run.
         multiple: a step takes a multiple of so many micro-batches.
         peak: most activations (of a micro-batch through a chunk) that were held at once in the last step.
         observe: called after every action with it, its beginning and its end in seconds.
@@ -105,7 +106,7 @@ class PipelineEngine:
         self.places = schedule.places_of(name, group.size, virtual_pp_degree)
         num_stages = len(cut.stages)
         assert num_stages == group.size * virtual_pp_degree, (num_stages, group.size, virtual_pp_degree)
-        self._model, self._plan = model, plan
+        self.model, self._plan = model, plan
         self._ends = _open_ends(group, self.places, num_stages) if cut.shares_embedding else comm.Group()
         self._views: list[StageView] = []
         self._shape_of = shape_of or (lambda batch: [*batch.input_ids.shape, model.config.hidden_size])
@@ -180,7 +181,7 @@ class PipelineEngine:
     def _do(self, chosen: Schedule, step: _Step) -> None:
         if not self._views:
             own = self.places[self.group.rank]
-            self._views = [StageView(self._model, self._plan, self.stages, stage) for stage in own]
+            self._views = [StageView(self.model, self._plan, self.stages, stage) for stage in own]
         for action in chosen.programs[self.group.rank]:
             start = time.perf_counter()
             if action.kind in schedule.SENDS:
@@ -188,7 +189,7 @@ class PipelineEngine:
             elif action.kind in schedule.RECEIVES:
                 shape = self._shape_of(step.batches[action.micro_batch])
                 key = (schedule.RECEIVES[action.kind], action.micro_batch, action.chunk)
-                step.arrived[key] = comm.receive(shape, self._model.cache_dtype, self.group, action.peer)
+                step.arrived[key] = comm.receive(shape, self.model.cache_dtype, self.group, action.peer)
             else:
                 self._compute(action, step, chosen.splits_backward)
             if self.observe is not None:
@@ -284,7 +285,7 @@ class PipelineEngine:
         """The gradient of an embedding that first and last stage have."""
         if self._ends.size == 1 or self._ends.rank < 0:
             return
-        for parameter in find(self._model, self._plan.EMBEDDING).parameters():
+        for parameter in find(self.model, self._plan.EMBEDDING).parameters():
             if parameter.stop_gradient:
                 continue
             found = gradients.of(parameter)
