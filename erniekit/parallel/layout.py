@@ -58,6 +58,12 @@ class Layout:
         """Processes along each axis, slowest first."""
         return {axis: getattr(self, axis) for axis in AXES}
 
+    def in_words(self) -> str:
+        """How many processes, and along which axes: `4: pipeline 2, tensor 2`."""
+        sizes = {**self.sizes(), "expert": self.expert}
+        axes = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]
+        return f"{self.world_size}: {', '.join(axes)}" if axes else "1"
+
     def coordinates(self, rank: int) -> dict[str, int]:
         """Place of a rank on each axis."""
         assert 0 <= rank < self.world_size, f"rank {rank} of {self.world_size}"

@@ -74,6 +74,8 @@ def _report(
         f"| learning rate | {config.optimizer.learning_rate:g}, {config.schedule.lr_scheduler_type} |",
         f"| skipped steps | {trainer.nonfinite.num_skipped} |",
     ]
+    if built.spread is not None:
+        lines.append(f"| processes | {built.spread.mesh.layout.in_words()} |")
     if steps:
         lines += [
             f"| {words} | first {steps[0][name]:.4f}, last {steps[-1][name]:.4f} |"

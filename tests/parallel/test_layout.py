@@ -27,6 +27,12 @@ def test_sharding_and_context_lie_between() -> None:
     assert layout.ranks_along("replicas", 0) == (0, 2, 4, 6, 8, 10, 12, 14)
 
 
+def test_in_words() -> None:
+    assert Layout(tensor=2, pipeline=2).in_words() == "4: pipeline 2, tensor 2"
+    assert Layout(data=4, expert=2, moe_group="dp").in_words() == "4: data 4, expert 2"
+    assert Layout().in_words() == "1"
+
+
 def test_ranks_that_share_experts() -> None:
     mp = choose_layout(8, tensor_parallel_degree=2, pipeline_parallel_degree=2, moe_group="mp")
     assert (mp.expert, mp.data) == (2, 2)

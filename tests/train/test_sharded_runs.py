@@ -56,6 +56,7 @@ def test_a_sharded_run_goes_on_under_any_plan(kind: str, tmp_path: Path) -> None
     out, first = path.parent / "out", tmp_path / "first"
     train(path, "sharding=stage1")
     shutil.copytree(out, first)
+    assert "| processes | 2: sharding 2" in (first / "report.md").read_text(encoding="utf-8")
     wanted = losses_of(first)
     assert len(wanted) > 2 * STEPS
     # Under the same plan: the same bits.
