@@ -13,6 +13,9 @@ SOURCES := erniekit tests benchmarks setup.py
 # Rooms whose numbers come from kernels; tests/ops/native calls native ones whatever is chosen.
 COMPUTING := --ignore=tests/ops/native --ignore=tests/ops/kernels tests/ops tests/nn tests/losses tests/models tests/optim tests/generate tests/train tests/export \
 	tests/testing tests/test_assemble.py
+# Files of tests run on so many processes, each computing on one thread; WORKERS=0 runs them here.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
 PATH_WITH_VENV := PATH="$$PWD/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
@@ -56,11 +59,11 @@ quickstart: $(VENV)/.run
 	@$(PATH_WITH_VENV) sh recipes/00-quickstart/run.sh
 
 test: $(VENV)/.test
-	@"$(BIN)/python" -m pytest
+	@$(PYTEST)
 
 test-kernels: $(VENV)/.test
-	@ERNIEKIT_KERNELS=paddle "$(BIN)/python" -m pytest -m "not several" $(COMPUTING)
-	@ERNIEKIT_KERNELS=native "$(BIN)/python" -m pytest -m "not several" $(COMPUTING)
+	@ERNIEKIT_KERNELS=paddle $(PYTEST) -m "not several" $(COMPUTING)
+	@ERNIEKIT_KERNELS=native $(PYTEST) -m "not several" $(COMPUTING)
 
 check-native: $(VENV)/.test
 	@.ci/check-native "$(BIN)/python"
@@ -71,7 +74,7 @@ lint: $(VENV)/.dev
 	@"$(BIN)/mypy"
 
 check: lint
-	@"$(BIN)/python" -m pytest -m "not slow and not starter"
+	@$(PYTEST) -m "not slow and not starter"
 
 format: $(VENV)/.dev
 	@"$(BIN)/ruff" format $(SOURCES)

@@ -116,7 +116,7 @@ setup(
         "visualdl": ["visualdl>=2.5,<3"],
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
-        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "setuptools>=70.1,<83"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "setuptools>=70.1,<83"],
         "dev": ["ruff>=0.11,<1", "mypy>=1.14,<3", "types-PyYAML>=6,<7"],
     },
 )
