@@ -54,6 +54,7 @@ class Assembled:
         adapter: what is on it (an `adapters.lora.Applied`), or None.
         fingerprint: of the weights under an adapter, as they are in files.
         scheme: what the frozen weights are quantised by.
+        fp8: the layers that compute in FP8 (a `quant.fp8.Fp8Training`), or None.
     """
 
     model: Any
@@ -64,10 +65,12 @@ class Assembled:
     adapter: Any = None
     fingerprint: str | None = None
     scheme: str | None = None
+    fp8: Any = None
 
     def numbers_in_words(self) -> str:
         """Number types of weights and arithmetic."""
-        return _in_words(self.compute_dtype, self.scheme)
+        words = _in_words(self.compute_dtype, self.scheme)
+        return words if self.fp8 is None else f"{words}, MLPs in fp8"
 
 
 def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
@@ -248,6 +251,21 @@ def apply_recomputation(
 
     plan = load_family(built.config).plan
     return apply_recompute(built.model, plan, chosen, offload_recompute_inputs=offload_recompute_inputs)
+
+
+def apply_fp8(built: Assembled, *, use_fp8: bool, **switches: Any) -> Assembled:
+    """Have the model's MLPs and experts compute in FP8 where that is asked for.
+
+    Args:
+        switches: keyword arguments of `quant.fp8.train_in_fp8`.
+    """
+    if not use_fp8:
+        return built
+    from erniekit.quant.fp8 import train_in_fp8
+
+    made = train_in_fp8(built.model, load_family(built.config).plan.ROLES, **switches)
+    logger.info(f"fp8: {len(made.layers)} matrices of MLPs and experts compute block by block in FP8")
+    return replace(built, fp8=made)
 
 
 def check_base(built: Assembled, folder: Path) -> None:

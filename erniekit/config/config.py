@@ -9,6 +9,7 @@ from erniekit.config.evaluation import Evaluation
 from erniekit.config.export import Export
 from erniekit.config.generation import Generation
 from erniekit.config.lora import Lora
+from erniekit.config.low_precision import LowPrecision
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type] = {
     "optimizer": Optimizer,
     "preference": Preference,
     "routing": Routing,
+    "low_precision": LowPrecision,
     "schedule": Schedule,
     "recompute": Recompute,
     "evaluation": Evaluation,
@@ -58,6 +60,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     preference: Preference = field(default_factory=Preference)
     routing: Routing = field(default_factory=Routing)
+    low_precision: LowPrecision = field(default_factory=LowPrecision)
     schedule: Schedule = field(default_factory=Schedule)
     recompute: Recompute = field(default_factory=Recompute)
     evaluation: Evaluation = field(default_factory=Evaluation)

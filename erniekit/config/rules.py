@@ -46,6 +46,8 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
         does = "chooses by itself" if recompute == "auto" else "recomputes no layer"
         for key in ("recompute_granularity", "refined_recompute", "no_recompute_layers", "use_recompute_moe"):
             yield key, f"of recompute: true, and recompute: {recompute} {does}"
+    if not config.low_precision.use_fp8:
+        yield from _fields(config.low_precision, "of use_fp8, which is false; write use_fp8: true")
     if config.run.stage != "DPO":
         yield from _fields(
             config.preference, f"of pairs of answers, and stage is {config.run.stage}; write stage: DPO"
@@ -56,7 +58,7 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
 
 
 def _fields(section: Any, reason: str) -> RuleResult:
-    return ((field.name, reason) for field in fields(section) if field.name != "lora_path")  # has its rule
+    return ((field.name, reason) for field in fields(section) if field.name not in ("lora_path", "use_fp8"))
 
 
 def features_not_built(config: Config) -> list[tuple[str, str]]:
@@ -283,6 +285,15 @@ def _quantised(config: Config) -> RuleResult:
         )
 
 
+def _fp8(config: Config) -> RuleResult:
+    if config.low_precision.use_fp8 and config.model.fine_tuning != "Full":
+        yield (
+            "use_fp8",
+            f"use_fp8: true rounds the weights that are trained, and fine_tuning: {config.model.fine_tuning} "
+            "trains none of them; write fine_tuning: Full, or leave use_fp8 out",
+        )
+
+
 def _nothing_to_do(config: Config) -> RuleResult:
     if not config.run.do_train and not config.run.do_eval:
         yield ("do_train", "do_train: false and do_eval: false leave nothing to do; make one of them true")
@@ -324,5 +335,6 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _adapter,
     _preference,
     _shares,
+    _fp8,
     _nothing_to_do,
 )

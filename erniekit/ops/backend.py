@@ -102,6 +102,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.moe:combine_rows_reference",
         "native": "erniekit.ops.native.moe:combine_rows_native",
     },
+    "product": {
+        "reference": "erniekit.ops.products:product_reference",
+        "native": "erniekit.ops.native.products:product_native",
+    },
+    "weight_gradient": {
+        "reference": "erniekit.ops.products:weight_gradient_reference",
+        "native": "erniekit.ops.native.products:weight_gradient_native",
+    },
     "quantised_product": {
         "reference": "erniekit.ops.quantised:quantised_product_reference",
         "native": "erniekit.ops.native.quantised:quantised_product_native",
@@ -109,6 +117,22 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "rotate": {
         "reference": "erniekit.ops.rope:rotate_reference",
         "cpu": "erniekit.ops.rope:rotate_cpu",
+    },
+    "rounded": {
+        "reference": "erniekit.ops.tiles:rounded_reference",
+        "native": "erniekit.ops.native.tiles:rounded_native",
+    },
+    "encode": {
+        "reference": "erniekit.ops.tiles:encode_reference",
+        "native": "erniekit.ops.native.tiles:encode_native",
+    },
+    "decode": {
+        "reference": "erniekit.ops.tiles:decode_reference",
+        "native": "erniekit.ops.native.tiles:decode_native",
+    },
+    "scales_of": {
+        "reference": "erniekit.ops.tiles:scales_of_reference",
+        "native": "erniekit.ops.native.tiles:scales_of_native",
     },
     "swiglu": {
         "reference": "erniekit.ops.swiglu:swiglu_reference",

@@ -56,11 +56,12 @@ if TYPE_CHECKING:
 # but for those that change when or how fast something happens.
 DECIDING = (
     *("model", "train_data", "eval_data", "sequences", "batch"),
-    *("optimizer", "routing", "schedule", "evaluation"),
+    *("optimizer", "routing", "low_precision", "schedule", "evaluation"),
 )
 NOT_DECIDING = (
     *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
     *("max_estimate_samples", "ref_logps"),
+    *("fp8_offline_quant_weight", "enable_fp8_quantize_analysis"),
 )
 
 
@@ -91,6 +92,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
     start = run_folder.start_from
     built = _build_model(config, folder, start.path if start else None)
+    built = assemble.apply_fp8(built, **asdict(config.low_precision))
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
     )
@@ -256,9 +258,7 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     routing = asdict(config.routing)
     own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
     companions: list[Any] = [*watch_routers(built.model, config.run.stage, **routing)]
-    moving = moving_reference(objective)
-    if moving is not None:
-        companions.append(moving)
+    companions += [each for each in (built.fp8, moving_reference(objective)) if each is not None]
     # Preference training leaves the blocks of multi-token prediction out.
     depths = 0 if config.run.stage == "DPO" else built.config.num_nextn_predict_layers
     return StepLoss(objective, companions, depths, **own)

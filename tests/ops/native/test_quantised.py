@@ -60,7 +60,7 @@ def test_products_of_experts(library, loads, number, dtype, tolerance, turned):
     x = drawn(sum(loads), 110 if turned else 35, dtype=dtype, seed=1)
     offsets = paddle.to_tensor(np.cumsum([0, *loads]))
     found = native.quantised_product_native(x, matrix, offsets=offsets, turned=turned)
-    same(found, grouped_linear._product(x, matrix.numbers(), offsets, transposed=turned))
+    same(found, grouped_linear.grouped_product(x, matrix.numbers(), offsets, transposed=turned))
     if sum(loads):
         near(found, quantised_product_reference(x, matrix, offsets=offsets, turned=turned), tolerance)
 
