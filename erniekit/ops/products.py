@@ -28,7 +28,7 @@ def weight_gradient(
     *,
     offsets: paddle.Tensor | None = None,
 ) -> paddle.Tensor | None:
-    """x^T g, added in fp32 to the main gradient of a parameter; returns what a backward pass returns for it."""
+    """x^T g, added in fp32 to the main gradient of a parameter; returns what a backward pass returns."""
     return choose("weight_gradient")(parameter, x_MK, grad_MN, offsets=offsets)
 
 

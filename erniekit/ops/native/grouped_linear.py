@@ -57,7 +57,7 @@ def grouped_product(
 def grouped_weight_gradient(
     weight: paddle.Tensor, x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: paddle.Tensor
 ) -> paddle.Tensor | None:
-    """x_e^T g_e of every group, into the main gradient; returns what a backward pass returns for the weight."""
+    """x_e^T g_e of every group, into the main gradient; returns what a backward pass returns."""
     written, factor = gradients.target(weight)
     signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_float)
     library.load().declare("ek_grouped_gemm_gradient", *signature)(
