@@ -19,7 +19,7 @@ from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 from erniekit.parallel.recomputation import Recomputation
-from erniekit.quant.schemes import SCHEMES
+from erniekit.quant.schemes import SCHEMES, WHILE_READ
 
 if TYPE_CHECKING:
     import paddle
@@ -105,7 +105,7 @@ def number_types(compute_type: str) -> tuple[str, str | None]:
     """
     from erniekit.ops.backend import multiplies_bf16
 
-    scheme = compute_type if compute_type in SCHEMES else None
+    scheme = compute_type if compute_type in WHILE_READ else None
     if scheme is None and compute_type != "auto":
         return compute_type, None
     return "bf16" if multiplies_bf16() else "fp32", scheme

@@ -37,12 +37,12 @@ def run(argv: list[str]) -> int:
     target = choose_target(argv, "export")
     from erniekit.export.export import export_model
     from erniekit.log import console, logger
-    from erniekit.quant.schemes import SCHEMES
+    from erniekit.quant.schemes import WHILE_READ
 
     adapter = target.one_adapter("is merged")
     logger.info(f"model: {target.description}")
     compute_type = target.config.model.compute_type
-    if compute_type in SCHEMES and adapter is None:
+    if compute_type in WHILE_READ and adapter is None:
         logger.warning(
             f"compute_type: {compute_type} is how weights are held while they are used: what is exported "
             "are the full ones (export_dtype says in which type)"

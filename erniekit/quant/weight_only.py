@@ -13,7 +13,7 @@ from erniekit.checkpoint.files import Item
 from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices
 from erniekit.ops.quantised import QuantisedMatrix
-from erniekit.quant.schemes import WeightFormat, format_of
+from erniekit.quant.schemes import WeightFormat, formats_of
 
 
 def apply(
@@ -29,14 +29,20 @@ def apply(
     Returns:
         The items of the parameters that stay. It has to be read to its end.
     """
-    waiting: dict[str, tuple[Any, WeightFormat]] = {}
-    for module, layer in model.named_sublayers():
-        chosen = format_of(f"{module}.weight", roles, scheme)
-        if chosen is not None and isinstance(layer, (Linear, ExpertMatrices)):
-            waiting[f"{module}.weight"] = (layer, chosen)
-            del layer.weight
+    waiting = take_out(model, formats_of([name for name, _ in model.named_parameters()], roles, scheme))
     assert waiting, f"{scheme} quantises nothing of this model"
     return _quantise(waiting, items, dtype)
+
+
+def take_out(model: Any, formats: Mapping[str, WeightFormat]) -> dict[str, tuple[Any, WeightFormat]]:
+    """Take parameters out of a model; returns the layer that each was of, with its format."""
+    taken: dict[str, tuple[Any, WeightFormat]] = {}
+    for module, layer in model.named_sublayers():
+        name = f"{module}.weight"
+        if name in formats and isinstance(layer, (Linear, ExpertMatrices)):
+            taken[name] = (layer, formats[name])
+            del layer.weight
+    return taken
 
 
 def _quantise(
@@ -47,7 +53,7 @@ def _quantise(
             yield name, word, raw
             continue
         layer, chosen = waiting.pop(name)
-        layer.weight = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype)
+        layer.weight = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype, outputs=chosen.outputs)
     assert not waiting, f"matrices without a source: {sorted(waiting)}"
 
 

@@ -16,7 +16,7 @@ from erniekit.models.ernie45.weights import memory_shapes
 from erniekit.ops import gradients
 from erniekit.ops.quantised import QuantisedMatrix
 from erniekit.quant import weight_only
-from erniekit.quant.schemes import SCHEMES, format_of, weight_bytes
+from erniekit.quant.schemes import FORMATS, SCHEMES, WHILE_READ, formats_of, weight_bytes
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config, write_tiny_checkpoint
 from tests.adapters import models
 
@@ -32,7 +32,7 @@ def config(request: pytest.FixtureRequest):
     return CONFIGS[request.param]()
 
 
-@pytest.fixture(params=SCHEMES)
+@pytest.fixture(params=WHILE_READ)
 def scheme(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -70,7 +70,7 @@ def plain(model, config, *, dtype="fp32"):
 def test_exactly_the_parts_of_the_scheme_are_quantised(config, scheme):
     model = quantised(config, scheme)
     matrices = weight_only.quantised_matrices(model)
-    expected = {name for name in memory_shapes(config) if format_of(name, plan.ROLES, scheme)}
+    expected = set(formats_of(memory_shapes(config), plan.ROLES, scheme))
     assert set(matrices) == expected and len(expected) >= 8
     assert not expected & {name for name, _ in model.named_parameters()}
     left = sum(4 * parameter.size for parameter in model.parameters())
@@ -86,10 +86,10 @@ def test_it_computes_what_the_numbers_made_do(config, scheme, dtype):
 
 
 def test_it_is_near_the_model(config, scheme):
-    """Eight bits change little, and four more than eight."""
+    """Eight bits change little, four more than eight, and two much."""
     full = models.logits(models.build(config))
     difference = np.abs(models.logits(quantised(config, scheme)) - full).max() / np.abs(full).max()
-    assert 0 < difference < (0.05 if scheme == "wint8" else 0.6)
+    assert 0 < difference < {"wint8": 0.05}.get(scheme, 1.0 if "2" in scheme else 0.6)
 
 
 @pytest.mark.parametrize("method", [LoraLinear, DoraLinear])
@@ -148,7 +148,7 @@ def test_a_source_in_bf16_is_quantised_from_its_bits(scheme):
     raw = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
     bits = (raw.view(np.uint32) >> 16).astype(np.uint16)
     wide = (bits.astype(np.uint32) << 16).view(np.float32)
-    chosen = SCHEMES[scheme].weights["experts"]
+    chosen = FORMATS[SCHEMES[scheme].weights["experts"]]
     one, other = (QuantisedMatrix.of(x, chosen.number, chosen.group, "float32") for x in (bits, wide))
     np.testing.assert_array_equal(one.numbers().numpy(), other.numbers().numpy())
 

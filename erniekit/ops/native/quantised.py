@@ -10,6 +10,9 @@ from erniekit.ops.native.memory import empty
 from erniekit.ops.number_formats import FORMATS
 from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
+# The formats that the kernels read; others go through Paddle's operators.
+NUMBERS = ("int8", "int4", "nf4")
+
 
 def quantised_product_native(
     x_MK: paddle.Tensor,
@@ -20,7 +23,7 @@ def quantised_product_native(
     turned: bool = False,
 ) -> paddle.Tensor:
     """As `quantised_product_reference`, which also serves mixed types."""
-    if not takes(x_MK, bias) or x_MK.dtype != matrix.dtype:
+    if matrix.number not in NUMBERS or not takes(x_MK, bias) or x_MK.dtype != matrix.dtype:
         return quantised_product_reference(x_MK, matrix, bias=bias, offsets=offsets, turned=turned)
     *_, rows, columns = matrix.shape
     inner, outer = (columns, rows) if turned else (rows, columns)
@@ -29,6 +32,7 @@ def quantised_product_native(
     out = empty([x_MK.shape[0], outer], dtype=x_MK.dtype)
     bits = FORMATS[matrix.number].bits
     size = (rows, columns, matrix.group)
+    assert matrix.table is not None
     data = (matrix.codes.data_ptr(), matrix.scales.data_ptr(), matrix.table.data_ptr())
     if offsets is None:
         library.load().declare(

@@ -7,7 +7,7 @@ import pytest
 from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import grouped_linear, matmul
 from erniekit.ops.native import quantised as native
-from erniekit.ops.number_formats import FORMATS
+from erniekit.ops.native.quantised import NUMBERS
 from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
 if find_library().library is None:
@@ -36,7 +36,7 @@ def near(found, expected, tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("turned", [False, True])
 def test_products(library, sizes, number, dtype, tolerance, turned):
@@ -52,7 +52,7 @@ def test_products(library, sizes, number, dtype, tolerance, turned):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("loads", [(0, 0), (3,), (5, 0, 130, 1)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_products_of_experts(library, loads, number, dtype, tolerance, turned):
