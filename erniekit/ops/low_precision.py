@@ -19,7 +19,10 @@ from erniekit.ops.products import product, weight_gradient
 
 
 class Arithmetic(Protocol):
-    """How the factors of a layer's products are rounded. `bounds`: int64 [E + 1] of the experts, or None."""
+    """How the factors of a layer's products are rounded. `bounds`: int64 [E + 1] of the experts, or None.
+
+    The weight is [K, N] or [E K, N]; where it is rotated, so are inputs, and `input_gradient` turns back.
+    """
 
     def weight(self, weight_KN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
         """[W], of stacked experts' matrices [E K, N] too."""
@@ -35,6 +38,9 @@ class Arithmetic(Protocol):
 
     def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
         """[g]' of the weight's gradient."""
+
+    def input_gradient(self, grad_MK: paddle.Tensor) -> paddle.Tensor:
+        """dx of what [g] [W]^T gives."""
 
 
 def low_precision_linear(
@@ -105,7 +111,7 @@ class _Product(PyLayer):
         if to_x:
             numbers = arithmetic.gradient(grad_MN, how.bounds)
             grad_x = product(numbers, how.rounded(ctx.weight), offsets=how.offsets, turned=True)
-            results[0] = grad_x.reshape(ctx.shape)
+            results[0] = arithmetic.input_gradient(grad_x).reshape(ctx.shape)
         if ctx.bias is not None:
             results.append(_bias_gradient(ctx.bias, grad_MN) if to_bias else None)
         return tuple(results)

@@ -93,6 +93,9 @@ class BlockFp8:
     def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
         return rounded(grad_MN, Grid(self.gradient_format, TILE, 1, power_of_two=True), bounds=bounds)
 
+    def input_gradient(self, grad_MK: paddle.Tensor) -> paddle.Tensor:
+        return grad_MK
+
     def output(self, y: paddle.Tensor) -> paddle.Tensor:
         """y, which from now on says how it is made of bytes (`ops/remake.py`)."""
         if not self.keeps_output or y.stop_gradient:

@@ -32,6 +32,9 @@ class Marked:
         self.bounds.append(None if bounds is None else bounds.tolist())
         return grad_MN * 11.0
 
+    def input_gradient(self, grad_MK):
+        return grad_MK * 13.0
+
 
 def drawn(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
@@ -63,7 +66,7 @@ def test_each_product_takes_its_own_roundings(kernels):
             gradients.of(weight).numpy(), count * 55 * x.reshape(-1, 4).T @ g.reshape(-1, 5), rtol=1e-4
         )
         np.testing.assert_allclose(gradients.of(bias).numpy(), count * g.sum((0, 1)), rtol=1e-5)
-        np.testing.assert_allclose(inputs.grad.numpy(), count * 14 * g @ w.T, rtol=1e-5)
+        np.testing.assert_allclose(inputs.grad.numpy(), count * 182 * g @ w.T, rtol=1e-5)
         y = low_precision_linear(inputs, weight, bias, arithmetic)
     assert set(arithmetic.bounds) == {None}
 
@@ -79,7 +82,7 @@ def test_experts(kernels):
     y.backward(paddle.to_tensor(g))
     expected = 55 * np.stack([x[:2].T @ g[:2], np.zeros((4, 2)), x[2:].T @ g[2:]])
     np.testing.assert_allclose(gradients.of(weight).numpy(), expected, rtol=1e-4, atol=1e-5)
-    back = 14 * np.concatenate([g[:2] @ w[0].T, g[2:] @ w[2].T])
+    back = 182 * np.concatenate([g[:2] @ w[0].T, g[2:] @ w[2].T])
     np.testing.assert_allclose(inputs.grad.numpy(), back, rtol=1e-5)
     # Blocks of weights do not reach over experts, tiles of tokens neither.
     assert arithmetic.bounds == [[0, 4, 8, 12], [0, 2, 2, 5], [0, 4, 8, 12]]
