@@ -254,7 +254,9 @@ def train_for(
     """
     formats = formats_of([name for name, _ in model.named_parameters()], roles, scheme)
     row = SCHEMES[scheme]
-    untrained = sorted({f.number for f in formats.values() if f.number not in NUMBERS or f.number not in LARGEST})
+    untrained = sorted(
+        {f.number for f in formats.values() if f.number not in NUMBERS or f.number not in LARGEST}
+    )
     if untrained or not formats:
         raise ConfigError(
             f"qat_scheme: {scheme} keeps weights as {', '.join(untrained) or 'they are'}, which training does "

@@ -1,6 +1,7 @@
 """Numbers of few bits, tile by tile, on the native kernels."""
 
 from ctypes import c_float, c_int, c_long, c_void_p
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from erniekit.ops.tiles import (
 )
 
 _FORMATS = {"e4m3": 0, "e5m2": 1, "int8": 2, "int4": 2}
+# Of `tiles.cpp`: rows of a piece.
+_PIECE = 64
 _EXACT, _POWER_OF_TWO, _GIVEN = 0, 1, 2
 
 
@@ -71,7 +74,7 @@ def decode_native(codes: Codes) -> paddle.Tensor:
         return decode_reference(codes)
     out = empty(codes.codes.shape, dtype=codes.dtype)
     bounds = np.ascontiguousarray(codes.bounds, np.int64)
-    rows, columns = codes.grid.tile(codes.codes, bounds)
+    rows, columns = _tile(codes.grid, codes.codes, bounds)
     signature = (c_int, c_int, c_long, c_void_p, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p)
     library.load().declare("ek_tile_numbers", *signature)(
         *(TYPES[codes.dtype], _FORMATS[codes.grid.format], len(bounds) - 1, bounds.ctypes.data),
@@ -79,6 +82,12 @@ def decode_native(codes: Codes) -> paddle.Tensor:
         *(codes.codes.data_ptr(), codes.scales.data_ptr(), out.data_ptr()),
     )
     return out
+
+
+def _tile(grid: Grid, x_MN: paddle.Tensor, bounds: np.ndarray) -> tuple[int, int]:
+    """The tile, so high that it can be cut in pieces where it is all of a group."""
+    rows, columns = grid.tile(x_MN, bounds)
+    return (rows if grid.rows else -(-rows // _PIECE) * _PIECE), columns
 
 
 def _run(
@@ -92,9 +101,15 @@ def _run(
     codes: paddle.Tensor | None = None,
 ) -> paddle.Tensor:
     """Round into `numbers`, `codes`, or neither; returns the scales."""
+    if scales is None and grid.rows is None and grid.columns is None and counts is None:
+        # Over a whole matrix tasks are few: columns first, whose largest scale is that of all.
+        by_column = _run(x_MN, replace(grid, columns=1), bounds, None, None)
+        scales = by_column.max(-1, keepdim=True)
+        if numbers is None and codes is None:
+            return scales
     x_MN = contiguous(x_MN)
     bounds = np.ascontiguousarray(whole_bounds(x_MN) if bounds is None else bounds, np.int64)
-    rows, columns = grid.tile(x_MN, bounds)
+    rows, columns = _tile(grid, x_MN, bounds)
     kind = _GIVEN if scales is not None else _POWER_OF_TWO if grid.power_of_two else _EXACT
     if scales is None:
         down = int((-(-(bounds[1:] - bounds[:-1]) // rows)).sum())

@@ -128,7 +128,8 @@ static void fill_row(long n, float value, float* out) {
     for (long j = 0; j < n; j++) out[j] = value;
 }
 
-// One tile of rows, columns [c, c + width).
+// Rows of one tile, or some of them where scales are given, and columns [c, c + width), which begin a tile or
+// have given scales.
 template <class T>
 static void round_tile(const Task& t, long row, long rows, long tile, long c, long width, int thread) {
     // Sizes are compared as whole numbers, among which NaN is the largest.
@@ -148,8 +149,8 @@ static void round_tile(const Task& t, long row, long rows, long tile, long c, lo
             }
         }
     }
-    for (long j = 0; j < width; j += t.tile_columns, scales++) {
-        const long end = smaller(width, j + t.tile_columns);
+    for (long j = 0, end; j < width; j = end, scales++) {
+        end = smaller(width, ((c + j) / t.tile_columns + 1) * t.tile_columns - c);
         if (t.kind != GIVEN) {
             uint32_t most = 0;
             for (long i = j; i < end; i++) most = amax[i] > most ? amax[i] : most;
@@ -184,29 +185,38 @@ static void round_tile(const Task& t, long row, long rows, long tile, long c, lo
     }
 }
 
-// The rows of a tile, and which rows of tiles are in a group.
+// Groups of rows in tiles, and tiles in pieces that are worked on together: a whole tile, or less of it.
 struct Rows {
-    long groups, tile_rows;
+    long groups, tile_rows, piece_rows;
     const long* bounds;
 
-    long tiles(long group) const { return (bounds[group + 1] - bounds[group] + tile_rows - 1) / tile_rows; }
-    long total() const {
+    long count(long group, long rows) const { return (bounds[group + 1] - bounds[group] + rows - 1) / rows; }
+    long pieces() const {
         long sum = 0;
-        for (long g = 0; g < groups; g++) sum += tiles(g);
+        for (long g = 0; g < groups; g++) sum += count(g, piece_rows);
         return sum;
     }
-    // First row of a tile, and the row past its last.
-    void find(long tile, long* first, long* last) const {
+    // First row of a piece, the row past its last, and its tile.
+    void find(long piece, long* first, long* last, long* tile) const {
         long g = 0;
-        while (tile >= tiles(g)) tile -= tiles(g++);
-        *first = bounds[g] + tile * tile_rows;
-        *last = smaller(bounds[g + 1], *first + tile_rows);
+        *tile = 0;
+        for (; piece >= count(g, piece_rows); g++) {
+            piece -= count(g, piece_rows);
+            *tile += count(g, tile_rows);
+        }
+        *first = bounds[g] + piece * piece_rows;
+        *last = smaller(bounds[g + 1], *first + piece_rows);
+        *tile += piece * piece_rows / tile_rows;
     }
 };
 
-static long chunk_of(long columns, long tile_columns) {
-    if (tile_columns >= CHUNK) return tile_columns;
+static long chunk_of(long columns, long tile_columns, bool given) {
+    if (tile_columns >= CHUNK) return given ? smaller(columns, CHUNK) : tile_columns;
     return smaller(columns, CHUNK / tile_columns * tile_columns);
+}
+
+static long piece_of(long tile_rows, bool given) {
+    return given && tile_rows > ROWS && tile_rows % ROWS == 0 ? (long)ROWS : tile_rows;
 }
 
 }  // namespace
@@ -221,15 +231,16 @@ EK_EXPORT(ek_round_tiles)(int type, int format, float largest, int kind, long gr
                           long columns, long tile_rows, long tile_columns, const void* x, void* numbers,
                           uint8_t* codes, float* scales, long* counts) {
     const Task t = {type, format, kind, largest, columns, tile_rows, tile_columns, x, numbers, codes, scales, counts};
-    const Rows rows = {groups, tile_rows, bounds};
-    const long tiles = rows.total(), chunk = chunk_of(columns, tile_columns);
-    if (tiles <= 0 || columns <= 0) return;
-    const long chunks = (columns + chunk - 1) / chunk, together = tile_rows >= ROWS ? 1 : ROWS / tile_rows;
-    ek_parallel((tiles + together - 1) / together * chunks, [&](long task, int thread) {
+    const Rows rows = {groups, tile_rows, piece_of(tile_rows, kind == GIVEN), bounds};
+    const long pieces = rows.pieces(), chunk = chunk_of(columns, tile_columns, kind == GIVEN);
+    if (pieces <= 0 || columns <= 0) return;
+    const long chunks = (columns + chunk - 1) / chunk;
+    const long together = rows.piece_rows >= ROWS ? 1 : ROWS / rows.piece_rows;
+    ek_parallel((pieces + together - 1) / together * chunks, [&](long task, int thread) {
         const long c = task % chunks * chunk, start = task / chunks * together;
-        for (long tile = start; tile < smaller(tiles, start + together); tile++) {
-            long first, last;
-            rows.find(tile, &first, &last);
+        for (long piece = start; piece < smaller(pieces, start + together); piece++) {
+            long first, last, tile;
+            rows.find(piece, &first, &last, &tile);
             const long width = smaller(chunk, columns - c);
             if (type == EK_BF16) round_tile<bf16>(t, first, last - first, tile, c, width, thread);
             else round_tile<float>(t, first, last - first, tile, c, width, thread);
@@ -242,15 +253,15 @@ EK_EXPORT(ek_tile_numbers)(int type, int format, long groups, const long* bounds
                            long tile_columns, const uint8_t* codes, const float* scales, void* numbers) {
     Task t = {};
     t.format = format;
-    const Rows rows = {groups, tile_rows, bounds};
-    const long tiles = rows.total(), wide_tiles = (columns + tile_columns - 1) / tile_columns;
-    if (tiles <= 0 || columns <= 0) return;
-    const long together = tile_rows >= ROWS ? 1 : ROWS / tile_rows;
-    ek_parallel((tiles + together - 1) / together, [&](long task, int thread) {
+    const Rows rows = {groups, tile_rows, piece_of(tile_rows, true), bounds};
+    const long pieces = rows.pieces(), wide_tiles = (columns + tile_columns - 1) / tile_columns;
+    if (pieces <= 0 || columns <= 0) return;
+    const long together = rows.piece_rows >= ROWS ? 1 : ROWS / rows.piece_rows;
+    ek_parallel((pieces + together - 1) / together, [&](long task, int thread) {
         float *scale = ek_scratch<float>(thread, 0, 2 * (size_t)columns), *wide = scale + columns;
-        for (long tile = task * together; tile < smaller(tiles, (task + 1) * together); tile++) {
-            long first, last;
-            rows.find(tile, &first, &last);
+        for (long piece = task * together; piece < smaller(pieces, (task + 1) * together); piece++) {
+            long first, last, tile;
+            rows.find(piece, &first, &last, &tile);
             for (long j = 0; j < columns; j += tile_columns) {
                 const float found = scales[tile * wide_tiles + j / tile_columns];
                 fill_row(smaller(tile_columns, columns - j), found == 0.0f ? 1.0f : found, scale + j);
