@@ -195,7 +195,7 @@ class QuantisationAware:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the step, and by layer the scales of inputs and the steps they have seen."""
+        """What a checkpoint keeps: the step, and by layer the scales of inputs and the steps seen."""
         observers = {n: layer.observer for n, layer in self.layers.items() if layer.observer is not None}
         return {
             "scheme": self.scheme,
