@@ -10,7 +10,7 @@ from erniekit.config.config import Config
 from erniekit.config.model import QUANTISED
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
-NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
+NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data", "quantize")
 _VISION = re.compile(r"(?i)ERNIE-4\.5-VL|PaddleOCR-VL")
 
 RuleResult = Iterator[tuple[str, str]]

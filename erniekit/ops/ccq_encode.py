@@ -8,9 +8,9 @@ of all words is taken. What is searched beside it:
 * of a group the local scale, around what normal numbers of its spread would have;
 * of a column the super scale, which is a bf16: that by which its largest group has the largest local scale.
 
-With a factor U (upper, U^T U the inverse of the inputs' second moment, as GPTQ has it) the distance of a
-chunk's rows d = w - w' is |err|^2, err = U_bb^-T d, and later rows make up for it: w_j -= U_bj^T err. That is
-the order of GPTQ, with a chunk's rows chosen at once.
+With inputs of second moment H the rounding is GPTQ's (`quant/gptq.py`), a chunk at a time, those with the
+largest inputs first: with U upper, U^T U = H^-1 in that order, the distance of a chunk's rows d = w - w' is
+|err|^2, err = U_bb^-T d, and later rows make up for it: w_j -= U_bj^T err. Scales are found beforehand.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,22 @@ _SPREAD = {"ccq2": 16.0, "ccq2.5": 1.8}
 _AROUND = (0.82, 0.88, 0.94, 1.0, 1.06, 1.12, 1.18)
 # Numbers looked at together: columns times words.
 _BLOCK = 1 << 22
+# Rows after which everything behind makes up for their errors.
+_UPDATED = 124
 
 
 def quantise(
-    weight: np.ndarray, number: str, factor: np.ndarray | None = None
+    weight: np.ndarray, number: str, moment: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, kept local scales and numbers of columns of a matrix.
 
     Args:
         weight: fp32 [..., K, N].
         number: ccq2 or ccq2.5.
-        factor: fp32 [K, K] of a single matrix [K, N]; None for no feedback.
+        moment: of the inputs of a single matrix [K, N], fp64 [K, K], damped; None for no feedback.
     """
     if weight.ndim > 2:
-        assert factor is None, "feedback is of one matrix"
+        assert moment is None, "feedback is of one matrix"
         parts = [quantise(matrix, number) for matrix in weight]
         codes, scales, columns = (np.stack(part) for part in zip(*parts, strict=True))
         return codes, scales, columns
@@ -47,29 +49,22 @@ def quantise(
     filled = -(-rows // ccq.GROUP) * ccq.GROUP
     current = np.zeros((filled, width), np.float32)
     current[:rows] = weight
-    columns, kinds = _column_numbers(current[:rows], number)
+    importance = np.zeros((filled, 1), np.float32)
+    importance[:rows] = 1 if moment is None else np.diagonal(moment)[:, None] / np.diagonal(moment).mean()
+    columns, kinds = _column_numbers(current, importance, rows, number)
+    local = np.empty((filled // ccq.GROUP, width), np.uint16)
+    for group in range(len(local)):
+        place = slice(group * ccq.GROUP, (group + 1) * ccq.GROUP)
+        middle = _spread(current[place][: rows - place.start])
+        local[group] = _best_locals(current[place], importance[place], middle, number, columns, kinds)
     codes = np.zeros(ccq.codes_shape((filled, width), number), np.uint8 if number == "ccq2" else np.uint16)
-    local = np.zeros((filled // ccq.GROUP, width), np.uint16)
-    for group in range(filled // ccq.GROUP):
-        place = slice(group * ccq.GROUP, min(rows, (group + 1) * ccq.GROUP))
-        block = current[group * ccq.GROUP : (group + 1) * ccq.GROUP]
-        part = None if factor is None else _filled(factor[place, place])
-        local[group] = _best_locals(block, number, columns, kinds)
-        errors = _encode_group(block, local[group] * columns[0], number, kinds, part, codes, group)
-        if factor is not None and place.stop < rows:
-            current[place.stop : rows] -= factor[place, place.stop :].T @ errors[: place.stop - place.start]
+    scales = local * columns[0]
+    _encode(current, scales, number, kinds, moment, importance, codes)
     if number == "ccq2":
         kept = ccq.codes_shape((rows, width), number)
         return codes[: kept[0]], ccq.pack_local_scales(local), columns
     codes.reshape(-1, 10, width)[:, 9] |= local
     return codes, np.zeros(ccq.locals_shape((rows, width), number), np.uint8), columns
-
-
-def _filled(factor: np.ndarray) -> np.ndarray:
-    """The factor of a group, with rows that nobody reads where it is not full."""
-    whole = np.eye(ccq.GROUP, dtype=np.float32)
-    whole[: len(factor), : len(factor)] = factor
-    return whole
 
 
 @cache
@@ -108,8 +103,10 @@ def _nearest(book: np.ndarray, given: np.ndarray) -> np.ndarray:
     return found
 
 
-def _error_of(block: np.ndarray, number: str, scale: np.ndarray, code_scale: float | None) -> np.ndarray:
-    """The squared error of each column of a group [64, N] with scales [N]."""
+def _error_of(
+    block: np.ndarray, importance: np.ndarray, number: str, scale: np.ndarray, code_scale: float | None
+) -> np.ndarray:
+    """The weighted square error of each column of a group [64, N] with scales [N]."""
     scaled = block / np.where(scale > 0, scale, 1)
     total = np.zeros(block.shape[1], np.float32)
     chunks = _chunks(number)
@@ -118,8 +115,9 @@ def _error_of(block: np.ndarray, number: str, scale: np.ndarray, code_scale: flo
         starts = [start for start, size in chunks if size == rows]
         given = np.stack([scaled[start : start + rows] for start in starts], axis=1)
         flat = given.reshape(rows, -1)
-        gap = flat - book[_nearest(book, flat)].T
-        total += (gap * gap).sum(0).reshape(len(starts), -1).sum(0)
+        gap = np.square(flat - book[_nearest(book, flat)].T).reshape(given.shape)
+        counts = np.stack([importance[start : start + rows] for start in starts], axis=1)
+        total += (gap * counts).sum((0, 1))
     return total * scale**2
 
 
@@ -127,45 +125,47 @@ def _spread(block: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(block).mean(0))
 
 
-def _column_numbers(weight: np.ndarray, number: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _column_numbers(
+    weight: np.ndarray, importance: np.ndarray, rows: int, number: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     """What a column has, fp32 [3 or 1, N], and of ccq2 the index of its code_scale."""
     width = weight.shape[1]
-    starts = np.arange(0, len(weight), ccq.GROUP)
-    power = np.add.reduceat(np.square(weight), starts, axis=0)
-    counts = np.diff([*starts, len(weight)])[:, None]
-    best = np.sqrt(power / counts) / np.float32(_SPREAD[number])
+    starts = range(0, rows, ccq.GROUP)
+    best = np.stack([_spread(weight[start : min(rows, start + ccq.GROUP)]) for start in starts])
+    best /= np.float32(_SPREAD[number])
     super_scale = _bf16(best.max(0) * np.float32(max(_AROUND) / ccq.LARGEST_LOCAL[number]))
     if number != "ccq2":
         return super_scale[None], None
     errors = np.zeros((len(CODE_SCALES), width), np.float32)
     for group, start in enumerate(starts):
-        block = weight[start : start + ccq.GROUP]
-        if len(block) < ccq.GROUP:
-            block = np.concatenate([block, np.zeros((ccq.GROUP - len(block), width), np.float32)])
+        place = slice(start, start + ccq.GROUP)
         for kind, code_scale in enumerate(CODE_SCALES):
-            errors[kind] += _error_of(block, number, best[group], code_scale)
+            errors[kind] += _error_of(weight[place], importance[place], number, best[group], code_scale)
     kinds = errors.argmin(0)
     code_scale = np.array(CODE_SCALES, np.float32)[kinds]
     return np.stack([super_scale, code_scale, np.float32(16383.5) - np.float32(127.5) * code_scale]), kinds
 
 
-def _best_locals(block: np.ndarray, number: str, columns: np.ndarray, kinds: np.ndarray | None) -> np.ndarray:
+def _best_locals(
+    block: np.ndarray,
+    importance: np.ndarray,
+    spread: np.ndarray,
+    number: str,
+    columns: np.ndarray,
+    kinds: np.ndarray | None,
+) -> np.ndarray:
     """The local scale of each column of a group by which its error is least."""
     divisor = np.where(columns[0] > 0, columns[0], 1)
-    middle = _spread(block) / np.float32(_SPREAD[number]) / divisor
-    best = np.zeros(block.shape[1], np.uint16)
+    middle = spread / np.float32(_SPREAD[number]) / divisor
+    best = np.ones(block.shape[1], np.uint16)
     least = np.full(block.shape[1], np.inf, np.float32)
     tried = np.clip(np.rint(np.outer(_AROUND, middle)), 1, ccq.LARGEST_LOCAL[number]).astype(np.uint16)
     for step, local in enumerate(tried):
         # Columns whose scale is one that was tried already are left out.
         fresh = np.flatnonzero((tried[:step] != local).all(0))
         for kind, own in _by_kind(kinds, fresh):
-            error = _error_of(
-                block[:, own],
-                number,
-                local[own] * columns[0, own],
-                None if kind is None else CODE_SCALES[kind],
-            )
+            code_scale = None if kind is None else CODE_SCALES[kind]
+            error = _error_of(block[:, own], importance, number, local[own] * columns[0, own], code_scale)
             better = error < least[own]
             best[own[better]], least[own[better]] = local[own[better]], error[better]
     return best
@@ -179,34 +179,60 @@ def _by_kind(kinds: np.ndarray | None, among: np.ndarray) -> list[tuple[int | No
     return [(int(kind), among[found == kind]) for kind in np.unique(found)]
 
 
-def _encode_group(
-    block: np.ndarray,
-    scale: np.ndarray,
+def _encode(
+    weight: np.ndarray,
+    scales: np.ndarray,
     number: str,
     kinds: np.ndarray | None,
-    factor: np.ndarray | None,
+    moment: np.ndarray | None,
+    importance: np.ndarray,
     codes: np.ndarray,
-    group: int,
-) -> np.ndarray:
-    """Write the codes of a group [64, N], and return the errors of its rows that later rows make up for."""
-    divisor = np.where(scale > 0, scale, 1)
-    errors = np.zeros_like(block)
-    every = np.arange(block.shape[1])
-    for start, rows in _chunks(number):
-        place = slice(start, start + rows)
+) -> None:
+    """Write the codes of a matrix whose scales [groups, N] are known; the weights are changed on the way."""
+    every = np.arange(weight.shape[1])
+    chunks = [
+        (start + first, rows) for start in range(0, len(weight), ccq.GROUP) for first, rows in _chunks(number)
+    ]
+    if moment is not None:
+        chunks.sort(key=lambda chunk: -float(importance[chunk[0] : sum(chunk)].mean()))
+    order = np.concatenate([np.arange(start, start + rows) for start, rows in chunks])
+    weight = weight[order]
+    factor = None if moment is None else _factor(moment, order)
+    at = block_start = 0
+    errors = np.zeros((_UPDATED + 4, weight.shape[1]), np.float32)
+    for start, rows in chunks:
+        place = slice(at, at + rows)
         inverse = np.eye(rows, dtype=np.float32) if factor is None else np.linalg.inv(factor[place, place])
-        scaled = block[place] / divisor
+        scale = scales[start // ccq.GROUP]
+        scaled = weight[place] / np.where(scale > 0, scale, 1)
         for kind, own in _by_kind(kinds, every):
             book, words = _book25(rows) if kind is None else (_book2(CODE_SCALES[kind]), None)
             found = _nearest(book @ inverse, inverse.T @ scaled[:, own])
-            errors[place, own] = (inverse.T @ (scaled[:, own] - book[found].T)) * scale[own]
+            error = (inverse.T @ (scaled[:, own] - book[found].T)) * scale[own]
+            errors[at - block_start : at - block_start + rows, own] = error
             if words is None:
-                codes[16 * group + start // 4, own] = found
+                codes[start // 4, own] = found
             else:
-                codes[10 * group + start // 7, own] |= words[found]
-        if factor is not None:
-            block[place.stop :] -= factor[place, place.stop :].T @ errors[place]
-    return errors
+                codes[10 * (start // ccq.GROUP) + start % ccq.GROUP // 7, own] |= words[found]
+        at += rows
+        if factor is None:
+            block_start = at
+            continue
+        # What lies within the block makes up for it at once, everything behind it at its end.
+        end = min(block_start + _UPDATED + 4, len(weight))
+        own_errors = errors[place.start - block_start : at - block_start]
+        weight[at:end] -= factor[place, at:end].T @ own_errors
+        if at - block_start >= _UPDATED:
+            weight[end:] -= factor[block_start:at, end:].T @ errors[: at - block_start]
+            block_start = at
+
+
+def _factor(moment: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """U of the rows in an order, rows that nobody reads included."""
+    whole = np.eye(len(order)) * np.diagonal(moment).mean()
+    whole[: len(moment), : len(moment)] = moment
+    inverse = np.linalg.inv(whole[np.ix_(order, order)])
+    return np.ascontiguousarray(np.linalg.cholesky(inverse).T, np.float32)
 
 
 def _bf16(numbers: np.ndarray) -> np.ndarray:
