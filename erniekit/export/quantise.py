@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES
 from erniekit.export.export import config_content, stored_dtype, write_json
-from erniekit.export.quality import Quality, compare, hidden_states
+from erniekit.export.quality import compare, hidden_states
 from erniekit.export.quantise_block import Method, block_items, quantise_block
+from erniekit.export.quantise_report import QuantisedModel, write_report
 from erniekit.export.sizes import shard_bytes
 from erniekit.export.stream import BlockStream
 from erniekit.log import logger
@@ -44,42 +45,6 @@ _FACTS, _STATE = "block.json", "state.json"
 _BLOCKS = "blocks"
 
 
-@dataclass(frozen=True)
-class QuantisedModel:
-    """A finished quantisation.
-
-    bits: of a weight of the matrices, with scales. num_bytes: of all tensors. errors: parameter -> relative
-    error of its products. rare: experts with few tokens of their own, and how many. quality: None without
-    held-out text.
-    """
-
-    folder: Path
-    quantisation: Quantisation
-    bits: float
-    num_bytes: int
-    full_bytes: int
-    errors: dict[str, float]
-    rare: dict[str, int]
-    quality: Quality | None
-
-    def lines(self) -> list[str]:
-        """The outcome for people."""
-        share = self.num_bytes / self.full_bytes
-        found = [
-            f"{self.folder}: {self.quantisation.scheme} by {self.quantisation.method}, {self.bits:.2f} "
-            f"bits a weight, {self.num_bytes / 1e6:,.1f} MB ({share:.0%} of the model in full)"
-        ]
-        if self.quality is not None:
-            found.append(self.quality.in_words())
-        return found
-
-    def passed(self, max_quality_drop: float | None) -> bool:
-        """Whether perplexity rises by no more than is allowed."""
-        return max_quality_drop is None or (
-            self.quality is not None and self.quality.drop <= max_quality_drop
-        )
-
-
 def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedModel:
     """Quantise the model of a folder as a configuration says.
 
@@ -92,7 +57,6 @@ def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedM
     destination = Path(method.quant_dir) if method.quant_dir else output_dir / "quantized"
     if read_quantisation(source) is not None:
         raise ConfigError(f"{source} is quantised already; name the model in full")
-    check_destination(destination, source, overwrite=config.run.overwrite_output_dir)
     verify_source(source)
     calibration = calibration_batches(config, source)
     held_out = held_out_batches(config, source)
@@ -110,10 +74,15 @@ def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedM
     if held_out:
         built = load_for_inference(destination, compute_type=config.model.compute_type)
         quality = compare(built.model, held_out, expected, hidden_states(built.model, held_out))
-    run.clean()
     errors = {name: error for fact in facts for name, error in fact["errors"].items()}
     rare = {name: count for fact in facts for name, count in fact["rare"].items()}
-    return QuantisedModel(destination, quantisation, *sizes, errors, rare, quality)
+    done = QuantisedModel(
+        *(destination, config.model.model_name_or_path, quantisation, *sizes, tokens, errors, rare),
+        *(quality, method.max_quality_drop),
+    )
+    write_report(done)
+    run.clean()
+    return done
 
 
 class _Run:
@@ -133,19 +102,22 @@ class _Run:
 
     def choose(self) -> Quantisation:
         """The format of every matrix; from a run before this one if that is what was asked for then."""
-        state = self.work / _STATE
-        if self.config.run.overwrite_output_dir and self.work.exists():
-            shutil.rmtree(self.work)
-        asked = self._digest()
+        state, asked = self.work / _STATE, self._digest()
+        overwrite = self.config.run.overwrite_output_dir
         if state.exists():
             clean_leftovers(self.work)
             kept = json.loads(state.read_text(encoding="utf-8"))
-            if kept["asked"] != asked:
+            if kept["asked"] == asked:
+                number = sum(path.is_dir() for path in self.work.iterdir())
+                logger.info(f"going on: {number} blocks are quantised already")
+                return self._quantisation(kept["formats"])
+            if not overwrite:
                 raise ConfigError(
                     f"{self.work} holds blocks that were quantised from other data, another model, or with "
                     "other settings; write overwrite_output_dir=true to begin anew, or name another quant_dir"
                 )
-            return self._quantisation(kept["formats"])
+            shutil.rmtree(self.work)
+        check_destination(self.destination, self.source, overwrite=overwrite)
         scheme = self.method.quant_scheme
         blocks = f"{self.family.plan.BLOCKS}."
         found = formats_of(self.shapes, self.family.plan.ROLES, scheme)
@@ -206,7 +178,7 @@ class _Run:
             if not each.parameter.startswith(blocks)
         ]
         specs += [spec for part in parts for spec in part.specs()]
-        with write_folder(self.destination, overwrite=self.config.run.overwrite_output_dir) as folder:
+        with write_folder(self.destination, overwrite=True) as folder:
             write_tensors(
                 folder,
                 self._items(outer, parts),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from erniekit.config.load import config_from_dict
-from erniekit.export.quantise import QuantisedModel, quantise_model
+from erniekit.export.quantise import quantise_model
+from erniekit.export.quantise_report import QuantisedModel
 from erniekit.testing.tiny_checkpoint import write_tiny_checkpoint
 
 TEXTS = (
