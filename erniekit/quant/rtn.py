@@ -106,7 +106,7 @@ def round_to_nearest(
     """
     row = FORMATS[format]
     if row.number in ccq.NUMBERS:
-        codes, scales, columns = ccq_encode.quantise(weight, row.number)
+        codes, scales, columns = ccq_encode.quantise(weight, row.number, importance=importance)
         return Quantised(format, weight.shape, codes, scales, columns, rotation=rotation)
     found = find_scales(weight, format, importance, clip=clip, rotation=rotation)
     return Quantised(
