@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniekit.checkpoint.adapter_files import is_adapter, open_adapter
+from erniekit.checkpoint.files import open_tensors
 from erniekit.checkpoint.fingerprint import Fingerprint
 from erniekit.checkpoint.sources import base_folder
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 from erniekit.parallel.recomputation import Recomputation
-from erniekit.quant.schemes import SCHEMES, WHILE_READ
+from erniekit.quant.folder import Quantisation, read_quantisation
+from erniekit.quant.schemes import FORMATS, SCHEMES, WHILE_READ, role_of
 
 if TYPE_CHECKING:
     import paddle
 
+PADDLE_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # fine_tuning -> the layer that takes the place of a linear one; None trains the model as it is.
 ADAPTERS: dict[str, str | None] = {
     "full": None,
@@ -347,10 +350,15 @@ def _build(
     compute_dtype, named = number_types(compute_type)
     scheme = scheme or named
     config = read_model_config(folder)
+    kept = read_quantisation(folder) if load else None
+    if kept is not None:
+        scheme = _scheme_of(kept, scheme, folder, adapted=adapted)
     _require_memory(config, compute_dtype, scheme, folder)
     family = load_family(config)
     fingerprint = None
-    if scheme is not None:
+    if kept is not None:
+        model, fingerprint = _build_kept(folder, config, compute_dtype, kept)
+    elif scheme is not None:
         assert load, f"compute_type: {scheme} without weights"
         model, fingerprint = _build_quantised(folder, config, compute_dtype, scheme)
     elif load:
@@ -366,6 +374,50 @@ def _build(
     return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
 
 
+def _scheme_of(kept: Quantisation, asked: str | None, folder: Path, *, adapted: bool) -> str:
+    """The scheme of a quantised folder, if that is what may be done with it."""
+    if asked not in (None, kept.scheme):
+        raise ConfigError(
+            f"compute_type: {asked}: {folder} is quantised already, as {kept.scheme}; write compute_type: "
+            "auto"
+        )
+    rounds = [name for name, format in kept.formats.items() if FORMATS[format].activations is not None]
+    if adapted and rounds:
+        raise UnsupportedError(
+            f"{folder}: an adapter over {kept.scheme}, which rounds the inputs of {rounds[0]}, is not "
+            "built yet; use one that was quantised with a scheme of weights alone, such as wint4"
+        )
+    return kept.scheme
+
+
+def _build_kept(folder: Path, config: Any, compute_dtype: str, kept: Quantisation) -> tuple[Any, str]:
+    """The model of a quantised folder, and the fingerprint of its weights."""
+    import paddle
+
+    from erniekit.quant import load
+
+    family = load_family(config)
+    with paddle.LazyGuard():
+        model = family.build(config, dtype=compute_dtype)
+    shapes = family.weights.memory_shapes(config)
+    names = {
+        name: family.weights.matrix_names(name, shape, config)
+        for name, shape in shapes.items()
+        if role_of(name, family.plan.ROLES) is not None
+    }
+    taken = Fingerprint()
+    matrices = load.apply(
+        *(model, kept, open_tensors(folder), names),
+        attention=family.plan.WHOLE_ATTENTION,
+        dtype=PADDLE_TYPES[compute_dtype],
+    )
+    for _ in taken.watch(matrices):
+        pass
+    load_weights(model, taken.watch(family.weights.load_weights(folder, config, set(kept.formats))))
+    _tell_quantised(model, kept.scheme)
+    return model, taken.text()
+
+
 def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
     """The model with its weights quantised while they are read, and their fingerprint."""
     import paddle
@@ -377,16 +429,22 @@ def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str)
         model = family.build(config, dtype=compute_dtype)
     taken = Fingerprint()
     items = taken.watch(family.weights.load_weights(folder, config))
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[compute_dtype]
+    dtype = PADDLE_TYPES[compute_dtype]
     load_weights(model, weight_only.apply(model, family.plan.ROLES, scheme, items, dtype=dtype))
-    matrices = weight_only.quantised_matrices(model)
+    _tell_quantised(model, scheme)
+    return model, taken.text()
+
+
+def _tell_quantised(model: Any, scheme: str) -> None:
+    from erniekit.quant.weight_only import quantised_matrices
+
+    matrices = quantised_matrices(model)
     logger.info(
         f"quantised: {len(matrices)} weights in {scheme} ({SCHEMES[scheme].words}), "
         f"{sum(m.num_bytes for m in matrices.values()) / 2**20:,.0f} MiB, "
         f"{8 * sum(m.num_bytes for m in matrices.values()) / sum(m.size for m in matrices.values()):.2f} "
         f"bits a weight; {', '.join(dict.fromkeys(n.split('.')[-2] for n in matrices))}"
     )
-    return model, taken.text()
 
 
 def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:

@@ -14,6 +14,7 @@ from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
 from erniekit.config.preference import Preference
+from erniekit.config.quantize import Quantize
 from erniekit.config.recompute import Recompute
 from erniekit.config.reporting import Reporting
 from erniekit.config.routing import Routing
@@ -43,6 +44,7 @@ SECTIONS: dict[str, type] = {
     "parallel": Parallel,
     "generation": Generation,
     "export": Export,
+    "quantize": Quantize,
 }
 
 
@@ -69,6 +71,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     generation: Generation = field(default_factory=Generation)
     export: Export = field(default_factory=Export)
+    quantize: Quantize = field(default_factory=Quantize)
 
     def values(self) -> dict[str, Any]:
         """All keys, flat, in the order of the sections."""

@@ -24,7 +24,7 @@ class Model:
     model_name_or_path: str = key(
         "",
         "a local folder, `starter`, or a hub id such as baidu/ERNIE-4.5-0.3B-PT",
-        required_by=("train", "eval", "export", "split", "chat", "generate", "data", "check"),
+        required_by=("train", "eval", "export", "split", "chat", "generate", "data", "check", "quantize"),
     )
     download_hub: str = key(
         "huggingface",

@@ -8,9 +8,10 @@ from typing import Any
 
 from erniekit.config.config import Config
 from erniekit.config.model import QUANTISED
+from erniekit.config.quantize import COMPRESSED, WEIGHTS_ALONE
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
-NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
+NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data", "quantize")
 _VISION = re.compile(r"(?i)ERNIE-4\.5-VL|PaddleOCR-VL")
 
 RuleResult = Iterator[tuple[str, str]]
@@ -23,6 +24,8 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
         written: the spelling of the values that were given.
     """
     found = list(_answer_length(config))
+    if verb == "quantize":
+        found += _quantize(config)
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
         found += [*_quantised(config), *_started_from(config)] if verb != "eval" else ()
@@ -292,6 +295,54 @@ def _fp8(config: Config) -> RuleResult:
             f"use_fp8: true rounds the weights that are trained, and fine_tuning: {config.model.fine_tuning} "
             "trains none of them; write fine_tuning: Full, or leave use_fp8 out",
         )
+
+
+def _quantize(config: Config) -> RuleResult:
+    chosen, numbers = config.quantize, config.model.compute_type
+    if numbers in QUANTISED:
+        yield (
+            "compute_type",
+            f"compute_type: {numbers} rounds weights while a model is used, and erniekit quantize rounds "
+            "them for good, as quant_scheme says; write compute_type: auto",
+        )
+    if config.run.stage == "DPO":
+        yield "stage", "stage: DPO reads pairs of answers, which calibrate nothing; write stage: SFT or PT"
+    if chosen.max_quality_drop is not None and not config.eval_data.eval_dataset_path:
+        yield (
+            "max_quality_drop",
+            f"max_quality_drop: {chosen.max_quality_drop:g} needs held-out text; give eval_dataset_path",
+        )
+    if chosen.smooth_alpha is not None and chosen.quant_method == "awq":
+        yield (
+            "smooth_alpha",
+            f"smooth_alpha: {chosen.smooth_alpha:g} and quant_method: awq both choose how inputs are "
+            "scaled; write quant_method: rtn or gptq, or leave smooth_alpha out",
+        )
+    if chosen.target_bits is not None and chosen.quant_scheme not in WEIGHTS_ALONE:
+        yield (
+            "target_bits",
+            f"target_bits mixes formats of weights alone, and quant_scheme: {chosen.quant_scheme} rounds "
+            f"inputs or keys and values too; write one of {', '.join(WEIGHTS_ALONE)}",
+        )
+    yield from _compressed(config)
+
+
+def _compressed(config: Config) -> RuleResult:
+    chosen = config.quantize
+    if chosen.quant_layout != "compressed-tensors":
+        return
+    if chosen.quant_scheme not in COMPRESSED:
+        yield (
+            "quant_layout",
+            f"quant_layout: compressed-tensors has no form for quant_scheme: {chosen.quant_scheme}; write "
+            f"one of {', '.join(COMPRESSED)}, or quant_layout: fastdeploy",
+        )
+    for key, given in (
+        ("target_bits", chosen.target_bits),
+        ("rotation_block_size", chosen.rotation_block_size),
+    ):
+        if given:
+            yield key, f"{key}: {given:g} has no form in quant_layout: compressed-tensors; leave it out"
 
 
 def _nothing_to_do(config: Config) -> RuleResult:

@@ -22,6 +22,9 @@ _EXPORT_FILES = {
     "adapter_config.json",
     "lora_config.json",
     "erniekit_adapter.json",
+    "report.md",
+    "sensitivity.svg",
+    "quantization.json",
 }
 # Belongs to a training run, never to a finished model.
 NOT_EXPORTED = {"optimizer.safetensors", "trainer_state.json", "manifest.json", "erniekit.yaml"}

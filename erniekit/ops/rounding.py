@@ -8,6 +8,7 @@ product in fp32 is that of the format's own numbers, up to the order of its sum.
 
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 
 from erniekit.ops.backend import to_arithmetic, to_storage
@@ -42,6 +43,37 @@ class Rounding:
             counts = offsets[1:] - offsets[:-1]
             scale = paddle.repeat_interleave(scale, counts).unsqueeze(-1)
         return to_storage(nearest(wide.astype("float32") / scale, self.number) * scale, dtype)
+
+
+@dataclass(frozen=True)
+class KVRounding:
+    """How keys (turned by their positions) and values are rounded before anybody attends to them.
+
+    keys, values: fp32 [K, D], a scale for each channel of each key head.
+    """
+
+    number: str
+    keys: paddle.Tensor
+    values: paddle.Tensor
+
+    @classmethod
+    def of(cls, number: str, keys: np.ndarray, values: np.ndarray) -> "KVRounding":
+        """Of the largest key and value of each channel, fp32 [K * D]."""
+        scales = [
+            np.maximum(largest, np.float32(1e-30)) / np.float32(LARGEST[number]) for largest in (keys, values)
+        ]
+        return cls(number, *(paddle.to_tensor(scale) for scale in scales))
+
+    def apply(self, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The rounded keys and values [B, T, K, D]."""
+        return self._rounded(keys, self.keys), self._rounded(values, self.values)
+
+    def _rounded(self, x_BTKD: paddle.Tensor, scale: paddle.Tensor) -> paddle.Tensor:
+        (wide,) = to_arithmetic(x_BTKD)
+        by_channel = scale.reshape(x_BTKD.shape[2:])
+        return to_storage(
+            nearest(wide.astype("float32") / by_channel, self.number) * by_channel, x_BTKD.dtype
+        )
 
 
 def nearest(scaled: paddle.Tensor, number: str) -> paddle.Tensor:

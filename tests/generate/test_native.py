@@ -16,6 +16,7 @@ from erniekit.models.ernie45.plan import ROLES
 from erniekit.nn.linear import Linear
 from erniekit.ops import backend
 from erniekit.ops.kernels.library import find_library
+from erniekit.ops.native.decode import CodedHead
 from erniekit.quant import weight_only
 
 if find_library().library is None:
@@ -128,12 +129,40 @@ def test_models_that_are_not_its_kind_are_left_alone() -> None:
     mixed = build()
     mixed.model.norm.weight = mixed.model.norm.create_parameter([32], dtype="bfloat16")
     assert decoder_table(mixed) is None
-    quantised = build()
-    items = [(name, "F32", parameter.numpy()) for name, parameter in quantised.named_parameters()]
-    list(weight_only.apply(quantised, ROLES, "wint8", items, dtype="float32"))  # the rest is there already
-    assert decoder_table(quantised) is None
+    other = quantised("nf4")
+    assert decoder_table(other) is None
     sampling = Sampling(max_new_tokens=3, temperature=0.0)
-    assert len(list(generate(quantised, PROMPTS[:1], sampling=sampling, end_ids=[], max_context=64))) == 3
+    assert len(list(generate(other, PROMPTS[:1], sampling=sampling, end_ids=[], max_context=64))) == 3
+    half = quantised("wint8")
+    linear = half.model.layers[0].self_attn.o_proj
+    linear.weight = linear.create_parameter([64, 32], dtype="float32")
+    assert decoder_table(half) is None
+
+
+def quantised(scheme: str, **changes: Any) -> Ernie45:
+    model = build(**changes)
+    items = [(name, "F32", parameter.numpy()) for name, parameter in model.named_parameters()]
+    list(weight_only.apply(model, ROLES, scheme, items, dtype="float32"))  # the rest is there already
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "use_bias": True}])
+@pytest.mark.parametrize("scheme", ["wint8", "wint4", "wint4_g64"])
+def test_codes_are_decoded_natively_with_a_coded_head(scheme: str, changes: dict[str, Any]) -> None:
+    model = quantised(scheme, **changes)
+    table = decoder_table(model)
+    assert table is not None and isinstance(table.head, CodedHead)
+    again = decoder_table(model)
+    assert again is not None and again.head is table.head
+    found, expected = (logits(model, native_way=way) for way in (True, False))
+    # The head is rounded to 8 bits, everything else is the same.
+    difference = np.abs(found[1] - expected[1]).max() / np.abs(expected[1]).max()
+    assert 1e-4 < difference < 1e-2
+    name = "lm_head.weight" if changes else "model.embed_tokens.weight"
+    head = dict(model.named_parameters())[name]
+    head.set_value(head * 2)
+    changed = decoder_table(model)
+    assert changed is not None and changed.head is not table.head
 
 
 def test_other_kernels_decode_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:

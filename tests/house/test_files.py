@@ -60,6 +60,7 @@ TESTED_ELSEWHERE = {
                 "export",
                 "preference",
                 "parallel",
+                "quantize",
             ),
         )
     },

@@ -7,8 +7,8 @@ from erniekit.ops import ccq, ccq_encode
 from erniekit.ops.number_formats import absmax_scales, dequantise, encode
 
 
-def numbers(weight, number, factor=None):
-    codes, scales, columns = ccq_encode.quantise(weight, number, factor)
+def numbers(weight, number, moment=None):
+    codes, scales, columns = ccq_encode.quantise(weight, number, moment)
     assert codes.shape == ccq.codes_shape(weight.shape, number)
     assert scales.shape == ccq.locals_shape(weight.shape, number)
     kept = codes.nbytes + scales.nbytes + columns.nbytes
@@ -87,12 +87,10 @@ def test_feedback_lowers_the_error_of_the_product(number):
     inputs = rng.normal(size=(600, 40)) @ rng.normal(size=(40, 192)) + 0.3 * rng.normal(size=(600, 192))
     moment = inputs.T @ inputs
     moment += np.eye(192) * 0.01 * np.trace(moment) / 192
-    factor = np.linalg.cholesky(np.linalg.inv(moment)).T  # upper, factor^T factor the inverse
-    np.testing.assert_allclose(factor.T @ factor @ moment, np.eye(192), atol=1e-6)
     weight = drawn(192, 32)
 
     def product_error(found):
         return float(np.square(inputs @ (found - weight)).sum())
 
     plain = product_error(numbers(weight, number))
-    assert product_error(numbers(weight, number, factor.astype(np.float32))) < 0.6 * plain
+    assert product_error(numbers(weight, number, moment)) < 0.6 * plain

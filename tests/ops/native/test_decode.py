@@ -9,7 +9,16 @@ import paddle
 import pytest
 
 from erniekit.ops.kernels.library import Library, find_library, load
-from erniekit.ops.native.decode import DecoderTable, LayerTable, NativeDecoder, stream
+from erniekit.ops.native.decode import (
+    HEAD_PANEL,
+    CodedHead,
+    DecoderTable,
+    LayerTable,
+    NativeDecoder,
+    reads_codes,
+    stream,
+)
+from erniekit.ops.quantised import QuantisedMatrix
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
@@ -41,6 +50,8 @@ SHAPES = [
     Shape(72, 2, 1, 128, 100, 17, bias=True, tied=False, layers=1),
     Shape(33, 1, 1, 2, 3, 5, layers=1),
 ]
+# Number format and group of matrices that are codes: whole columns, groups that end within a part, mixed.
+CODES = [("int8", None), ("int4", None), ("int2", None), ("int8", 32), ("int4", 16), ("int2", 48), (None, 64)]
 
 
 @pytest.fixture(params=LEVELS)
@@ -53,12 +64,19 @@ def library(request: pytest.FixtureRequest) -> Iterator[Library]:
     chosen.set_threads(before)
 
 
-def make(shape: Shape, dtype: str, seed: int = 0) -> DecoderTable:
+def make(
+    shape: Shape, dtype: str, seed: int = 0, codes: tuple[str | None, int | None] | None = None
+) -> DecoderTable:
+    """A decoder of random numbers; `codes` are format (None: a mixture) and group of its matrices."""
     rng = np.random.default_rng(seed)
     query, key = shape.heads * shape.dim, shape.key_heads * shape.dim
 
-    def matrix(rows: int, columns: int) -> paddle.Tensor:
-        return paddle.to_tensor(rng.normal(0, rows**-0.5, (rows, columns)).astype("float32")).astype(dtype)
+    def matrix(rows: int, columns: int) -> Any:
+        drawn = rng.normal(0, rows**-0.5, (rows, columns)).astype("float32")
+        if codes is not None:
+            number = codes[0] or ("int4" if rows > shape.hidden else "int8")
+            return QuantisedMatrix.of(drawn, number, codes[1], dtype)
+        return paddle.to_tensor(drawn).astype(dtype)
 
     def vector(size: int, mean: float) -> paddle.Tensor:
         return paddle.to_tensor(rng.normal(mean, 0.3, size).astype("float32")).astype(dtype)
@@ -82,11 +100,16 @@ def make(shape: Shape, dtype: str, seed: int = 0) -> DecoderTable:
         for _ in range(shape.layers)
     ]
     embedding = vector(shape.vocab * shape.hidden, 0.0).reshape([shape.vocab, shape.hidden])
+    if codes is None:
+        head: Any = embedding if shape.tied else matrix(shape.hidden, shape.vocab)
+    else:
+        numbers = rng.normal(0, shape.hidden**-0.5, (shape.hidden, shape.vocab)).astype("float32")
+        head = CodedHead.of(wide(embedding).astype("float32").T if shape.tied else numbers)
     return DecoderTable(
         embedding=embedding,
         layers=layers,
         final_norm=vector(shape.hidden, 1.0),
-        head=embedding if shape.tied else matrix(shape.hidden, shape.vocab),
+        head=head,
         head_bias=bias(shape.vocab),
         tied=shape.tied,
         num_heads=shape.heads,
@@ -101,8 +124,11 @@ def turns(num_columns: int, dim: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).reshape(num_columns, dim).astype(np.float32)
 
 
-def wide(tensor: paddle.Tensor | None) -> Any:
+def wide(tensor: paddle.Tensor | QuantisedMatrix | None) -> Any:
     """In double precision; a missing bias is zero."""
+    if isinstance(tensor, QuantisedMatrix):
+        tensor.dtype = paddle.float32
+        return tensor.numbers().numpy().astype(np.float64)
     return 0.0 if tensor is None else tensor.astype("float32").numpy().astype(np.float64)
 
 
@@ -136,8 +162,16 @@ def last_logits(table: DecoderTable, ids: np.ndarray) -> np.ndarray:
         widened = normed(x, layer.mlp_norm) @ wide(layer.gate_up) + wide(layer.gate_up_bias)
         gate, up = np.split(widened, 2, axis=-1)
         x = x + (gate / (1 + np.exp(-gate)) * up) @ wide(layer.down) + wide(layer.down_bias)
-    head = wide(table.head).T if table.tied else wide(table.head)
-    return normed(x[-1], table.final_norm) @ head + wide(table.head_bias)
+    return normed(x[-1], table.final_norm) @ wide_head(table) + wide(table.head_bias)
+
+
+def wide_head(table: DecoderTable) -> np.ndarray:
+    """The output layer [H, V]."""
+    if isinstance(table.head, CodedHead):
+        panels = table.head.panels.view(np.int8).astype(np.float64)
+        columns = np.concatenate(list(panels), axis=1) * table.head.scales
+        return columns[:, : table.embedding.shape[0]]
+    return wide(table.head).T if table.tied else wide(table.head)
 
 
 class Decoding:
@@ -196,6 +230,47 @@ def test_logits_are_those_of_the_whole_sequence(library: Library, shape: Shape, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("codes", CODES)
+def test_matrices_of_codes(library: Library, codes: tuple[str | None, int | None], dtype: str) -> None:
+    for shape in SHAPES:
+        table = make(shape, dtype, codes=codes)
+        for rows, length in ((1, 3), (9, 2)):
+            ids = tokens(shape, rows, length)
+            found = Decoding(library, table, rows=rows, columns=length).feed(ids, np.zeros(rows, dtype=int))
+            expected = np.stack([last_logits(table, row) for row in ids])
+            # A vector is rounded by 2^-16 of its largest number.
+            assert difference(found, expected) < (3e-4 if dtype == "float32" else BOUNDS[dtype])
+
+
+def test_a_head_of_codes_has_as_many_panels_as_it_needs() -> None:
+    weight = np.random.default_rng(0).normal(size=(24, 2 * HEAD_PANEL + 3)).astype(np.float32)
+    head = CodedHead.of(weight)
+    assert head.panels.shape == (3, 24, HEAD_PANEL) and head.scales.shape == (3 * HEAD_PANEL,)
+    numbers = np.concatenate(list(head.panels.view(np.int8)), axis=1) * head.scales
+    assert np.abs(numbers[:, : weight.shape[1]] - weight).max() <= np.abs(weight).max() / 254 * 1.001
+    assert not numbers[:, weight.shape[1] :].any()
+    shape = Shape(40, 2, 1, 8, 48, 2 * HEAD_PANEL + 3, bias=True, layers=1)
+    table = make(shape, "float32", codes=("int8", None))
+    ids = tokens(shape, 1, 2)
+    found = Decoding(BEST, table, rows=1, columns=2).feed(ids, np.zeros(1, dtype=int))
+    assert difference(found[0], last_logits(table, ids[0])) < 3e-4
+
+
+def test_codes_that_the_kernels_do_not_read() -> None:
+    weight = np.random.default_rng(0).normal(size=(96, 8)).astype(np.float32)
+
+    def reads(number: str, group: int | None, **changes: Any) -> bool:
+        matrix = QuantisedMatrix.of(weight, number, group, "float32")
+        for name, value in changes.items():
+            setattr(matrix, name, value)
+        return reads_codes(matrix)
+
+    assert reads("int4", 32) and reads("int8", None) and reads("int8", 100)
+    assert not reads("nf4", 64) and not reads("e4m3", None) and not reads("int4", 24)
+    assert not reads("int8", None, rotation=32) and not reads("int8", None, rounding=object())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_length_up_to_a_second_chunk(dtype: str) -> None:
     table = make(SHAPES[0], dtype)
     ids = tokens(SHAPES[0], 1, 70)
@@ -240,10 +315,11 @@ def test_long_rows_are_joined_from_many_chunks(library: Library, columns: int) -
     assert difference(found[0], expected) < 1e-5
 
 
+@pytest.mark.parametrize("codes", [None, ("int4", 32)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_padding_other_rows_and_threads_change_no_bit(library: Library, dtype: str) -> None:
+def test_padding_other_rows_and_threads_change_no_bit(library: Library, dtype: str, codes: Any) -> None:
     shape = SHAPES[3]
-    table = make(shape, dtype)
+    table = make(shape, dtype, codes=codes)
     lengths = (9, 3, 75, 20, 1, 2, 5, 8, 13)  # nine rows: one more than share a pass
     longest = max(lengths)
     ids = tokens(shape, len(lengths), longest)
