@@ -5,7 +5,6 @@ shard. Each stage logs what it touched. Distribution and sharding join in this o
 are built.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -15,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 from erniekit.checkpoint.adapter_files import is_adapter, open_adapter
 from erniekit.checkpoint.files import open_tensors
 from erniekit.checkpoint.fingerprint import Fingerprint
+from erniekit.checkpoint.raw import load_weights
 from erniekit.checkpoint.sources import base_folder
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
+from erniekit.optim.freeze import apply_freeze
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.quant.folder import Quantisation, read_quantisation
 from erniekit.quant.schemes import FORMATS, SCHEMES, WHILE_READ, role_of
 
 if TYPE_CHECKING:
-    import paddle
+    from erniekit.parallel.distribute import Distribution
+    from erniekit.parallel.mesh import Mesh
 
 PADDLE_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # fine_tuning -> the layer that takes the place of a linear one; None trains the model as it is.
@@ -58,6 +60,7 @@ class Assembled:
         fingerprint: of the weights under an adapter, as they are in files.
         scheme: what the frozen weights are quantised by.
         fp8: the layers that compute in FP8 (a `quant.fp8.Fp8Training`), or None.
+        spread: how the model lies over several processes.
     """
 
     model: Any
@@ -69,6 +72,7 @@ class Assembled:
     fingerprint: str | None = None
     scheme: str | None = None
     fp8: Any = None
+    spread: "Distribution | None" = None
 
     def numbers_in_words(self) -> str:
         """Number types of weights and arithmetic."""
@@ -126,6 +130,7 @@ def _in_words(compute_dtype: str, scheme: str | None) -> str:
 def build_model(
     folder: Path,
     adaptation: Adaptation | None = None,
+    mesh: "Mesh | None" = None,
     *,
     continue_training: bool,
     compute_type: str,
@@ -133,7 +138,10 @@ def build_model(
     hidden_dropout_prob: float,
     attention_probs_dropout_prob: float,
     freeze: Sequence[str],
+    sequence_parallel: bool = False,
     num_nextn_predict_layers: int | None = None,
+    stages: Sequence[tuple[int, int]] = (),
+    places: Sequence[Sequence[int]] = (),
 ) -> Assembled:
     """Build the model of `folder` for training.
 
@@ -141,36 +149,63 @@ def build_model(
         folder: a model folder; with `continue_training=False` only its `config.json` is read and
             the weights are initialised at random.
         adaptation: the adapter, when `fine_tuning` asks for one.
+        mesh: the processes that the model is spread over, where there are several.
         num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
+        stages, places: of a pipeline, see `parallel.distribute`.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
         ConfigError: a `freeze` pattern matches no parameter.
         UnsupportedError: `fine_tuning` or the model family is not built yet, or the memory does not do.
     """
+    from erniekit.parallel import seeds
+
     if fine_tuning.lower() not in ADAPTERS:
         raise UnsupportedError(f"fine_tuning: {fine_tuning} is not built yet; write fine_tuning: Full")
     layer = ADAPTERS[fine_tuning.lower()]
-    built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
-    if num_nextn_predict_layers is not None:
-        built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
-    if layer is not None:
-        assert adaptation is not None, f"fine_tuning: {fine_tuning} without an adapter"
-        built = _adapt(built, layer, adaptation)
+    if mesh is not None:
+        cut: dict[str, Any] = {
+            "sequence_parallel": sequence_parallel,
+            "stages": tuple(stages),
+            "places": places,
+        }
+        built = _spread_out(
+            *(folder, mesh, layer, adaptation),
+            load=continue_training,
+            compute_type=compute_type,
+            num_ahead=num_nextn_predict_layers,
+            **cut,
+        )
+    else:
+        built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+        if num_nextn_predict_layers is not None:
+            built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
+        if layer is not None:
+            built = replace(built, adapter=_attach(built.model, built.config, layer, adaptation))
+    if built.adapter is not None:
+        _begin(built, adaptation)
     built.model.set_dropout(hidden_dropout_prob, attention_probs_dropout_prob)
-    apply_freeze(built.model, freeze)
+    apply_freeze(built.model, freeze, built.spread)
+    seeds.apply_seeds(built.model, load_family(built.config).plan)
     built.model.train()
     return _describe(built)
 
 
 def load_for_inference(
-    folder: Path, adapters: Sequence[Path] = (), *, compute_type: str = "auto", scheme: str | None = None
+    folder: Path,
+    adapters: Sequence[Path] = (),
+    mesh: "Mesh | None" = None,
+    *,
+    compute_type: str = "auto",
+    scheme: str | None = None,
+    sequence_parallel: bool = False,
 ) -> Assembled:
     """Build the model of `folder` with its weights, in evaluation mode, nothing trained.
 
     Args:
         folder: a model folder, or an adapter, which goes on the model that it was trained on.
         adapters: folders of adapters for the model; the first one is put on it, unmerged.
+        mesh: the processes that a model without adapters is spread over, where there are several.
         scheme: what weights are quantised by, where `compute_type` only says what is computed in.
 
     Raises:
@@ -178,7 +213,11 @@ def load_for_inference(
     """
     if is_adapter(folder):
         adapters, folder = (folder, *adapters), base_folder(folder)
-    built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters), scheme=scheme)
+    if mesh is not None:
+        assert not adapters, "adapters over several processes are trained"
+        built = _spread_out(folder, mesh, compute_type=compute_type, sequence_parallel=sequence_parallel)
+    else:
+        built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters), scheme=scheme)
     if adapters:
         built = put_on(built, adapters[0])
         for other in adapters[1:]:
@@ -191,23 +230,25 @@ def load_for_inference(
 
 def _with_ahead(built: Assembled, number: int, *, adapted: bool) -> Assembled:
     """The model with this number of blocks of multi-token prediction."""
-    has = built.config.num_nextn_predict_layers
     config = built.config.with_ahead(number)
-    if number == has:
+    if number == built.config.num_nextn_predict_layers:
         return built
+    _tell_ahead(built.config.num_nextn_predict_layers, number, adapted=adapted)
+    built.model.set_num_ahead(number)
+    return replace(built, config=config)
+
+
+def _tell_ahead(has: int, number: int, *, adapted: bool) -> None:
+    """Say what becomes of the blocks of multi-token prediction."""
     if number > has and adapted:
         raise ConfigError(
             f"num_nextn_predict_layers: {number}: the model has {has}, and under an adapter new blocks would "
             f"stay as they are drawn; write {has} or fewer, or fine_tuning: Full"
         )
-    added = built.model.set_num_ahead(number)
-    if added:
-        logger.info(
-            f"multi-token prediction: {number - has} new blocks ({len(added)} tensors) of fresh weights"
-        )
+    if number > has:
+        logger.info(f"multi-token prediction: {number - has} new blocks of fresh weights")
     else:
         logger.info(f"multi-token prediction: {has - number} of {has} blocks are left out, and not saved")
-    return replace(built, config=config)
 
 
 def put_on(built: Assembled, folder: Path) -> Assembled:
@@ -253,7 +294,11 @@ def apply_recomputation(
     from erniekit.parallel.recompute import apply_recompute
 
     plan = load_family(built.config).plan
-    return apply_recompute(built.model, plan, chosen, offload_recompute_inputs=offload_recompute_inputs)
+    spread = built.spread
+    of_all = None if spread is None else lambda touched: spread.of_all_stages(dict.fromkeys(touched))
+    return apply_recompute(
+        built.model, plan, chosen, of_all, offload_recompute_inputs=offload_recompute_inputs
+    )
 
 
 def apply_fp8(built: Assembled, *, use_fp8: bool, **switches: Any) -> Assembled:
@@ -287,55 +332,30 @@ def check_base(built: Assembled, folder: Path) -> None:
         )
 
 
-def _adapt(built: Assembled, layer: str, adaptation: Adaptation) -> Assembled:
-    """Apply a new adapter, or one to go on from."""
-    from erniekit.adapters import lora, state
+def _attach(model: Any, config: Any, layer: str, adaptation: Adaptation | None) -> Any:
+    """Put an adapter on a model, which may have no weights yet."""
+    from erniekit.adapters import lora
 
+    assert adaptation is not None, f"{layer} without an adapter"
     module, _, name = layer.partition(":")
-    linear = getattr(import_module(module), name)
-    applied = lora.apply(built.model, _layout(built.config), linear, **adaptation.keys)
-    if adaptation.start is None:
-        applied.initialise()
+    return lora.apply(model, _layout(config), getattr(import_module(module), name), **adaptation.keys)
+
+
+def _begin(built: Assembled, adaptation: Adaptation | None) -> None:
+    """Begin a new adapter, or go on from one."""
+    from erniekit.adapters import state
+
+    if adaptation is None or adaptation.start is None:
+        built.adapter.initialise()
     else:
         check_base(built, adaptation.start)
-        state.load(applied, open_adapter(adaptation.start))
-    return replace(built, adapter=applied)
+        state.load(built.adapter, open_adapter(adaptation.start))
 
 
 def _layout(config: Any) -> Any:
     """What a parameter's matrices are called in files, for adapters."""
     family = load_family(config)
     return lambda parameter, shape: family.names_in_files(parameter, shape, config)
-
-
-def apply_freeze(model: Any, freeze: Sequence[str]) -> list[str]:
-    """Stop the gradients of every parameter whose name one of the regular expressions finds.
-
-    Returns:
-        The names of the frozen parameters.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    frozen: set[str] = set()
-    for pattern in freeze:
-        try:
-            found = [name for name in names if re.search(pattern, name)]
-        except re.error as error:
-            raise ConfigError(f"freeze: {pattern!r} is not a regular expression ({error})") from error
-        if not found:
-            examples = ", ".join(names[:3])
-            raise ConfigError(
-                f"freeze: {pattern!r} matches no parameter; names look like {examples}, {names[-1]}"
-            )
-        frozen.update(found)
-    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    if trained <= frozen:
-        raise ConfigError(f"freeze: {list(freeze)} freezes every parameter; nothing would be trained")
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.stop_gradient = True
-    if frozen:
-        logger.info(f"frozen: {len(frozen)} of {len(names)} tensors ({', '.join(sorted(frozen)[:3])}, ...)")
-    return sorted(frozen)
 
 
 def _build(
@@ -418,6 +438,70 @@ def _build_kept(folder: Path, config: Any, compute_dtype: str, kept: Quantisatio
     return model, taken.text()
 
 
+def _spread_out(
+    folder: Path,
+    mesh: "Mesh",
+    layer: str | None = None,
+    adaptation: Adaptation | None = None,
+    *,
+    compute_type: str,
+    load: bool = True,
+    num_ahead: int | None = None,
+    **cut: Any,
+) -> Assembled:
+    """The model over several processes; each has memory for what it holds, and none for the rest."""
+    import paddle
+
+    from erniekit.parallel import comm
+    from erniekit.parallel.distribute import distribute
+    from erniekit.parallel.placement import placed_items
+    from erniekit.quant import weight_only
+
+    compute_dtype, scheme = number_types(compute_type)
+    stored = read_model_config(folder)
+    config = stored if num_ahead is None else stored.with_ahead(num_ahead)
+    if config != stored:
+        _tell_ahead(
+            stored.num_nextn_predict_layers, config.num_nextn_predict_layers, adapted=layer is not None
+        )
+    family = load_family(config)
+    with paddle.LazyGuard():
+        model = family.build(config, dtype=compute_dtype)
+    applied = None if layer is None else _attach(model, config, layer, adaptation)
+    waiting = weight_only.chosen_weights(model, family.plan.ROLES, scheme) if scheme else {}
+    spread = distribute(model, family.plan, mesh, waiting=waiting.keys(), **cut)
+    held, shapes = spread.placements, family.weights.memory_shapes
+    fingerprint = None
+    if load:
+        items, taken = family.weights.load_weights(folder, stored), Fingerprint()
+        if applied is not None and mesh.world.rank == 0:
+            items = taken.watch(items)
+        if scheme is not None:
+            items = weight_only.apply(
+                *(model, family.plan.ROLES, scheme, items),
+                dtype=PADDLE_TYPES[compute_dtype],
+                placements=held,
+            )
+        load_weights(model, placed_items(items, held), those=shapes(stored))
+        if applied is not None:
+            fingerprint = comm.broadcast_object(taken.text(), mesh.world)
+    else:
+        model.initialise_weights(shapes=shapes(stored), placements=held)
+    added = shapes(config).keys() - shapes(stored).keys()
+    if added:
+        model.initialise_weights(added, shapes=shapes(config), placements=held)
+    if applied is not None:
+        if not load:  # the numbers that follow the weights'
+            for adapted in applied.layers.values():
+                adapted.draw()
+        applied.spread(held)
+    return Assembled(
+        *(model, config, compute_dtype, 0, 0, applied, fingerprint),
+        scheme=scheme,
+        spread=spread,
+    )
+
+
 def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
     """The model with its weights quantised while they are read, and their fingerprint."""
     import paddle
@@ -463,43 +547,21 @@ def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder:
         )
 
 
-def load_weights(model: Any, items: Any) -> None:
-    """Copy raw tensors (name, safetensors dtype, array) in memory layout into the model, casting each once.
-
-    The source has already checked names and shapes; a name the model does not have is our own fault.
-    """
-    parameters = dict(model.named_parameters())
-    missing = set(parameters)
-    for name, dtype, array in items:
-        parameters[name].set_value(to_tensor(array, dtype).astype(parameters[name].dtype))
-        missing.discard(name)
-    assert not missing, f"tensors without a source: {sorted(missing)}"
-
-
-def to_tensor(array: Any, dtype: str) -> "paddle.Tensor":
-    """A Paddle tensor from raw bits; `dtype` is a safetensors word, bf16 comes as uint16."""
-    import paddle
-
-    tensor = paddle.to_tensor(array)
-    if dtype == "BF16":
-        return tensor.view("bfloat16")
-    return tensor
-
-
-def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
-    """Safetensors word and raw bits of a tensor (bf16 as uint16)."""
-    words = {"paddle.float32": "F32", "paddle.bfloat16": "BF16", "paddle.float16": "F16"}
-    return words[str(tensor.dtype)], tensor.numpy()
-
-
 def _describe(built: Assembled) -> Assembled:
-    sizes = [(p.size, not p.stop_gradient) for p in built.model.parameters()]
+    """With the numbers of parameters; of all processes, where there are several."""
+    spread = built.spread
+    sizes = [
+        (p.size, not p.stop_gradient)
+        for name, p in built.model.named_parameters()
+        if spread is None or name not in spread.placements or spread.counts(name)
+    ]
     if built.scheme is not None:
         from erniekit.quant.weight_only import quantised_matrices
 
         sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]
-    return replace(
-        built,
-        num_parameters=int(sum(size for size, _ in sizes)),
-        num_trained=int(sum(size for size, trained in sizes if trained)),
-    )
+    found = [sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)]
+    if spread is not None:
+        from erniekit.parallel import comm
+
+        found = [sum(parts) for parts in zip(*comm.gather_objects(found, spread.mesh.world), strict=True)]
+    return replace(built, num_parameters=int(found[0]), num_trained=int(found[1]))

@@ -6,7 +6,8 @@
     |- UnsupportedError    exit 2   valid input that this build cannot serve (not built, extra missing)
     |- CheckpointError     exit 1   a checkpoint is damaged or does not fit
     |  `- MissingModelError exit 2  no model of the name that was given is to be had
-    |- RunError            exit 1   the run failed (non-finite loss, full disk, ...)
+    `- RunError            exit 1   the run failed (non-finite loss, full disk, ...)
+       `- PeerError        exit 76  another process of the run has ended or does not answer
 
 A message says what was given, why it is wrong and what to write instead. The command line
 prints it without a traceback and exits with `exit_code`.
@@ -49,3 +50,12 @@ class MissingModelError(CheckpointError):
 
 class RunError(ErnieKitError):
     """A run failed after it had started."""
+
+
+class PeerError(RunError):
+    """Another process of the run has ended or does not answer: the cause is told there, not here.
+
+    Its exit code tells the process that started this one that the first failure is another's.
+    """
+
+    exit_code = 76

@@ -1,7 +1,8 @@
 """The one logger and console of ErnieKit; nothing else prints.
 
-Messages for people go to standard error through `logger` (rank 0 only, unless `all_ranks=True`
-in `extra`); results that a command is asked for go to standard output through `console`.
+Messages for people go to standard error through `logger` (rank 0 only, unless they are errors, or have
+`all_ranks=True` in `extra`), and to the file that LOG_VARIABLE names, if it does; results that a command is
+asked for go to standard output through `console`.
 """
 
 import logging
@@ -13,6 +14,7 @@ from rich.console import Console
 console = Console(soft_wrap=True, highlight=False)
 error_console = Console(stderr=True, soft_wrap=True, highlight=False)
 logger = logging.getLogger("erniekit")
+LOG_VARIABLE = "ERNIEKIT_LOG"
 
 
 def rank() -> int:
@@ -22,7 +24,7 @@ def rank() -> int:
 
 class _RankFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return rank() == 0 or getattr(record, "all_ranks", False)
+        return rank() == 0 or record.levelno >= logging.ERROR or getattr(record, "all_ranks", False)
 
 
 class _Handler(logging.Handler):
@@ -42,6 +44,12 @@ def set_up_logging(level: int = logging.INFO) -> None:
         handler = _Handler()
         handler.addFilter(_RankFilter())
         logger.addHandler(handler)
+        if LOG_VARIABLE in os.environ:
+            path = os.environ[LOG_VARIABLE]
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            file = logging.FileHandler(path, mode="w", encoding="utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(file)
         logger.propagate = False
     logger.setLevel(level)
 

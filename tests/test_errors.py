@@ -12,6 +12,7 @@ def test_input_errors_exit_with_two_and_failures_with_one():
         "CheckpointError": 1,
         "MissingModelError": 2,
         "RunError": 1,
+        "PeerError": 76,
     }
 
 

@@ -32,8 +32,19 @@ class DoraLinear(LoraLinear):
         self.lora_magnitude = self.create_parameter(
             [width], dtype="float32", default_initializer=nn.initializer.Constant(1.0)
         )
+        self.whole_shapes["lora_magnitude"] = (width,)
         self._squares: paddle.Tensor | None = None
+        # A weight that is read later has its lengths then.
+        if isinstance(self.weight, QuantisedMatrix) or self.weight._is_initialized():
+            self.begin()
+
+    def begin(self) -> None:
+        """The lengths are those of the weight."""
         self.lora_magnitude.set_value(self.lengths())
+
+    def along(self, kind: str) -> dict[str, tuple[int, list[int] | None]]:
+        split = super().along(kind)
+        return split | {"lora_magnitude": (0, split["lora_B"][1])} if kind == "column" else split
 
     def _adapted(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
         dtype = x.dtype
@@ -58,19 +69,22 @@ class DoraLinear(LoraLinear):
         quantised = isinstance(weight, QuantisedMatrix)
         seen = linear(self.lora_A.t(), weight).astype("float32") if quantised else None
         a, b = self.lora_A.astype("float32"), self.lora_B.astype("float32")
+        if self._squares is None:  # of the frozen weight, once
+            wide = (weight.numbers() if quantised else weight).astype("float32").square().sum(0)
+            self._squares = paddle.concat([wide[start:stop] for start, stop in self.columns])
         parts = []
         for ranks, columns, (start, stop) in each_piece(self.columns, self.rank):
             a_p, b_p = a[:, ranks], b[:, columns]
-            if self._squares is None or seen is None:
-                wide = (weight.numbers() if quantised else weight)[:, start:stop].astype("float32")
-            squares = (wide * wide).sum(0) if self._squares is None else self._squares[columns]
-            product = paddle.matmul(a_p, wide, transpose_x=True) if seen is None else seen[ranks, start:stop]
+            if seen is None:
+                product = paddle.matmul(a_p, weight[:, start:stop].astype("float32"), transpose_x=True)
+            else:
+                product = seen[ranks, start:stop]
             cross = (product * b_p).sum(0)
             own = (paddle.matmul(paddle.matmul(a_p, a_p, transpose_x=True), b_p) * b_p).sum(0)
-            parts.append(squares + 2.0 * self.scale * cross + self.scale**2 * own)
+            parts.append(self._squares[columns] + 2.0 * self.scale * cross + self.scale**2 * own)
         found = paddle.concat(parts)
-        if self._squares is None:  # of the frozen weight: the factors are fresh, B is zero
-            self._squares = found
+        if self.shared is not None and "lora_A" not in self.seen_in_part:  # sums over rows that others have
+            found = self.shared.total(found)
         return paddle.sqrt(paddle.clip(found, min=1e-30))
 
     def stored_magnitudes(self) -> dict[Piece, np.ndarray]:
@@ -78,10 +92,10 @@ class DoraLinear(LoraLinear):
         return {piece: lengths[in_b[-1]].copy() for piece, _, in_b in self.places()}
 
     def take_magnitudes(self, magnitudes: Mapping[Piece, np.ndarray]) -> None:
-        lengths = self.lora_magnitude.numpy()
+        lengths = np.ones(self.whole_shapes["lora_magnitude"], np.float32)
         for piece, _, in_b in self.places():
             lengths[in_b[-1]] = magnitudes[piece]
-        self.lora_magnitude.set_value(lengths)
+        self.set_part("lora_magnitude", lengths)
 
     @paddle.no_grad()
     def fold(self) -> None:

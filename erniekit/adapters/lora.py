@@ -6,14 +6,14 @@ else is frozen, and whatever trains or generates goes on as before. Rank-stabili
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import paddle
 
-from erniekit.adapters.layers import Adapted, LoraExperts, LoraGate, LoraLinear
+from erniekit.adapters.layers import Adapted, LoraExperts, LoraGate, LoraLinear, Piece
 from erniekit.adapters.targets import EXPERTS, ROUTER, Layout, Target, find_targets
 from erniekit.checkpoint.adapter_files import AdapterSettings
 from erniekit.errors import ConfigError, UnsupportedError
@@ -32,6 +32,9 @@ class Applied:
     Args:
         method: LoRA, DoRA or PiSSA.
         layers: module name -> layer that has an adapter now; replaced: the layer that was there.
+        shapes: of all parameters of the model, and pieces: of all layers with an adapter; where processes
+            share a model, of the whole one.
+        placements: of what this process holds a part of.
         saved: names of whole parameters that are trained and saved with the adapter.
         plus_scale: how much faster B learns than A.
         layout: what parameters are called in files.
@@ -44,6 +47,9 @@ class Applied:
     settings: AdapterSettings
     layers: dict[str, Adapted]
     replaced: dict[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    pieces: Mapping[str, tuple[Piece, ...]]
+    placements: Mapping[str, Any] = field(default_factory=dict)
     saved: tuple[str, ...] = ()
     plus_scale: float = 1.0
     originals: dict[str, paddle.Tensor] = field(default_factory=dict)
@@ -71,13 +77,19 @@ class Applied:
         plus = f", B learns {self.plus_scale:g} times as fast" if self.plus_scale != 1.0 else ""
         whole = f", {', '.join(self.saved)} whole" if self.saved else ""
         ends = dict.fromkeys(
-            piece.name.rpartition(".")[2] for layer in self.layers.values() for piece in layer.pieces
+            piece.name.rpartition(".")[2] for pieces in self.pieces.values() for piece in pieces
         )
         scale = settings.scale("", settings.rank)
         return (
             f"{self.method} of rank {settings.rank}, scale {scale:g}{kind}{plus}, on "
-            f"{', '.join(ends)} ({len(self.layers)} matrices){whole}; the rest is frozen"
+            f"{', '.join(ends)} ({len(self.pieces)} matrices){whole}; the rest is frozen"
         )
+
+    def spread(self, placements: Mapping[str, Any]) -> None:
+        """The model lies over several processes from now on; this one holds `placements` of it."""
+        self.placements = placements
+        here = dict(self.model.named_parameters())
+        self.layers = {name: layer for name, layer in self.layers.items() if f"{name}.lora_A" in here}
 
     def initialise(self) -> None:
         """What is to be done once for an adapter that begins anew; the factors are drawn already."""
@@ -174,9 +186,20 @@ def attach(
         )
         layers[target.module].training = target.layer.training
         replaced[target.module] = target.layer
-    applied = Applied(linear.method, model, layout, settings, layers, replaced)
+    pieces = {module: layer.pieces for module, layer in layers.items()}
+    applied = Applied(linear.method, model, layout, settings, layers, replaced, weight_shapes(model), pieces)
     _swap(model, layers)
     return applied
+
+
+def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Of all parameters, and of quantised matrices in their place."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, layer in model.named_sublayers():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, QuantisedMatrix):
+            shapes[f"{name}.weight"] = tuple(weight.shape)
+    return shapes
 
 
 def freeze_base(applied: Applied) -> None:

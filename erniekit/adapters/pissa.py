@@ -28,18 +28,21 @@ class PissaLinear(LoraLinear):
 
     _beginning: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+    def product(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
         if self.active or self._beginning is None:
-            return super().forward(x)
+            return super().product(x, bias)
         settings: dict[str, Any] = {"pieces": self.columns, "scale": self.scale}
-        return lora_linear(x, self.weight, self.bias, *self._beginning, **settings)
+        return lora_linear(x, self.weight, bias, *self._beginning, **settings)
 
     def begin(self) -> None:
         """Take the largest directions of every piece out of the weight, into the factors."""
         root = np.sqrt(self.scale).astype(np.float32)
         factors = {}
+        whole = self.weight.astype("float32").numpy()
+        if self.shared is not None:
+            whole = self.shared.whole("weight", whole)
         for piece in self.pieces:
-            matrix = self.weight[:, piece.start : piece.stop].astype("float32").numpy()
+            matrix = whole[:, piece.start : piece.stop]
             a, b = leading_factors(matrix, self.rank)
             factors[piece] = (a / root, b / root)
         super().take_factors(factors)
@@ -52,6 +55,13 @@ class PissaLinear(LoraLinear):
             (piece, np.concatenate([a, first_a[in_a]], 1), np.concatenate([b, _negative(first_b[in_b])]))
             for (piece, a, b), (_, in_a, in_b) in zip(super().stored_factors(), self.places(), strict=True)
         ]
+
+    def stored_arrays(self, factor: str) -> list[tuple[int, np.ndarray]]:
+        assert self._beginning is not None, "the adapter has not begun"
+        first_a, first_b = (tensor.numpy() for tensor in self._beginning)
+        first = {"lora_A": first_a, "lora_B": _negative(first_b)}
+        found = super().stored_arrays(factor)
+        return [*found, (self.rank, first[factor])] if factor in first else found
 
     def take_factors(self, factors: Mapping[Piece, tuple[np.ndarray, np.ndarray]]) -> None:
         super().take_factors(

@@ -18,7 +18,7 @@ import paddle
 
 from erniekit.adapters.dora import DoraLinear
 from erniekit.adapters.layers import Adapted, LoraLinear, Piece
-from erniekit.adapters.lora import Applied, attach
+from erniekit.adapters.lora import Applied, attach, weight_shapes
 from erniekit.adapters.targets import Layout, Target, find_targets
 from erniekit.checkpoint.adapter_files import (
     OWN_FILE,
@@ -34,7 +34,7 @@ from erniekit.checkpoint.adapter_files import (
 from erniekit.checkpoint.files import Item
 from erniekit.errors import CheckpointError, ConfigError
 
-_TYPES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16"}
+TYPES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16"}
 # The embedding, and what files call the output layer.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ALL = ("all-linear", "experts", "router", "head")
@@ -43,7 +43,7 @@ _ALL = ("all-linear", "experts", "router", "head")
 def state_items(applied: Applied) -> Iterator[Item]:
     """The adapter as peft's file holds it: (name, dtype word, raw bits)."""
     for layer in applied.layers.values():
-        dtype = _TYPES[layer.lora_A.dtype]
+        dtype = TYPES[layer.lora_A.dtype]
         lengths = layer.stored_magnitudes()
         for piece, a, b in layer.stored_factors():
             yield f"{PREFIX}{piece.name}.lora_A.weight", dtype, np.ascontiguousarray(a.T)
@@ -54,22 +54,22 @@ def state_items(applied: Applied) -> Iterator[Item]:
     for name in applied.saved:
         parameter = parameters[name]
         array = parameter.numpy()
-        for stored in _stored(applied.layout, name, array.shape):
+        for stored in stored_matrices(applied.layout, name, array.shape):
             part = array if stored.expert is None else array[stored.expert]
             part = part[..., stored.start : stored.stop]
             part = part.T if stored.turned else part
-            yield f"{PREFIX}{stored.name}", _TYPES[parameter.dtype], np.ascontiguousarray(part)
-        if name == EMBEDDING and _is_tied(applied.model):
+            yield f"{PREFIX}{stored.name}", TYPES[parameter.dtype], np.ascontiguousarray(part)
+        if name == EMBEDDING and is_tied(applied.model):
             # peft keeps the output layer apart from the embedding that it shares, and asks for it.
-            yield f"{PREFIX}{HEAD}", _TYPES[parameter.dtype], array
+            yield f"{PREFIX}{HEAD}", TYPES[parameter.dtype], array
 
 
 def paddle_items(applied: Applied) -> Iterator[Item]:
     """The adapter as PaddleFormers' file holds it, of the rank of `paddle_rank`, fused weights whole."""
     rank = paddle_rank(applied)
     for module, layer in applied.layers.items():
-        dtype = _TYPES[layer.lora_A.dtype]
-        whole, _ = applied.layout(f"{module}.weight", tuple(layer.weight.shape))
+        dtype = TYPES[layer.lora_A.dtype]
+        whole, _ = applied.layout(f"{module}.weight", applied.shapes[f"{module}.weight"])
         if layer.stored_magnitudes():
             raise ConfigError("PaddleFormers' format has no trained lengths: a DoRA adapter stays in peft's")
         for stored in whole:
@@ -90,7 +90,7 @@ def paddle_items(applied: Applied) -> Iterator[Item]:
         array = parameters[name].numpy()
         for stored in applied.layout(name, array.shape)[0]:
             part = array if stored.expert is None else array[stored.expert]
-            yield _paddle_name(stored.name), _TYPES[parameters[name].dtype], part
+            yield _paddle_name(stored.name), TYPES[parameters[name].dtype], part
 
 
 def paddle_rank(applied: Applied) -> int:
@@ -116,7 +116,7 @@ def write_settings(
     settings = _with_rank(applied.settings, applied.settings.rank * stored_ranks(applied))
     settings = replace(settings, base=base)
     content = peft_config(replace(settings, modules_to_save=_whole_modules(applied)), target_names(applied))
-    if EMBEDDING in applied.saved and _is_tied(applied.model):
+    if EMBEDDING in applied.saved and is_tied(applied.model):
         content["ensure_weight_tying"] = True
     _write(folder / PEFT_CONFIG, content)
     _write_own(applied, folder, facts, applied.settings.rank)
@@ -141,7 +141,7 @@ def write_paddle_settings(
 
 def target_names(applied: Applied) -> list[str]:
     """`target_modules` for peft: last parts of names where all such modules are adapted, else whole names."""
-    adapted = [piece.name for layer in applied.layers.values() for piece in layer.pieces]
+    adapted = [piece.name for pieces in applied.pieces.values() for piece in pieces]
     every = _all_names(applied)
     ends: dict[str, list[str]] = {}
     for name in adapted:
@@ -173,7 +173,7 @@ def load(applied: Applied, adapter: Adapter) -> None:
         )
     pairs = {pair.name: pair for pair in adapter.pairs()}
     for module, layer in applied.layers.items():
-        found = _pairs_of(layer.pieces, module, layer, applied.layout, pairs)
+        found = _pairs_of(layer.pieces, module, applied.shapes, applied.layout, pairs)
         missing = [piece.name for piece in layer.pieces if piece not in found]
         if missing:
             raise ConfigError(
@@ -199,8 +199,9 @@ def attach_file(model: Any, layout: Layout, adapter: Adapter) -> Applied:
     """
     pairs = {pair.name: pair for pair in adapter.pairs()}
     targets: list[Target] = []
+    shapes = weight_shapes(model)
     for target in find_targets(model, layout, _present(model, layout)):
-        found = _pairs_of(target.pieces, target.module, target.layer, layout, pairs)
+        found = _pairs_of(target.pieces, target.module, shapes, layout, pairs)
         if found:
             targets.append(replace(target, pieces=tuple(found)))
     if not targets and not adapter.whole_tensors():
@@ -210,7 +211,7 @@ def attach_file(model: Any, layout: Layout, adapter: Adapter) -> Applied:
     linear: type[LoraLinear] = DoraLinear if settings.magnitudes else LoraLinear
     applied = attach(model, layout, targets, replace(_with_rank(settings, largest), dropout=0.0), linear)
     for module, layer in applied.layers.items():
-        _fill(layer, _pairs_of(layer.pieces, module, layer, layout, pairs))
+        _fill(layer, _pairs_of(layer.pieces, module, shapes, layout, pairs))
         for name, parameter in layer.named_parameters(include_sublayers=False):
             if name.startswith("lora_"):
                 parameter.stop_gradient = True
@@ -233,25 +234,30 @@ def _present(model: Any, layout: Layout) -> Sequence[str]:
 
 def _all_names(applied: Applied) -> list[str]:
     """Names in files of every module with a weight, adapted or not."""
-    names = []
-    for module, layer in applied.model.named_sublayers():
-        weight = getattr(layer, "weight", None)  # a parameter, or a quantised matrix in its place
-        if weight is not None:
-            stored = _stored(applied.layout, f"{module}.weight", tuple(weight.shape))
-            names += [entry.name.removesuffix(".weight") for entry in stored]
-    return names
+    return [
+        stored.name.removesuffix(".weight")
+        for name, shape in applied.shapes.items()
+        if name.endswith(".weight")
+        for stored in stored_matrices(applied.layout, name, shape)
+    ]
 
 
-def _stored(layout: Layout, name: str, shape: tuple[int, ...]) -> Sequence[Any]:
+def stored_matrices(layout: Layout, name: str, shape: tuple[int, ...]) -> Sequence[Any]:
+    """The tensors of Hugging Face's files that a parameter becomes."""
     whole, pieces = layout(name, tuple(shape))
     return pieces or whole
 
 
 def _pairs_of(
-    pieces: Sequence[Piece], module: str, layer: Any, layout: Layout, pairs: Mapping[str, Pair]
+    pieces: Sequence[Piece],
+    module: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    layout: Layout,
+    pairs: Mapping[str, Pair],
 ) -> dict[Piece, tuple[Pair, slice]]:
     """For every piece its pair in a file, and the columns of the pair's B; from fused pairs too."""
-    whole, _ = layout(f"{module}.weight", tuple(layer.weight.shape))
+    shape = shapes[f"{module}.weight"]
+    whole, _ = layout(f"{module}.weight", shape)
     fused = {stored.expert: stored.name.removesuffix(".weight") for stored in whole}
     found = {}
     for piece in pieces:
@@ -263,8 +269,7 @@ def _pairs_of(
             pair = pairs.get(name)
             if pair is None:
                 continue
-            inner = layer.weight.shape[-2]
-            if pair.a.shape[0] != inner or pair.b.shape[1] < columns.stop:
+            if pair.a.shape[0] != shape[-2] or pair.b.shape[1] < columns.stop:
                 raise CheckpointError(
                     f"the adapter's {name} is for a matrix [{pair.a.shape[0]}, {pair.b.shape[1]}], which "
                     "this model does not have: it is of another model"
@@ -292,9 +297,9 @@ def _fill(layer: Adapted, found: Mapping[Piece, tuple[Pair, slice]]) -> None:
 
 
 def _refuse_rest(pairs: Mapping[str, Pair], applied: Applied, adapter: Adapter) -> None:
-    used = {piece.name for layer in applied.layers.values() for piece in layer.pieces}
-    for module, layer in applied.layers.items():
-        whole, _ = applied.layout(f"{module}.weight", tuple(layer.weight.shape))
+    used = {piece.name for pieces in applied.pieces.values() for piece in pieces}
+    for module in applied.pieces:
+        whole, _ = applied.layout(f"{module}.weight", applied.shapes[f"{module}.weight"])
         used |= {stored.name.removesuffix(".weight") for stored in whole}
     rest = sorted(set(pairs) - used)
     if rest:
@@ -310,11 +315,10 @@ def _take_whole_tensors(applied: Applied, adapter: Adapter, *, expected: Sequenc
     parameters = dict(applied.model.named_parameters())
     places = {
         stored.name: (name, stored)
-        for name, parameter in parameters.items()
-        if ".lora_" not in name
-        for stored in _stored(applied.layout, name, tuple(parameter.shape))
+        for name, shape in applied.shapes.items()
+        for stored in stored_matrices(applied.layout, name, shape)
     }
-    if HEAD in tensors and EMBEDDING in tensors and _is_tied(applied.model):
+    if HEAD in tensors and EMBEDDING in tensors and is_tied(applied.model):
         if not np.array_equal(adapter.read(tensors[HEAD]), adapter.read(tensors[EMBEDDING])):
             raise CheckpointError(
                 f"{adapter.folder}: the adapter has an embedding and another output layer, and the model has "
@@ -330,10 +334,12 @@ def _take_whole_tensors(applied: Applied, adapter: Adapter, *, expected: Sequenc
             f"{adapter.folder}: the adapter saves {', '.join(sorted(names)) or 'no module'} whole, and "
             f"lora_modules_to_save {', '.join(sorted(expected)) or 'none'}"
         )
-    for name in sorted(names):
-        parameter = parameters[name]
+    for name in sorted(names & parameters.keys()):
+        parameter, placement = parameters[name], applied.placements.get(name)
         applied.originals[name] = parameter.clone()
         array = parameter.astype("float32").numpy()
+        if placement is not None:  # of which the adapter has all
+            array = np.zeros(placement.shape, np.float32)
         for key_name, key in tensors.items():
             owner, stored = places[key_name]
             if owner != name:
@@ -348,17 +354,17 @@ def _take_whole_tensors(applied: Applied, adapter: Adapter, *, expected: Sequenc
                     "a vocabulary that has grown needs a base model of the same size"
                 )
             part[...] = given
-        parameter.set_value(paddle.to_tensor(array).astype(parameter.dtype))
+        own = array if placement is None else placement.take(array)
+        parameter.set_value(paddle.to_tensor(own).astype(parameter.dtype))
     applied.saved = tuple(sorted(names)) if expected is None else applied.saved
 
 
 def _whole_modules(applied: Applied) -> tuple[str, ...]:
     """Names of the modules that are trained whole for peft, which takes all whose name ends in one."""
     modules: dict[str, bool] = {}
-    for name, parameter in applied.model.named_parameters():
-        if ".lora_" not in name:
-            for stored in _stored(applied.layout, name, tuple(parameter.shape)):
-                modules[stored.name.rpartition(".")[0]] = name in applied.saved
+    for name, shape in applied.shapes.items():
+        for stored in stored_matrices(applied.layout, name, shape):
+            modules[stored.name.rpartition(".")[0]] = name in applied.saved
     chosen = [module for module, saved in modules.items() if saved]
     others = [module for module, saved in modules.items() if not saved]
     ends = {module: module.rpartition(".")[2] for module in chosen}
@@ -369,7 +375,7 @@ def _whole_modules(applied: Applied) -> tuple[str, ...]:
     )
 
 
-def _is_tied(model: Any) -> bool:
+def is_tied(model: Any) -> bool:
     return bool(model.config.tie_word_embeddings)
 
 

@@ -11,7 +11,7 @@ checked against the files (see header.py), and formats that can run code when re
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -206,18 +206,37 @@ def _planned(
 ) -> Iterator[tuple[list[Spec], Iterator[Item]]]:
     """Shards by their specs; each takes its items from the stream while it is written."""
     stream = iter(items)
+    for shard in shards_of(specs, max_shard_bytes):
+        yield shard, _take(stream, len(shard))
+    rest = next(stream, None)
+    assert rest is None, f"{rest and rest[0]} was not announced"
+
+
+def shards_of(specs: Sequence[Spec], max_shard_bytes: int) -> Iterator[list[Spec]]:
+    """Which tensors, in their order, make a file; one at least, be there no tensor at all."""
     shard: list[Spec] = []
     size = 0
     for spec in specs:
         needed = num_bytes(spec[1], spec[2])
         if shard and size + needed > max_shard_bytes:
-            yield shard, _take(stream, len(shard))
+            yield shard
             shard, size = [], 0
         shard.append(spec)
         size += needed
-    yield shard, _take(stream, len(shard))
-    rest = next(stream, None)
-    assert rest is None, f"{rest and rest[0]} was not announced"
+    yield shard
+
+
+def shard_name(basename: str, number: int, count: int) -> str:
+    """Name of the file of a shard, counted from 0."""
+    if count == 1:
+        return f"{basename}.safetensors"
+    return f"{basename}-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def index_text(where: Mapping[str, str], total_bytes: int) -> str:
+    """Content of the index: the file of each tensor."""
+    content = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _take(stream: Iterator[Item], count: int) -> Iterator[Item]:
@@ -257,17 +276,13 @@ def _name_shards(
     folder: Path, basename: str, parts: list[Path], where: dict[str, int], total: int
 ) -> list[Path]:
     """Give the parts their final names, and write the index when there are several."""
-    if len(parts) == 1:
-        return [parts[0].rename(folder / f"{basename}.safetensors")]
-    names = [f"{basename}-{index + 1:05d}-of-{len(parts):05d}.safetensors" for index in range(len(parts))]
+    names = [shard_name(basename, number, len(parts)) for number in range(len(parts))]
     paths = [part.rename(folder / name) for part, name in zip(parts, names, strict=True)]
+    if len(parts) == 1:
+        return paths
     index = folder / f"{basename}.safetensors.index.json"
-    content = {
-        "metadata": {"total_size": total},
-        "weight_map": {name: names[shard] for name, shard in sorted(where.items())},
-    }
     with index.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.write(index_text({name: names[shard] for name, shard in where.items()}, total))
         sync(file)
     return [*paths, index]
 

@@ -10,7 +10,7 @@ back to step 20 and on to 30 has its newest checkpoint there, whatever an older 
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from erniekit.checkpoint.atomic import (
     write_file_atomic,
     write_folder,
 )
+from erniekit.checkpoint.crew import Crew, SharedTensors, write_together
 from erniekit.checkpoint.files import Item, TensorFolder, open_tensors, write_tensors
 from erniekit.checkpoint.manifest import read_number, verify, write_manifest
 from erniekit.errors import CheckpointError
@@ -57,9 +58,13 @@ class Checkpoint:
 class CheckpointStore:
     """Reads and writes the checkpoints of an output folder."""
 
-    def __init__(self, output_dir: Path, *, save_total_limit: int | None = None) -> None:
+    def __init__(
+        self, output_dir: Path, *, save_total_limit: int | None = None, crew: Crew | None = None
+    ) -> None:
+        """`crew`: the processes that call `save` together, where there are several."""
         self.output_dir = Path(output_dir)
         self._limit = save_total_limit
+        self._crew = crew
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -110,6 +115,8 @@ class CheckpointStore:
 
     def mark_best(self, step: int) -> None:
         """Point `best` at the checkpoint of a step, which is there."""
+        if self._crew is not None and not self._crew.is_first:
+            return
         path = self.output_dir / f"checkpoint-{step}"
         assert path.is_dir(), f"{path} is not there to be the best"
         self._point("best", path)
@@ -145,14 +152,22 @@ class CheckpointStore:
 
         def write() -> None:
             optimizer, model = copies.pop(), copies.pop()  # let go of when the thread ends
+            self._write(step, model, optimizer, text, write_files, model_basename)
+
+        self._start(step, write)
+
+    def _start(self, step: int, write: Callable[[], None]) -> None:
+        """Write in a thread."""
+
+        def guarded() -> None:
             try:
-                self._write(step, model, optimizer, text, write_files, model_basename)
+                write()
             except BaseException as error:  # nothing may be lost with the thread: `wait` raises it
                 logger.error(f"saving in the background failed: {error}")
                 self._error = error
 
         # Not a daemon: an interpreter that ends lets the save finish.
-        self._thread = threading.Thread(target=write, name=f"save-{step}")
+        self._thread = threading.Thread(target=guarded, name=f"save-{step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -175,6 +190,50 @@ class CheckpointStore:
         if every and self.latest() != every[-1]:
             self._point("latest", every[-1].path)
 
+    def save_shared(
+        self,
+        step: int,
+        *,
+        tensors: Sequence[SharedTensors],
+        state: dict[str, Any],
+        write_files: Callable[[Path], None],
+        asynchronous: bool = False,
+    ) -> None:
+        """As `save`, by every process of the crew: each writes its parts, the first one what lies beside.
+
+        Raises:
+            CheckpointError: a process could not write; all raise, and name the last good checkpoint.
+        """
+        self.wait()
+        text = json.dumps(state, indent=2) + "\n"
+        if not asynchronous:
+            self._write_shared(step, tensors, text, write_files)
+            return
+        copies = [each.held() for each in tensors]
+        self._start(step, lambda: self._write_shared(step, copies, text, write_files))
+
+    def _write_shared(
+        self,
+        step: int,
+        tensors: Sequence[SharedTensors],
+        state: str,
+        write_files: Callable[[Path], None],
+    ) -> None:
+        assert self._crew is not None, "several processes are needed to share files"
+        path = self.output_dir / f"checkpoint-{step}"
+
+        def finish(folder: Path) -> None:
+            self._complete(folder, state, write_files)
+
+        try:
+            write_together(path, self._crew, tensors, finish, max_shard_bytes=SHARD_BYTES)
+            if self._crew.is_first:
+                self._point("latest", path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self.good_hint()}") from error
+        if self._crew.is_first:
+            self._retire()
+
     def _write(
         self,
         step: int,
@@ -185,7 +244,6 @@ class CheckpointStore:
         model_basename: str,
     ) -> None:
         path = self.output_dir / f"checkpoint-{step}"
-        number = 1 + max((read_number(checkpoint.path) for checkpoint in self.list()), default=0)
         try:
             with write_folder(path, overwrite=True) as folder:
                 for items, basename, metadata in (
@@ -195,14 +253,19 @@ class CheckpointStore:
                     write_tensors(
                         folder, items, max_shard_bytes=SHARD_BYTES, metadata=metadata, basename=basename
                     )
-                write_files(folder)
-                (folder / STATE_FILE).write_text(state, encoding="utf-8")
-                write_manifest(folder, number=number)
+                self._complete(folder, state, write_files)
             self._point("latest", path)
         except (CheckpointError, OSError) as error:
             reason = str(error) if isinstance(error, CheckpointError) else str(explain(error, path))
             raise CheckpointError(f"{reason}; {self.good_hint()}") from error
         self._retire()
+
+    def _complete(self, folder: Path, state: str, write_files: Callable[[Path], None]) -> None:
+        """Write what lies beside the tensors, the manifest last."""
+        write_files(folder)
+        (folder / STATE_FILE).write_text(state, encoding="utf-8")
+        number = 1 + max((read_number(checkpoint.path) for checkpoint in self.list()), default=0)
+        write_manifest(folder, number=number)
 
     def _point(self, pointer: str, path: Path) -> None:
         write_file_atomic(self.output_dir / pointer, f"{path.name}\n".encode())

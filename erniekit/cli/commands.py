@@ -5,6 +5,10 @@ The line of each command stands here too, so that `erniekit help` opens no comma
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("erniekit.cli.train", "train a model from a configuration (SFT, PT, DPO)"),
+    "plan": (
+        "erniekit.cli.plan",
+        "memory, communication and time of a run on several devices, before it starts",
+    ),
     "eval": ("erniekit.cli.eval", "held-out loss, perplexity and token accuracy of a model or a run"),
     "export": (
         "erniekit.cli.export",

@@ -12,6 +12,7 @@ _ACTIONS = {
     "config": ("check", "show", "reference"),
     "data": ("preview",),
     "models": ("list", "show", "get"),
+    "plan": ("search", "published"),
     "recipes": ("list", "copy"),
     "completion": SHELLS,
 }

@@ -15,6 +15,8 @@ RENAMED = {
     "tensor_model_parallel_size": "tensor_parallel_degree",
     "pipeline_model_parallel_size": "pipeline_parallel_degree",
     "sharding_degree": "sharding_parallel_degree",
+    "context_parallel_size": "context_parallel_degree",
+    "expert_model_parallel_size": "expert_parallel_degree",
     "use_recompute": "recompute",
 }
 # key -> (key, value) that the older key means when it is true; false means nothing.
@@ -22,6 +24,7 @@ SWITCHES = {
     "bf16": ("compute_type", "bf16"),
     "no_cuda": ("device", "cpu"),
     "lora": ("fine_tuning", "LoRA"),
+    "tensorwise_offload_optimizer": ("offload_optim", "true"),
 }
 # Values of the key beside a switch that contradict it not: weights may be stored in fewer bits.
 _AGREEING = {"bf16": ("bfloat16", "fp8", "wint8", "wint4", "wint4/8", "nf4")}

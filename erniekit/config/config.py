@@ -13,6 +13,8 @@ from erniekit.config.low_precision import LowPrecision
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
+from erniekit.config.parallel_words import ParallelWords
+from erniekit.config.pipelining import Pipelining
 from erniekit.config.preference import Preference
 from erniekit.config.quantize import Quantize
 from erniekit.config.recompute import Recompute
@@ -42,6 +44,8 @@ SECTIONS: dict[str, type] = {
     "saving": Saving,
     "reporting": Reporting,
     "parallel": Parallel,
+    "pipelining": Pipelining,
+    "parallel_words": ParallelWords,
     "generation": Generation,
     "export": Export,
     "quantize": Quantize,
@@ -69,6 +73,8 @@ class Config:
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)
     parallel: Parallel = field(default_factory=Parallel)
+    pipelining: Pipelining = field(default_factory=Pipelining)
+    parallel_words: ParallelWords = field(default_factory=ParallelWords)
     generation: Generation = field(default_factory=Generation)
     export: Export = field(default_factory=Export)
     quantize: Quantize = field(default_factory=Quantize)

@@ -1,7 +1,7 @@
 """From a file and a command line to a frozen Config; every problem is told at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from erniekit.config.hidden import HIDDEN, is_secret, masked
 from erniekit.config.interpolate import interpolate
 from erniekit.config.keys import NO_EFFECT, NOT_BUILT, NOTE_PREFIX, declared_keys, upstream_keys
 from erniekit.config.overrides import read_overrides
+from erniekit.config.parallel_words import words_without_effect
 from erniekit.config.resolved import dump
 from erniekit.config.rules import NOT_TRAINING, broken_rules, features_not_built, without_effect
 from erniekit.config.suggest import nearest_word, suggest
@@ -156,6 +157,8 @@ class _Collected:
 
     def check_together(self, config: Config, entries: Mapping[str, Entry], verb: str, whole: Source) -> None:
         """Rules between keys (where each key alone is fine), features, and keys that are missing."""
+        for word, reason in words_without_effect(**asdict(config.parallel_words)):
+            self._notice(reason, word)
         for key, feature in features_not_built(config):
             self.features.setdefault(feature, []).append(entries[key])
         if self.failed or self.features:

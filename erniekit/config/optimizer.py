@@ -36,3 +36,8 @@ class Optimizer:
     use_lowprecision_moment: bool = key(
         False, "moments are stored in bf16 (rounded at random, so that they keep their mean), not in fp32"
     )
+    offload_optim: bool = key(
+        False,
+        "states are kept in main memory and are on the GPU one parameter at a time; on a CPU they are there "
+        "anyway",
+    )

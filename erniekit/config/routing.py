@@ -16,6 +16,10 @@ class Routing:
     )
 
     moe_aux_loss_lambda: float = key(1e-5, "weight of the load-balancing loss, summed over layers", minimum=0)
+    global_aux_loss: bool = key(
+        False,
+        "that loss is of the tokens of all processes that read other sequences together; nothing at one",
+    )
     moe_z_loss_lambda: float = key(0.0, "weight of the loss of large router logits", minimum=0)
     moe_orthogonal_loss_lambda: float = key(
         0.0, "weight of the orthogonal loss of the routers' matrices", minimum=0

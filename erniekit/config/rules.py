@@ -51,6 +51,10 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
             yield key, f"of recompute: true, and recompute: {recompute} {does}"
     if not config.low_precision.use_fp8:
         yield from _fields(config.low_precision, "of use_fp8, which is false; write use_fp8: true")
+    if config.parallel.pipeline_parallel_degree <= 1:
+        yield from _fields(
+            config.pipelining, "of pipeline_parallel_degree above 1, and one device has all the layers"
+        )
     if config.run.stage != "DPO":
         yield from _fields(
             config.preference, f"of pairs of answers, and stage is {config.run.stage}; write stage: DPO"

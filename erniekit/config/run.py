@@ -14,6 +14,7 @@ class Run:
         "erniekit.train.run:open_run",
         "erniekit.train.run:choose_work",
         "erniekit.assemble:set_device",
+        "erniekit.train.processes:open_processes",
     )
 
     output_dir: str = key("./output", "folder of the run: checkpoints, logs, report")
@@ -33,6 +34,12 @@ class Run:
         "what computes on a CPU: native is compiled kernels, paddle Paddle's own operators (several times "
         "slower); auto is native where a library is built or a C++ compiler can build one, else paddle",
         choices=("auto", "native", "paddle"),
+    )
+    ddp_timeout: int = key(
+        600,
+        "seconds that a process of several waits for another before it names it and ends; a checkpoint has "
+        "to be written within them",
+        minimum=1,
     )
     stage: str = key(
         "SFT",

@@ -19,8 +19,9 @@ from erniekit.errors import DataError
 class Loader:
     """Global batches of a training set, for ever; an epoch ends with a batch of what is left.
 
-    A step takes `per_device_train_batch_size * gradient_accumulation_steps` rows in their order;
-    how they are cut into micro-batches changes nothing about which they are.
+    A step takes `per_device_train_batch_size * gradient_accumulation_steps * num_replicas` rows in their
+    order; how they are cut into micro-batches changes nothing about which they are. Every process makes
+    the micro-batches of all, whose columns `num_parts` of them can share.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Loader:
         shape: BatchShape,
         seed: int,
         *,
+        num_replicas: int = 1,
+        num_parts: int = 1,
         max_seq_len: int,
         packing: bool,
         buffer_size: int,
@@ -37,9 +40,14 @@ class Loader:
     ) -> None:
         self._samples, self._seed = samples, seed
         self._batch_size = shape.per_device_train_batch_size
-        self._rows_per_step = self._batch_size * shape.gradient_accumulation_steps
+        self.rows_per_step = self._batch_size * shape.gradient_accumulation_steps * num_replicas
         self._max_seq_len, self._packing, self._window_rows = max_seq_len, packing, buffer_size
-        self._pad_to = max_seq_len if pad_to_max_seqlen else None
+        self._collation = {
+            "pad_id": samples.reader.tokenizer.pad_id or 0,
+            "pad_to": max_seq_len if pad_to_max_seqlen else None,
+            "vision": samples.reader.vision,
+            "num_parts": num_parts,
+        }
         self._pool = ThreadPoolExecutor(1, "loader") if dataloader_num_workers > 0 else None
         self._ahead: tuple[tuple[int, int], Future[list[Pack]]] | None = None
         self._epoch = self._window = self._position = 0
@@ -50,7 +58,7 @@ class Loader:
     @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of the first epoch: exact up to `max_estimate_samples` rows, else extrapolated."""
-        return max(1, -(-self._first_epoch[0] // self._rows_per_step))
+        return max(1, -(-self._first_epoch[0] // self.rows_per_step))
 
     @property
     def fill_rate(self) -> float:
@@ -84,22 +92,17 @@ class Loader:
         """The micro-batches of the next step."""
         rows: list[Pack] = []
         begun = self._epoch
-        while len(rows) < self._rows_per_step:
+        while len(rows) < self.rows_per_step:
             if self._epoch > begun + 1:
                 raise DataError("a whole epoch has no sample with a trained token: there is nothing to train")
             packs = self._window_packs()
-            taken = packs[self._position : self._position + self._rows_per_step - len(rows)]
+            taken = packs[self._position : self._position + self.rows_per_step - len(rows)]
             rows += taken
             self._position += len(taken)
             if self._position >= len(packs) and self._next_window() and rows:
                 break
-        reader = self._samples.reader
-        pad_id = reader.tokenizer.pad_id or 0
         size = self._batch_size
-        return [
-            collate(rows[start : start + size], pad_id=pad_id, pad_to=self._pad_to, vision=reader.vision)
-            for start in range(0, len(rows), size)
-        ]
+        return [collate(rows[start : start + size], **self._collation) for start in range(0, len(rows), size)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, and of which data."""
@@ -107,6 +110,7 @@ class Loader:
             "epoch": self._epoch,
             "window": self._window,
             "position": self._position,
+            "rows_per_step": self.rows_per_step,
             "seed": self._seed,
             "rows": self._samples.sizes,
         }
@@ -176,6 +180,6 @@ class Loader:
         else:
             packs = [(sample,) for sample in sorted(found, key=len)]
         rng = np.random.default_rng([self._seed, epoch, window])
-        group = 1 if self._packing else self._rows_per_step
+        group = 1 if self._packing else self.rows_per_step
         groups = [packs[index : index + group] for index in range(0, len(packs), group)]
         return [row for number in rng.permutation(len(groups)) for row in groups[number]]

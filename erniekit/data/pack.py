@@ -96,14 +96,22 @@ def pack(samples: Sequence[Sample], max_seq_len: int) -> list[Pack]:
 
 
 def collate(
-    packs: Sequence[Pack], *, pad_id: int, pad_to: int | None = None, vision: VisionTokens | None = None
+    packs: Sequence[Pack],
+    *,
+    pad_id: int,
+    pad_to: int | None = None,
+    vision: VisionTokens | None = None,
+    num_parts: int = 1,
 ) -> Batch:
     """Rows side by side, padded on the right to the longest one (rounded up to 8) or to `pad_to`.
 
-    `vision` are the tokens that are no text.
+    Args:
+        vision: the tokens that are no text.
+        num_parts: equal parts that the columns can be cut into.
     """
     longest = max(sum(map(len, row)) for row in packs)
     width = pad_to or -(-longest // _ROUND_TO) * _ROUND_TO
+    width = -(-width // num_parts) * num_parts
     shape = (len(packs), width)
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)

@@ -107,6 +107,8 @@ def build_loader(
     samples: TrainSamples,
     shape: BatchShape,
     seed: int,
+    num_replicas: int = 1,
+    num_parts: int = 1,
     *,
     max_seq_len: int,
     packing: bool,
@@ -114,11 +116,16 @@ def build_loader(
     pad_to_max_seqlen: bool,
     dataloader_num_workers: int,
 ) -> Loader:
-    """The loader of a configuration."""
+    """The loader of a configuration, of which `num_replicas` processes share the micro-batches of a step.
+
+    `num_parts` processes share the columns of rows.
+    """
     return Loader(
         samples,
         shape,
         seed,
+        num_replicas=num_replicas,
+        num_parts=num_parts,
         max_seq_len=max_seq_len,
         packing=packing,
         buffer_size=buffer_size,
@@ -128,7 +135,7 @@ def build_loader(
 
 
 def iterate_eval(
-    samples: EvalSamples, shape: BatchShape, *, max_seq_len: int, packing: bool
+    samples: EvalSamples, shape: BatchShape, num_parts: int = 1, *, max_seq_len: int, packing: bool
 ) -> Iterator[Batch]:
     """Batches over a held-out set, every sample once, long rows first."""
     found = list(samples.all())
@@ -145,4 +152,6 @@ def iterate_eval(
     pad_id = samples.reader.tokenizer.pad_id or 0
     size = shape.per_device_eval_batch_size
     for start in range(0, len(packs), size):
-        yield collate(packs[start : start + size], pad_id=pad_id, vision=samples.reader.vision)
+        yield collate(
+            packs[start : start + size], pad_id=pad_id, vision=samples.reader.vision, num_parts=num_parts
+        )

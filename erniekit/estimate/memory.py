@@ -33,7 +33,7 @@ from typing import Any
 
 from erniekit.estimate import native_memory
 from erniekit.estimate.recompute import layer_kinds, rerun_bytes, rows_of_experts, spared_bytes
-from erniekit.estimate.state import model_bytes
+from erniekit.estimate.state import Held, model_bytes
 from erniekit.parallel.recomputation import Recomputation
 
 MIB = 2**20
@@ -82,6 +82,7 @@ def training_memory(
     recomputation: Recomputation | None = None,
     adapter: AdapterSize | None = None,
     scheme: str | None = None,
+    held: Held | None = None,
     depths: int | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
@@ -95,19 +96,20 @@ def training_memory(
         logits_rows: positions whose logits may be held at once (`loss_subbatch_seqlen`).
         micro_batches: of a step; from the second on, gradients are there in the forward pass.
         native: native kernels compute.
-        low_precision_moments: moments are bf16 (native kernels only).
+        low_precision_moments: moments are bf16.
         recomputation: what is recomputed.
         adapter: what is beside frozen weights.
         scheme: what frozen weights are quantised by.
+        held: what one of several processes holds, where it is not all of `config`.
         depths: blocks of multi-token prediction that are trained; None for all that there are.
     """
     narrow = compute_type != "fp32"
-    width = 2 if narrow else 4
-    tokens = rows * seq_len
-    weights, beside = model_bytes(config, compute_type=compute_type, scheme=scheme), 0.0
-    if adapter is not None:
-        weights += width * adapter.num_parameters
-        beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32
+    width, tokens = (2 if narrow else 4), rows * seq_len
+    weights: float = 0 if held else model_bytes(config, compute_type=compute_type, scheme=scheme)
+    weights += width * held.weights if held else 0
+    num_states: float = held.states if held else num_trained
+    weights += width * adapter.num_parameters if adapter else 0
+    beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32 if adapter else 0.0
     at_work = config if depths is None else config.with_ahead(depths)
     if native:
         changing = native_memory.moments(
@@ -121,9 +123,10 @@ def training_memory(
             attention_dropout=attention_dropout,
             recomputation=recomputation,
             adapter_bytes=beside,
+            held=held,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)
-        return _by_cause(changing, weights, state * num_trained, on_cpu=True)
+        return _by_cause(changing, weights, state * num_states, on_cpu=True)
     at_peak = _by_paddle(
         at_work,
         num_trained=num_trained,
@@ -136,10 +139,11 @@ def training_memory(
         attention_dropout=attention_dropout,
         recomputation=recomputation,
         adapter_bytes=beside,
-        quantised=scheme is not None,
+        quantised=scheme is not None or (held is not None and held.quantised),
+        held=held,
     )
-    state = num_trained * (12 if narrow else 8)
-    return _by_cause(at_peak, weights, state, on_cpu=on_cpu)
+    state = (4 if low_precision_moments else 8) + (4 if narrow else 0)
+    return _by_cause(at_peak, weights, num_states * state, on_cpu=on_cpu)
 
 
 def _by_paddle(
@@ -156,33 +160,35 @@ def _by_paddle(
     recomputation: Recomputation | None,
     adapter_bytes: float,
     quantised: bool,
+    held: Held | None,
 ) -> dict[str, float]:
     """What comes and goes with Paddle's operators, by cause, at the moment when it is most."""
     width = 2 if narrow else 4
     head = config.vocab_size * config.hidden_size
-    kept = 4 if on_cpu else width
-    activations = (
-        tokens
-        * kept
-        * _kept_numbers(
-            config,
-            attended,
-            wide_copies=narrow and on_cpu,
-            on_cpu=on_cpu,
-            attention_dropout=attention_dropout,
-        )
+    activations = kept_activations(
+        config,
+        narrow=narrow,
+        tokens=tokens,
+        attended=attended,
+        on_cpu=on_cpu,
+        attention_dropout=attention_dropout,
+        recomputation=recomputation,
     )
     activations += tokens * adapter_bytes
-    if narrow and on_cpu and not quantised:
-        activations += 4 * (config.num_parameters() - head)
+    again = 0.0
     if recomputation is not None:
-        spared = spared_bytes(config, recomputation, width=kept, attended=attended, native=False)
-        again = rerun_bytes(config, recomputation, width=kept, attended=attended, native=False)
-        activations -= tokens * (spared - again)
+        kept = 4 if on_cpu else width
+        again = tokens * rerun_bytes(config, recomputation, width=kept, attended=attended, native=False)
     logits = 4 * min(logits_rows, max(1, MAX_LOGITS // config.vocab_size), tokens) * config.vocab_size
     # Logits and what the products make beside them; the gradient of the head, also narrow; the head, wide.
-    logits_and_head = 2 * logits + head * (4 + 4 + 2 if narrow else 4)
-    gradients = 4 * num_trained
+    logits_and_head: float = 2 * logits + head * (4 + 4 + 2 if narrow else 4)
+    gradients: float = 4 * num_trained
+    if held is not None:
+        activations, gradients = held.activations, 4 * held.gradients
+        logits_and_head = logits_and_head if held.head else 0
+    activations += again
+    if narrow and on_cpu and not quantised:
+        activations += 4 * (config.num_parameters() - head)
     forward = {"activations": activations, "logits": logits_and_head}
     if micro_batches > 1:
         forward["gradients"] = gradients
@@ -194,7 +200,40 @@ def _by_paddle(
     return max(forward, update, key=lambda moment: sum(moment.values()))
 
 
-def _by_cause(at_peak: dict[str, float], weights: int, optimizer: int, *, on_cpu: bool) -> dict[str, int]:
+def kept_activations(
+    config: Any,
+    *,
+    narrow: bool,
+    tokens: float,
+    attended: float,
+    on_cpu: bool,
+    attention_dropout: float,
+    recomputation: Recomputation | None,
+    head: bool = True,
+) -> float:
+    """Bytes that the forward pass of one micro-batch keeps with Paddle's operators.
+
+    Args:
+        narrow: weights are bf16.
+        head: whether the last norm and the loss follow.
+        The others are those of `training_memory`.
+    """
+    width = 4 if on_cpu or not narrow else 2
+    kept = width * _kept_numbers(
+        config,
+        attended,
+        wide_copies=narrow and on_cpu,
+        on_cpu=on_cpu,
+        attention_dropout=attention_dropout,
+    )
+    if not head:
+        kept -= width * 4 * config.hidden_size
+    if recomputation is not None:
+        kept -= spared_bytes(config, recomputation, width=width, attended=attended, native=False)
+    return tokens * kept
+
+
+def _by_cause(at_peak: dict[str, float], weights: float, optimizer: float, *, on_cpu: bool) -> dict[str, int]:
     """All causes in one order: what is held throughout, and what is there at the peak."""
     held: dict[str, float] = {
         "weights": weights,

@@ -22,6 +22,7 @@ Gradients of weights are fp32.
 from typing import Any
 
 from erniekit.estimate.recompute import layer_kinds, rerun_bytes, rows_of_experts, spared_bytes
+from erniekit.estimate.state import Held
 from erniekit.parallel.recomputation import Recomputation
 
 # Of `erniekit.ops.native.cross_entropy`, which imports Paddle.
@@ -40,6 +41,7 @@ def moments(
     attention_dropout: float,
     recomputation: Recomputation | None = None,
     adapter_bytes: float = 0.0,
+    held: Held | None = None,
 ) -> dict[str, float]:
     """What comes and goes, by cause, at the moment when it is most; see the module docstring.
 
@@ -47,23 +49,57 @@ def moments(
         width: bytes of a number in storage.
         tokens: of a micro-batch.
         adapter_bytes: what an adapter keeps a token.
+        held: what one of several processes holds, where it is not all.
         The others are those of `memory.training_memory`.
     """
-    kept = _kept_bytes(config, attended, width=width, attention_dropout=attention_dropout)
-    activations = tokens * (kept + adapter_bytes)
+    activations = tokens * adapter_bytes + kept_activations(
+        config,
+        width=width,
+        tokens=tokens,
+        attended=attended,
+        attention_dropout=attention_dropout,
+        recomputation=recomputation,
+    )
+    one_layer = activations / max(1, config.num_hidden_layers)
     working = tokens * _working_bytes(config, width=width)
     if recomputation is not None:
-        activations -= tokens * spared_bytes(config, recomputation, width=width, attended=attended)
         working += tokens * rerun_bytes(config, recomputation, width=width, attended=attended)
-    chunk = min(logits_rows, max(1, LOGITS // config.vocab_size), tokens)
+    logits = 4 * min(logits_rows, max(1, LOGITS // config.vocab_size), tokens) * config.vocab_size
     head = 4 * min(config.vocab_size * config.hidden_size, num_trained)
-    before = 4 * num_trained if micro_batches > 1 else head
+    gradients: float = 4 * num_trained
+    if held is not None:
+        activations, gradients = held.activations, 4 * held.gradients
+        logits, head = (logits, head) if held.head else (0, 0)
+    before = gradients if micro_batches > 1 else head
     moments: tuple[dict[str, float], ...] = (
-        {"activations": activations, "logits": 4 * chunk * config.vocab_size, "gradients": before},
+        {"activations": activations, "logits": logits, "gradients": before},
         {"activations": activations + working, "gradients": before},
-        {"activations": activations / config.num_hidden_layers + working, "gradients": 4 * num_trained},
+        {"activations": one_layer + working, "gradients": gradients},
     )
     return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def kept_activations(
+    config: Any,
+    *,
+    width: int,
+    tokens: int,
+    attended: float,
+    attention_dropout: float,
+    recomputation: Recomputation | None,
+    head: bool = True,
+) -> float:
+    """Bytes that the forward pass of one micro-batch keeps; arguments as of `moments`.
+
+    Args:
+        head: whether the last norm and the loss follow.
+    """
+    kept = _kept_bytes(config, attended, width=width, attention_dropout=attention_dropout)
+    if not head:
+        kept -= width * 3 * config.hidden_size
+    if recomputation is not None:
+        kept -= spared_bytes(config, recomputation, width=width, attended=attended)
+    return tokens * kept
 
 
 def optimizer_bytes(*, width: int, low_precision_moments: bool) -> int:

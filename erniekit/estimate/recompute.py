@@ -248,7 +248,9 @@ def _chosen_costs(
     """Costs of what is recomputed, layer by layer; parts of a whole that is recomputed count once."""
     found = []
     ahead = [("block",)] * config.num_nextn_predict_layers if chosen.mtp else []
-    for layer, operators in zip(layer_kinds(config), [*chosen.operators, *ahead], strict=False):
+    # A part of a model has fewer layers than its numbers say.
+    layers = [*range(len(chosen.operators)), *[0] * len(ahead)]
+    for layer, operators in zip(layers, [*chosen.operators, *ahead], strict=True):
         if not operators:
             continue
         costs = operator_costs(config, layer, width=width, attended=attended, native=native)
@@ -279,9 +281,11 @@ def _attention(config: Any, width: int, attended: float, native: bool) -> dict[s
     projections = query + 2 * key
     core: float = width * query + 4 * heads
     if not native:
-        weights = heads * (attended + _TILE) / 2 if attended <= _KEEP_WEIGHTS_UP_TO else 0.0
+        # On a CPU Paddle's operators keep fp32, whatever is stored; on a GPU no weights are kept.
+        on_cpu = width == 4
+        weights = heads * (attended + _TILE) / 2 if on_cpu and attended <= _KEEP_WEIGHTS_UP_TO else 0.0
         # With the turned queries and keys, which attention reads as parts of one tensor.
-        core = 4 * (query + weights + query + key)
+        core = width * (query + weights + query + key)
     return {
         "norm": Cost(0 if native else 2 * width * hidden, 10.0 * hidden),
         "qkv": Cost(width * projections, 2.0 * hidden * projections),

@@ -1,8 +1,26 @@
 """What a run holds from its first to its last step, exactly: weights, gradients, optimizer state."""
 
+from dataclasses import dataclass
 from typing import Any
 
 BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What one of several processes holds, where it is not what the numbers of its part say.
+
+    activations: bytes at the most, of all micro-batches that are under way.
+    weights, gradients, states: of how many parameters they are here. head: whether the loss is.
+    quantised: frozen weights are.
+    """
+
+    activations: float
+    weights: float
+    gradients: float
+    states: float
+    head: bool
+    quantised: bool = False
 
 
 def training_state(weights: int, num_trained: int, *, compute_type: str) -> dict[str, int]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import paddle
 
-from erniekit.assemble import PADDLE_TYPES, to_tensor
+from erniekit.assemble import PADDLE_TYPES
+from erniekit.checkpoint.raw import to_tensor
 from erniekit.checkpoint.files import TensorFolder
 from erniekit.models.registry import load_family
 from erniekit.nn.linear import Linear

@@ -5,16 +5,35 @@ The operator behind it, `erniekit.ops.cross_entropy`, never holds the logits of 
     N positions, D hidden size, V vocabulary
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import paddle
 
 from erniekit.ops.cross_entropy import IGNORED, linear_cross_entropy
+from erniekit.ops.log_probabilities import linear_log_probabilities
 
 # Logits held at once, at most: 256 MB in fp32. Larger chunks are no faster, only larger.
 MAX_LOGITS = 1 << 26
 # A gather costs a pass over the hidden states and a scatter backward: too much for the last of each row.
 GATHER_BELOW = 0.95
+
+
+class Columns:
+    """Which columns of a row an output layer is given the hidden states of: here all of them.
+
+    Where processes share the columns of rows, `share` is this one's of a number that all compute alike.
+    """
+
+    share = 1.0
+
+    def own(self, array_BT: Any) -> Any:
+        """The columns that are here, of an array or tensor [B, T, ...] of whole rows."""
+        return array_BT
+
+    def total(self, x: paddle.Tensor) -> paddle.Tensor:
+        """The sum of x over the processes; what is computed of it counts for `share` in each."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -24,12 +43,47 @@ class Head:
     weight: paddle.Tensor
     transposed: bool
     bias: paddle.Tensor | None = None
+    columns: Columns = field(default=Columns(), kw_only=True)
 
     def logits(self, hidden_ND: paddle.Tensor) -> paddle.Tensor:
         """Logits [N, V] in fp32."""
         weight = self.weight.astype("float32")
         logits = paddle.matmul(hidden_ND.astype("float32"), weight, transpose_y=self.transposed)
         return logits if self.bias is None else logits + self.bias.astype("float32")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows or columns of the weight that is here."""
+        return self.weight.shape[0 if self.transposed else 1]
+
+    def cross_entropy(
+        self, hidden_ND: paddle.Tensor, labels_N: paddle.Tensor, *, chunk_tokens: int, scale: float | None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """See `ops/cross_entropy.py`."""
+        return linear_cross_entropy(
+            hidden_ND,
+            self.weight,
+            self.bias,
+            labels_N,
+            transposed=self.transposed,
+            chunk_tokens=chunk_tokens,
+            # Inside a PyLayer gradients are always off, so what is wanted is asked here.
+            wanted=paddle.is_grad_enabled(),
+            scale=scale,
+        )
+
+    def log_probabilities(
+        self, hidden_ND: paddle.Tensor, labels_N: paddle.Tensor, *, chunk_tokens: int
+    ) -> paddle.Tensor:
+        """See `ops/log_probabilities.py`."""
+        return linear_log_probabilities(
+            hidden_ND,
+            self.weight,
+            self.bias,
+            labels_N,
+            transposed=self.transposed,
+            chunk_tokens=chunk_tokens,
+        )
 
 
 def chunked_cross_entropy(
@@ -63,17 +117,6 @@ def chunked_cross_entropy(
     if only_labelled and num_tokens < GATHER_BELOW * labels_N.shape[0]:
         positions = paddle.nonzero(labels_N != IGNORED).flatten()
         hidden_ND, labels_N = paddle.gather(hidden_ND, positions), paddle.gather(labels_N, positions)
-    vocab_size = head.weight.shape[0 if head.transposed else 1]
-    chunk_tokens = max(1, min(chunk_tokens, MAX_LOGITS // vocab_size))
-    loss, num_correct = linear_cross_entropy(
-        hidden_ND,
-        head.weight,
-        head.bias,
-        labels_N,
-        transposed=head.transposed,
-        chunk_tokens=chunk_tokens,
-        # Inside a PyLayer gradients are always off, so what is wanted is asked here.
-        wanted=paddle.is_grad_enabled(),
-        scale=scale,
-    )
+    chunk_tokens = max(1, min(chunk_tokens, MAX_LOGITS // head.vocab_size))
+    loss, num_correct = head.cross_entropy(hidden_ND, labels_N, chunk_tokens=chunk_tokens, scale=scale)
     return loss, {"num_tokens": float(num_tokens), "num_correct": float(num_correct)}

@@ -21,7 +21,11 @@ class Linear(nn.Layer):
             )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.product(x, self.bias)
+
+    def product(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+        """x weight + bias, with whatever is beside the weight."""
+        return linear(x, self.weight, bias)
 
     def whole_weight(self) -> paddle.Tensor:
         """The matrix of an output layer, whose logits are computed elsewhere; adapters add to it."""

@@ -12,7 +12,7 @@ experts, sorted by expert, and their results back.
     B batch, T positions, N tokens (of one modality), H hidden size, E experts, k experts a token, I channels
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,7 +68,16 @@ class RouterRecord:
 
 
 class Dispatcher(Protocol):
-    """Brings rows to experts and back; replaced by expert parallelism."""
+    """Brings rows to experts and back; replaced by expert parallelism.
+
+    meets: whether processes with other tokens have to make the same calls, those without tokens of a
+    modality too. meanwhile: what may be called, once, while rows travel.
+    """
+
+    meanwhile: Callable[[], object] | None
+
+    @property
+    def meets(self) -> bool: ...
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
@@ -81,6 +90,9 @@ class Dispatcher(Protocol):
 
 class LocalDispatcher:
     """All experts are here."""
+
+    meets = False
+    meanwhile: Callable[[], object] | None = None
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int
@@ -213,29 +225,52 @@ class MixtureOfExperts(nn.Layer):
         shape = x_BTH.shape
         flat = [shape[0] * shape[1], shape[2]]
         x_NH, *to_shared = views(x_BTH, flat, *([] if self.shared_experts is None else [shape]))
-        if len(self.num_experts) == 1 or token_types_BT is None:
+        shared: list[paddle.Tensor] = []
+        has_graph = paddle.is_grad_enabled()
+
+        def meanwhile() -> None:
+            # Not where dispatch alone runs a first time: what is made there has no graph.
+            if self.shared_experts is not None and paddle.is_grad_enabled() == has_graph:
+                shared.append(self.shared_experts(*to_shared))
+
+        self.dispatcher.meanwhile = None if self.shared_experts is None else meanwhile
+        types_N = None if token_types_BT is None else token_types_BT.flatten()
+        if len(self.num_experts) == 1 or (types_N is None and not self.dispatcher.meets):
             out_NH = self._of_modality(x_NH, TEXT, records, layer, None, None)
         else:
-            out_NH = self._by_modality(x_NH, token_types_BT.flatten(), records, layer)
+            out_NH = self._by_modality(x_NH, types_N, records, layer)
         (out_BTH,) = views(out_NH, shape)
-        return out_BTH if self.shared_experts is None else add(out_BTH, self.shared_experts(*to_shared))
+        self.dispatcher.meanwhile = None
+        if self.shared_experts is None:
+            return out_BTH
+        return add(out_BTH, shared[0] if shared else self.shared_experts(*to_shared))
 
     def _by_modality(
-        self, x_NH: paddle.Tensor, types_N: paddle.Tensor, records: list[RouterRecord] | None, layer: int
+        self,
+        x_NH: paddle.Tensor,
+        types_N: paddle.Tensor | None,
+        records: list[RouterRecord] | None,
+        layer: int,
     ) -> paddle.Tensor:
-        order_N = paddle.argsort((types_N != TEXT).astype("int64"), stable=True)
-        num_text = int((types_N == TEXT).sum())
-        total = x_NH.shape[0]
+        total = num_text = x_NH.shape[0]
+        if types_N is not None:
+            num_text = int((types_N == TEXT).sum())
+            order_N = paddle.argsort((types_N != TEXT).astype("int64"), stable=True)
         parts = []
         for modality, start, stop in ((TEXT, 0, num_text), (VISION, num_text, total)):
-            if start == stop:
-                continue
             if stop - start == total:
-                return self._of_modality(x_NH, modality, records, layer, None, types_N)
-            rows_N = order_N[start:stop]
-            own_NH = paddle.gather(x_NH, rows_N)
-            own_types_N = paddle.gather(types_N, rows_N)
-            parts.append(self._of_modality(own_NH, modality, records, layer, rows_N, own_types_N))
+                parts.append(self._of_modality(x_NH, modality, records, layer, None, types_N))
+            elif start == stop:
+                if self.dispatcher.meets:
+                    parts.append(self._of_modality(x_NH[:0], modality, None, layer, None, None))
+            else:
+                assert types_N is not None
+                rows_N = order_N[start:stop]
+                own_NH = paddle.gather(x_NH, rows_N)
+                own_types_N = paddle.gather(types_N, rows_N)
+                parts.append(self._of_modality(own_NH, modality, records, layer, rows_N, own_types_N))
+        if num_text in (0, total):
+            return parts[0] if len(parts) == 1 else concat(parts)
         return paddle.gather(concat(parts), paddle.argsort(order_N))
 
     def _of_modality(

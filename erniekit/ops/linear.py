@@ -1,10 +1,13 @@
 """Matrix products and element sums in the storage type of their inputs (fp32 inside on a CPU)."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import paddle
+from paddle.autograd import PyLayer
 
-from erniekit.ops import remake
+from erniekit.ops import gradients, remake
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
 from erniekit.ops.quantised import QuantisedMatrix, quantised_linear
 
@@ -23,11 +26,37 @@ def linear_reference(
 ) -> paddle.Tensor:
     """`linear` by plain operators."""
     dtype = x.dtype
-    x, weight = to_arithmetic(x, weight)
-    y = paddle.matmul(x, weight)
+    if gradients.are_put_off() and not weight.stop_gradient and paddle.is_grad_enabled():
+        y = _LaterLinear.apply(x, weight, remake.keep(x))
+    else:
+        y = paddle.matmul(*to_arithmetic(x, weight))
     if bias is not None:
         y = y + to_arithmetic(bias)[0]
     return to_storage(y, dtype)
+
+
+class _LaterLinear(PyLayer):
+    """The product whose weight gradient may be put off, as `gradients.contribute` decides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, kept: remake.Recipe) -> paddle.Tensor:
+        ctx.weight, ctx.kept, ctx.to_x = weight, kept, not x.stop_gradient
+        return paddle.matmul(*to_arithmetic(x, weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        x, weight = remake.restore(ctx.kept), ctx.weight
+        ctx.kept = None
+        to_weight = gradients.contribute(weight, partial(_weight_gradient, x, grad))
+        if not ctx.to_x:
+            return None, to_weight
+        wide, grad = to_arithmetic(weight, grad)
+        return to_storage(paddle.matmul(grad, wide, transpose_y=True), x.dtype), to_weight
+
+
+def _weight_gradient(x: paddle.Tensor, grad: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+    x_MK, grad_MN = (each.reshape([-1, each.shape[-1]]) for each in to_arithmetic(x, grad))
+    return gradients.add_up(weight, paddle.matmul(x_MK, grad_MN, transpose_x=True))
 
 
 def add(x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:

@@ -17,13 +17,15 @@ the largest of their group for the choice, so that without a bias every group gi
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle.autograd import PyLayer
 
-from erniekit.ops import remake
+from erniekit.ops import gradients, remake
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
 from erniekit.ops.quantised import QuantisedMatrix, quantised_grouped_linear
 
@@ -185,16 +187,33 @@ def grouped_linear_reference(
     by tile (at most 1.5 times).
     """
     dtype = x_MI.dtype
-    assert int(offsets[-1]) == x_MI.shape[0], (offsets.tolist(), x_MI.shape)
+    bounds = offsets.numpy()
+    assert bounds[-1] == x_MI.shape[0], (bounds, x_MI.shape)
+    if gradients.are_put_off() and not weight.stop_gradient and paddle.is_grad_enabled():
+        return _LaterGroups.apply(x_MI, weight, remake.keep(x_MI), bounds)
+    return to_storage(_over_tiles(x_MI, weight, bounds), dtype)
+
+
+def _over_tiles(
+    x_MI: paddle.Tensor, weight: paddle.Tensor, offsets: np.ndarray, *, transposed: bool = False
+) -> paddle.Tensor:
     x_MI, weight = to_arithmetic(x_MI, weight)
     if x_MI.shape[0] == 0:
-        return paddle.zeros([0, weight.shape[-1]], dtype=dtype)
-    experts, rows, places = _tiles(offsets.numpy())
-    x = paddle.gather(x_MI, paddle.to_tensor(rows.reshape(-1))).reshape([*rows.shape, x_MI.shape[1]])
-    if len(experts) != weight.shape[0] or (experts[1:] == experts[:-1]).any():
+        return paddle.zeros([0, weight.shape[1 if transposed else 2]], dtype=x_MI.dtype)
+    experts, rows, places = _tiles(offsets)
+    if _are_uneven(experts, weight):
         weight = paddle.gather(weight, paddle.to_tensor(experts))
-    y = paddle.matmul(x, weight)
-    return to_storage(paddle.gather(y.reshape([-1, y.shape[-1]]), paddle.to_tensor(places)), dtype)
+    y = paddle.matmul(_in_tiles(x_MI, rows), weight, transpose_y=transposed)
+    return paddle.gather(y.reshape([-1, y.shape[-1]]), paddle.to_tensor(places))
+
+
+def _in_tiles(x_MI: paddle.Tensor, rows: np.ndarray) -> paddle.Tensor:
+    return paddle.gather(x_MI, paddle.to_tensor(rows.reshape(-1))).reshape([*rows.shape, x_MI.shape[1]])
+
+
+def _are_uneven(experts: np.ndarray, weight: paddle.Tensor) -> bool:
+    """Whether the tiles are not one an expert."""
+    return len(experts) != weight.shape[0] or bool((experts[1:] == experts[:-1]).any())
 
 
 def _tiles(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -217,6 +236,43 @@ def _tiles(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     filled = rows < offsets[experts + 1][:, None]
     # Beyond what an expert has, the rows that follow stand in.
     return experts, np.minimum(rows, offsets[-1] - 1), np.flatnonzero(filled)
+
+
+class _LaterGroups(PyLayer):
+    """The products whose weight gradient may be put off, as `gradients.contribute` decides."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MI: paddle.Tensor, weight: paddle.Tensor, kept: remake.Recipe, offsets: np.ndarray
+    ) -> paddle.Tensor:
+        ctx.weight, ctx.kept, ctx.offsets, ctx.to_x = weight, kept, offsets, not x_MI.stop_gradient
+        return to_storage(_over_tiles(x_MI, weight, offsets), x_MI.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MO: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        x_MI, weight, offsets = remake.restore(ctx.kept), ctx.weight, ctx.offsets
+        ctx.kept = None
+        to_weight = gradients.contribute(weight, partial(_groups_gradient, x_MI, grad_MO, offsets))
+        if not ctx.to_x:
+            return None, to_weight
+        to_x = _over_tiles(grad_MO, weight, offsets, transposed=True)
+        return to_storage(to_x, x_MI.dtype), to_weight
+
+
+def _groups_gradient(
+    x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: np.ndarray, weight: paddle.Tensor
+) -> paddle.Tensor:
+    x_MI, grad_MO = to_arithmetic(x_MI, grad_MO)
+    if x_MI.shape[0] == 0:
+        return gradients.add_up(weight, paddle.zeros(weight.shape))
+    experts, rows, places = _tiles(offsets)
+    # Rows that stand in have a gradient of zero.
+    grad = paddle.zeros([rows.size, grad_MO.shape[1]])
+    grad = paddle.scatter(grad, paddle.to_tensor(places), grad_MO).reshape([*rows.shape, -1])
+    found = paddle.matmul(_in_tiles(x_MI, rows), grad, transpose_x=True)
+    if _are_uneven(experts, weight):
+        found = paddle.zeros(weight.shape).index_add_(paddle.to_tensor(experts), 0, found)
+    return gradients.add_up(weight, found)
 
 
 def dispatch_rows(x_NH: paddle.Tensor, slots: SortedSlots) -> paddle.Tensor:

@@ -3,6 +3,8 @@
 M rows, K, N features, E experts: with `offsets` (int64 [E + 1]) rows of every expert go with its own matrix
 """
 
+from functools import partial
+
 import paddle
 
 from erniekit.ops import gradients
@@ -66,16 +68,22 @@ def weight_gradient_reference(
 ) -> paddle.Tensor | None:
     """`weight_gradient` by Paddle's operators."""
     x_MK, grad_MN = x_MK.astype("float32"), grad_MN.astype("float32")
+    return gradients.contribute(parameter, partial(_add_gradient, x_MK, grad_MN, offsets))
+
+
+@paddle.no_grad()
+def _add_gradient(
+    x_MK: paddle.Tensor, grad_MN: paddle.Tensor, offsets: paddle.Tensor | None, parameter: paddle.Tensor
+) -> paddle.Tensor:
     written, factor = gradients.target(parameter)
     if factor == 0.0:
         written.zero_()
     if offsets is None:
-        written.add_(paddle.matmul(x_MK, grad_MN, transpose_x=True))
-    else:
-        for expert, start, stop in _filled(offsets):
-            own = paddle.matmul(x_MK[start:stop], grad_MN[start:stop], transpose_x=True)
-            written[expert] = written[expert] + own
-    return gradients.hand_over(parameter, written)
+        return written.add_(paddle.matmul(x_MK, grad_MN, transpose_x=True))
+    for expert, start, stop in _filled(offsets):
+        own = paddle.matmul(x_MK[start:stop], grad_MN[start:stop], transpose_x=True)
+        written[expert] = written[expert] + own
+    return written
 
 
 def _filled(offsets: paddle.Tensor) -> list[tuple[int, int, int]]:

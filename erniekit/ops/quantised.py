@@ -14,9 +14,10 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from erniekit.errors import UnsupportedError
 from erniekit.ops import ccq, ccq_encode
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
-from erniekit.ops.number_formats import FORMATS, dequantise, quantise, widened
+from erniekit.ops.number_formats import FORMATS, dequantise, pack, quantise, scales_shape, unpack, widened
 from erniekit.ops.rounding import Rounding, rotate
 
 
@@ -78,6 +79,43 @@ class QuantisedMatrix:
         codes = codes.view(np.int16) if codes.dtype == np.uint16 else codes
         made = None if columns is None else paddle.to_tensor(columns)
         return cls(paddle.to_tensor(codes), paddle.to_tensor(scales), columns=made, **settings)
+
+    def part(self, placement: Any) -> "QuantisedMatrix":
+        """The blocks that a process holds of the matrix (`parallel/placement.py`), with the same numbers.
+
+        Raises:
+            UnsupportedError: rows that share a scale would be parted.
+        """
+        bits, rows = FORMATS[self.number].bits, self.shape[-2]
+        per_channel = self.group == rows
+        codes, scales = unpack(self.codes.numpy(), bits, rows), self.scales.numpy()
+        shape = placement.part_shape
+        group = shape[-2] if per_channel else self.group
+        own = np.empty(scales_shape(shape, group), np.float32)
+        for block in placement.blocks:
+            to, source = (
+                [slice(s, s + n) for s, n in zip(starts, block.shape, strict=True)]
+                for starts in (block.here, block.start)
+            )
+            first, last = source[-2].start, source[-2].stop
+            if not per_channel and (first % group or (last % group and last != rows)):
+                raise UnsupportedError(
+                    f"compute_type: {self.number} has a scale for every {group} rows, and "
+                    f"tensor_parallel_degree parts a matrix of {rows} rows into {last - first}; write wint8 "
+                    "or wint4, which have a scale for every column, or a smaller degree"
+                )
+            for window in (to, source):
+                low, high = window[-2].start // group, -(-window[-2].stop // group)
+                window[-2] = slice(0, 1) if per_channel else slice(low, high)
+            own[tuple(to)] = scales[tuple(source)]
+        taken = pack(placement.take(codes), bits)
+        return QuantisedMatrix(
+            *(paddle.to_tensor(taken), paddle.to_tensor(own)),
+            shape=shape,
+            number=self.number,
+            group=None if per_channel else group,
+            dtype=self.dtype,
+        )
 
     @property
     def size(self) -> int:

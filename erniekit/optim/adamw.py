@@ -10,10 +10,15 @@ mantissa. The moments are fp32; with `use_lowprecision_moment` they are stored i
 down at random so that their mean stays, which costs a little noise and saves 4 bytes a parameter.
 
 The update itself is native or Paddle's (`native.py`, `plain.py`); a checkpoint is the same for both.
+
+Where several processes share the work (ZeRO, Rajbhandari et al. 2020), each holds the state of a range of
+the numbers of each parameter and updates these alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -21,9 +26,11 @@ import numpy as np
 import paddle
 
 from erniekit.errors import CheckpointError
+from erniekit.log import logger
 from erniekit.ops import gradients
-from erniekit.ops.backend import current_backend
+from erniekit.ops.backend import current_backend, on_cpu
 from erniekit.optim.groups import decays, learning_rate_ratios
+from erniekit.optim.host import HostMemory
 from erniekit.optim.native import NativeUpdate
 from erniekit.optim.plain import PlainUpdate
 from erniekit.optim.update import Entry, Numbers
@@ -38,6 +45,8 @@ class AdamW:
         self,
         named_parameters: list[tuple[str, Any]],
         own_ratios: Mapping[str, float] = MappingProxyType({}),
+        held: Mapping[str, tuple[Any, int]] | None = None,
+        of_model: Sequence[str] | None = None,
         *,
         weight_decay: float,
         adam_beta1: float,
@@ -47,9 +56,17 @@ class AdamW:
         layerwise_lr_decay_bound: float,
         moe_gate_lr_ratio: float | None = None,
         use_lowprecision_moment: bool = False,
+        offload_optim: bool = False,
     ) -> None:
-        self._parameters = {name: p for name, p in named_parameters if not p.stop_gradient}
-        names = [name for name, _ in named_parameters]
+        trained = {name: p for name, p in named_parameters if not p.stop_gradient}
+        before = accumulate((parameter.size for parameter in trained.values()), initial=0)
+        self._offsets = dict(zip(trained, before, strict=False))
+        self._trained = self._parameters = trained
+        if held is not None:
+            self._parameters = {name: held[name][0] for name in trained if name in held}
+            self._offsets = {name: self._offsets[name] + held[name][1] for name in self._parameters}
+        # Depth is counted over the whole model.
+        names = [*(of_model or ()), *(name for name, _ in named_parameters)]
         self._ratios = learning_rate_ratios(names, layerwise_lr_decay_bound, moe_gate_lr_ratio)
         for name, ratio in own_ratios.items():
             self._ratios[name] *= ratio
@@ -59,14 +76,17 @@ class AdamW:
         self._max_grad_norm = max_grad_norm
         self._clip = 1.0
         self.num_updates = 0
+        if offload_optim and on_cpu():
+            logger.info("offload_optim: on a CPU the optimizer's states are in main memory as it is")
+        self._host = HostMemory() if offload_optim and not on_cpu() else None
         native = current_backend() == "native" and NativeUpdate.takes(self._parameters)
-        self._update = NativeUpdate(self._parameters) if native else PlainUpdate(self._parameters)
+        self._update = NativeUpdate(self._parameters) if native else PlainUpdate(self._parameters, self._host)
         self._moment_type = "bfloat16" if use_lowprecision_moment else "float32"
         self._exp_avg: dict[str, paddle.Tensor] = {}
         self._exp_avg_sq: dict[str, paddle.Tensor] = {}
         for name, parameter in self._parameters.items():
-            self._exp_avg[name] = paddle.zeros(parameter.shape, dtype=self._moment_type)
-            self._exp_avg_sq[name] = paddle.zeros(parameter.shape, dtype=self._moment_type)
+            self._exp_avg[name] = self._aside(paddle.zeros(parameter.shape, dtype=self._moment_type))
+            self._exp_avg_sq[name] = self._aside(paddle.zeros(parameter.shape, dtype=self._moment_type))
 
     @paddle.no_grad()
     def accumulate_grads(self) -> None:
@@ -75,7 +95,7 @@ class AdamW:
         Operators that add to the fp32 main gradient have done so. What Paddle gave beside it, or in
         another type, joins it; the gradients of other fp32 parameters are summed where they are.
         """
-        for parameter in self._parameters.values():
+        for parameter in self._trained.values():
             if parameter.grad is None:
                 continue
             main = getattr(parameter, "main_grad", None)
@@ -86,13 +106,24 @@ class AdamW:
             parameter.grad = None  # clear_gradient would keep the memory
 
     @paddle.no_grad()
-    def grad_norm_and_clip(self) -> float:
+    def grad_norm_and_clip(
+        self,
+        counts: Callable[[str], bool] | None = None,
+        total: Callable[[float], float] | None = None,
+    ) -> float:
         """Global L2 norm of the gradients, before clipping; the next `step` scales them to the limit.
+
+        Args:
+            counts: which gradients this process is to count, where several processes hold some of them.
+            total: the sum of a number over the processes.
 
         Returns inf or nan when the gradients hold them; nothing has changed then.
         """
         self.accumulate_grads()
-        norm = math.sqrt(self._update.square_sum(gradient for _, gradient in self._gradients()))
+        squares = self._update.square_sum(
+            gradient for name, gradient in self._gradients() if counts is None or counts(name)
+        )
+        norm = math.sqrt(squares if total is None else total(squares))
         limit = self._max_grad_norm
         self._clip = limit / norm if limit > 0 and math.isfinite(norm) and norm > limit else 1.0
         return norm
@@ -102,32 +133,42 @@ class AdamW:
         """One update at the rate `lr` of every trained parameter that has a gradient."""
         self.accumulate_grads()
         self.num_updates += 1
-        found = dict(self._gradients())
-        entries, offset = [], 0
-        for name, parameter in self._parameters.items():
-            if name in found:
-                entries.append(
-                    Entry(
-                        name=name,
-                        parameter=parameter,
-                        gradient=found[name],
-                        exp_avg=self._exp_avg[name],
-                        exp_avg_sq=self._exp_avg_sq[name],
-                        rate=lr * self._ratios[name],
-                        decay=self._weight_decay if decays(name) else 0.0,
-                        offset=offset,
-                    )
-                )
-            offset += parameter.size
+        entries = [
+            Entry(
+                name=name,
+                parameter=self._parameters[name],
+                gradient=gradient,
+                exp_avg=self._exp_avg[name],
+                exp_avg_sq=self._exp_avg_sq[name],
+                rate=lr * self._ratios[name],
+                decay=self._weight_decay if decays(name) else 0.0,
+                offset=self._offsets[name],
+            )
+            for name, gradient in self._gradients()
+        ]
         beta1, beta2 = self._betas
         numbers = Numbers(self.num_updates, clip=self._clip, beta1=beta1, beta2=beta2, epsilon=self._epsilon)
-        self._update.update(entries, numbers)
+        if self._host is None:
+            self._update.update(entries, numbers)
+        else:
+            for entry in entries:
+                with self._host.here(entry.exp_avg, entry.exp_avg_sq) as (first, second):
+                    self._update.update([replace(entry, exp_avg=first, exp_avg_sq=second)], numbers)
         self._clip = 1.0
+
+    def names(self) -> list[str]:
+        """Parameters that are updated here."""
+        return list(self._parameters)
+
+    def num_bytes(self) -> int:
+        """Bytes of the state that is held here."""
+        moments = [moment for _, table in self._moments() for moment in table.values()]
+        return self._update.num_bytes() + sum(moment.size * moment.element_size() for moment in moments)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._clip = 1.0
-        for parameter in self._parameters.values():
+        for parameter in (*self._trained.values(), *self._parameters.values()):
             gradients.clear(parameter)
 
     def state_items(self) -> Iterator[Item]:
@@ -154,9 +195,12 @@ class AdamW:
         for prefix, table in self._moments():
             for name in table:
                 moment = paddle.to_tensor(_as_fp32(tensors.read(f"{prefix}.{name}")))
-                table[name] = moment.astype(self._moment_type)
+                table[name] = self._aside(moment.astype(self._moment_type))
         for name in self._update.master_names():
             self._update.set_master(name, tensors.read(f"master.{name}"))
+
+    def _aside(self, state: paddle.Tensor) -> paddle.Tensor:
+        return state if self._host is None else self._host.keep(state)
 
     def _check(self, tensors: Any) -> None:
         shapes = {f"{prefix}.{name}": name for prefix, table in self._moments() for name in table}

@@ -59,6 +59,10 @@ class NativeUpdate:
         """Parameters that have a master of their own."""
         return list(self._remainders)
 
+    def num_bytes(self) -> int:
+        """Bytes of what is held beside the parameters."""
+        return sum(2 * remainder.size for remainder in self._remainders.values())
+
     def master(self, name: str) -> np.ndarray:
         """The fp32 master of a parameter, copied."""
         values = np.empty(self._parameters[name].shape, np.float32)

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import paddle
 
+from erniekit.optim.host import HostMemory
 from erniekit.optim.update import Entry, Numbers, random_seed
 
 
 class PlainUpdate:
     """Holds the fp32 masters of parameters in other types."""
 
-    def __init__(self, parameters: dict[str, Any]) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: dict[str, Any], host: HostMemory | None = None) -> None:
+        """With `host` the masters are kept there."""
+        self._parameters, self._host = parameters, host
         self._masters = {
-            name: parameter.detach().astype("float32")
+            name: self._aside(parameter.detach().astype("float32"))
             for name, parameter in parameters.items()
             if parameter.dtype != paddle.float32
         }
@@ -27,14 +29,19 @@ class PlainUpdate:
         """Parameters that have a master of their own."""
         return list(self._masters)
 
+    def num_bytes(self) -> int:
+        """Bytes of the masters."""
+        return sum(4 * master.size for master in self._masters.values())
+
     def master(self, name: str) -> np.ndarray:
         """The fp32 master of a parameter, copied."""
         return self._masters[name].numpy()
 
     def set_master(self, name: str, values: np.ndarray) -> None:
         """Take over a master, and what follows from it for the parameter."""
-        self._masters[name] = paddle.to_tensor(values)
-        self._round(name)
+        master = paddle.to_tensor(values)
+        self._round(name, master)
+        self._masters[name] = self._aside(master)
 
     def square_sum(self, gradients: Iterable[paddle.Tensor]) -> float:
         """Sum of the squares of all numbers of all gradients."""
@@ -44,9 +51,14 @@ class PlainUpdate:
     def update(self, entries: list[Entry], numbers: Numbers) -> None:
         """One update of the parameters, their masters and their moments."""
         for entry in entries:
-            self._update_one(entry, numbers)
+            master = self._masters.get(entry.name)
+            if master is None or self._host is None:
+                self._update_one(entry, numbers, master)
+                continue
+            with self._host.here(master) as (here,):
+                self._update_one(entry, numbers, here)
 
-    def _update_one(self, entry: Entry, numbers: Numbers) -> None:
+    def _update_one(self, entry: Entry, numbers: Numbers, master: paddle.Tensor | None) -> None:
         gradient, wide = entry.gradient, entry.exp_avg.dtype == paddle.float32
         if numbers.clip != 1.0:
             gradient = gradient * numbers.clip
@@ -55,12 +67,12 @@ class PlainUpdate:
         exp_avg.scale_(numbers.beta1).add_(gradient * (1.0 - numbers.beta1))
         exp_avg_sq.scale_(numbers.beta2).add_((gradient * gradient).scale_(1.0 - numbers.beta2))
         direction = exp_avg / paddle.sqrt(exp_avg_sq).scale_(numbers.second_correction, numbers.epsilon)
-        target = self._masters.get(entry.name, entry.parameter)
+        target = entry.parameter if master is None else master
         if entry.decay:
             target.scale_(1.0 - entry.rate * entry.decay)
         target.subtract_(direction.scale_(entry.rate * numbers.first_correction))
-        if entry.name in self._masters:
-            self._round(entry.name)
+        if master is not None:
+            self._round(entry.name, master)
         if not wide:
             random = _random_bits(numbers.number, entry.offset, exp_avg.shape)
             low = paddle.to_tensor(0xFFFF, dtype="int64")
@@ -68,9 +80,12 @@ class PlainUpdate:
             high = paddle.bitwise_right_shift(random, paddle.to_tensor(16, dtype="int64"))
             paddle.assign(_rounded_at_random(exp_avg_sq, high), output=entry.exp_avg_sq)
 
-    def _round(self, name: str) -> None:
+    def _aside(self, master: paddle.Tensor) -> paddle.Tensor:
+        return master if self._host is None else self._host.keep(master)
+
+    def _round(self, name: str, master: paddle.Tensor) -> None:
         parameter = self._parameters[name]
-        paddle.assign(self._masters[name].astype(parameter.dtype), output=parameter)
+        paddle.assign(master.astype(parameter.dtype), output=parameter)
 
 
 def _random_bits(update: int, offset: int, shape: list[int]) -> paddle.Tensor:

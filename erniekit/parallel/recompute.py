@@ -6,38 +6,47 @@ ones that recompute (`segment.py`); nothing else changes, and losses and gradien
 bit. What each choice saves and costs is in `estimate/recompute.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from erniekit.errors import ConfigError
 from erniekit.log import logger
+from erniekit.parallel.parts import find
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.parallel.segment import recomputed, without_discarded
 
 
 def apply_recompute(
-    model: Any, plan: Any, chosen: Recomputation, *, offload_recompute_inputs: bool = False
+    model: Any,
+    plan: Any,
+    chosen: Recomputation,
+    of_all: Callable[[list[str]], Iterable[str]] | None = None,
+    *,
+    offload_recompute_inputs: bool = False,
 ) -> list[str]:
     """Make the chosen parts of `model` recompute; returns the paths of the methods that do from now on.
 
-    `plan` is the family's module: BLOCKS, AHEAD_BLOCKS, ROUTERS, WHOLE_ATTENTION, EXPERTS_LAYER, OPERATORS.
+    Args:
+        plan: the family's module: BLOCKS, AHEAD_BLOCKS, ROUTERS, WHOLE_ATTENTION, EXPERTS_LAYER, OPERATORS.
+        of_all: adds the paths of processes that have other blocks of the model, where there are some.
 
     Raises:
         ConfigError: an operator was named that no block of its layers has.
     """
-    blocks = list(_at(model, plan.BLOCKS))
+    blocks = list(find(model, plan.BLOCKS))
     assert len(blocks) == len(chosen.operators), (len(blocks), len(chosen.operators))
     touched: list[str] = []
     for index, (block, operators) in enumerate(zip(blocks, chosen.operators, strict=True)):
         names = _apply_to_block(block, plan, operators, offload_recompute_inputs)
         touched += [f"{plan.BLOCKS}.{index}.{name}" for name in names]
     if chosen.mtp:
-        for index, block in enumerate(_at(model, plan.AHEAD_BLOCKS)):
+        for index, block in enumerate(find(model, plan.AHEAD_BLOCKS)):
             names = _apply_to_block(block, plan, ("block",), offload_recompute_inputs)
             touched += [f"{plan.AHEAD_BLOCKS}.{index}.{name}" for name in names]
+    found = touched if of_all is None else list(of_all(touched))
     for operator in chosen.named:
-        if not any(_is_of(path, operator, plan) for path in touched):
+        if not any(_is_of(path, operator, plan) for path in found):
             raise ConfigError(
                 f"refined_recompute: {operator} is no part of these layers of this model; leave it out"
             )
@@ -57,11 +66,11 @@ def _apply_to_block(block: Any, plan: Any, operators: Sequence[str], offload: bo
     touched = []
     discarding = False
     for operator in operators:
-        if operator == "experts" and _at(block, plan.ROUTERS[0]) is None:
+        if operator == "experts" and find(block, plan.ROUTERS[0]) is None:
             continue
         for path, discard in _paths(plan, operator).items():
             owner_path, _, method = path.rpartition(".")
-            owner = _at(block, owner_path) if owner_path else block
+            owner = find(block, owner_path) if owner_path else block
             if owner is None or not hasattr(owner, method):
                 continue
             _replace(owner, method, partial(recomputed, discard=discard, offload=offload))
@@ -84,12 +93,3 @@ def _paths(plan: Any, operator: str) -> Mapping[str, tuple[int, ...]]:
         "experts": {f"{plan.EXPERTS_LAYER}.forward": ()},
     }
     return wholes[operator] if operator in wholes else plan.OPERATORS[operator]
-
-
-def _at(root: Any, path: str) -> Any:
-    """The part at a dotted path, or None where there is none."""
-    for name in path.split("."):
-        root = getattr(root, name, None)
-        if root is None:
-            return None
-    return root

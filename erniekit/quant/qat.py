@@ -259,8 +259,8 @@ def train_for(
     )
     if untrained or not formats:
         raise ConfigError(
-            f"qat_scheme: {scheme} keeps weights as {', '.join(untrained) or 'they are'}, which training does "
-            f"not emulate; schemes that it does: {', '.join(trainable())}"
+            f"qat_scheme: {scheme} keeps weights as {', '.join(untrained) or 'they are'}, which training "
+            f"does not emulate; schemes that it does: {', '.join(trainable())}"
         )
     made = QuantisationAware(scheme, {}, delay=delay, freeze_at=freeze_at)
     for module, layer in model.named_sublayers():

@@ -16,8 +16,32 @@ from erniekit.ops.quantised import QuantisedMatrix
 from erniekit.quant.schemes import WeightFormat, formats_of
 
 
+def chosen_weights(model: Any, roles: Mapping[str, str], scheme: str) -> dict[str, tuple[Any, WeightFormat]]:
+    """The parameters that `scheme` quantises: layer and format of each.
+
+    Args:
+        roles: end of a module's name -> its role.
+    """
+    return layers_of(model, formats_of([name for name, _ in model.named_parameters()], roles, scheme))
+
+
+def layers_of(model: Any, formats: Mapping[str, WeightFormat]) -> dict[str, tuple[Any, WeightFormat]]:
+    """Parameter -> its layer, and its format."""
+    return {
+        name: (layer, formats[name])
+        for module, layer in model.named_sublayers()
+        if (name := f"{module}.weight") in formats and isinstance(layer, (Linear, ExpertMatrices))
+    }
+
+
 def apply(
-    model: Any, roles: Mapping[str, str], scheme: str, items: Iterable[Item], *, dtype: str
+    model: Any,
+    roles: Mapping[str, str],
+    scheme: str,
+    items: Iterable[Item],
+    *,
+    dtype: str,
+    placements: Mapping[str, Any] | None = None,
 ) -> Iterator[Item]:
     """Take the parameters that `scheme` quantises out of a model, and put matrices there as they pass by.
 
@@ -25,35 +49,38 @@ def apply(
         roles: end of a module's name -> its role.
         items: every parameter as (name, dtype word, raw bits).
         dtype: Paddle's name of the type that is computed in.
+        placements: what this process holds of each parameter (`parallel/placement.py`), where several share
+            them; each quantises the whole, so that all have the numbers of one.
 
     Returns:
         The items of the parameters that stay. It has to be read to its end.
     """
     waiting = take_out(model, formats_of([name for name, _ in model.named_parameters()], roles, scheme))
-    assert waiting, f"{scheme} quantises nothing of this model"
-    return _quantise(waiting, items, dtype)
+    assert waiting or placements is not None, f"{scheme} quantises nothing of this model"
+    return _quantise(waiting, items, dtype, placements)
 
 
 def take_out(model: Any, formats: Mapping[str, WeightFormat]) -> dict[str, tuple[Any, WeightFormat]]:
     """Take parameters out of a model; returns the layer that each was of, with its format."""
-    taken: dict[str, tuple[Any, WeightFormat]] = {}
-    for module, layer in model.named_sublayers():
-        name = f"{module}.weight"
-        if name in formats and isinstance(layer, (Linear, ExpertMatrices)):
-            taken[name] = (layer, formats[name])
-            del layer.weight
+    taken = layers_of(model, formats)
+    for layer, _ in taken.values():
+        del layer.weight
     return taken
 
 
 def _quantise(
-    waiting: dict[str, tuple[Any, WeightFormat]], items: Iterable[Item], dtype: str
+    waiting: dict[str, tuple[Any, WeightFormat]],
+    items: Iterable[Item],
+    dtype: str,
+    placements: Mapping[str, Any] | None,
 ) -> Iterator[Item]:
     for name, word, raw in items:
         if name not in waiting:
             yield name, word, raw
             continue
         layer, chosen = waiting.pop(name)
-        layer.weight = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype, outputs=chosen.outputs)
+        matrix = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype, outputs=chosen.outputs)
+        layer.weight = matrix if placements is None else matrix.part(placements[name])
     assert not waiting, f"matrices without a source: {sorted(waiting)}"
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erniekit.assemble import Assembled, to_raw
+from erniekit.assemble import Assembled
 from erniekit.checkpoint.adapter_files import PEFT_BASENAME
+from erniekit.checkpoint.raw import to_raw
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.models.registry import load_family
 from erniekit.train.reference import MovingReference
@@ -17,11 +18,15 @@ MODEL_FILES = ("generation_config.json", "LICENSE")
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors under the name of their files, and what writes the files beside them."""
+    """The tensors under the name of their files, and what writes the files beside them.
+
+    adapter: what the tensors are of where they are not the whole model's.
+    """
 
     basename: str
     items: Callable[[], Any]
     write_files: Callable[[Path], None]
+    adapter: Any = None
 
 
 def checkpoint_contents(
@@ -45,7 +50,7 @@ def checkpoint_contents(
             plain.write_files(folder)
             moving.save(folder)
 
-        return Contents(plain.basename, plain.items, write)
+        return Contents(plain.basename, plain.items, write, plain.adapter)
     if built.adapter is None:
         return Contents(
             "model",
@@ -59,6 +64,7 @@ def checkpoint_contents(
         PEFT_BASENAME,
         lambda: state_items(built.adapter),
         lambda folder: write_adapter_files(folder, built, tokenizer, source, base),
+        built.adapter,
     )
 
 

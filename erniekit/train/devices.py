@@ -1,7 +1,9 @@
 """Whether a run can be had on the devices that are here, told before anything is downloaded or built."""
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -44,35 +46,50 @@ def state_of(
 def require_devices(
     state: Callable[[], dict[str, int] | None],
     available: Callable[[], int],
+    num_processes: int = 1,
     *,
+    nproc_per_node: int,
     tensor_parallel_degree: int,
+    sequence_parallel: bool,
+    context_parallel_degree: int,
     pipeline_parallel_degree: int,
+    sharding: str,
     sharding_parallel_degree: int,
+    moe_group: str,
+    expert_parallel_degree: int,
 ) -> None:
-    """Refuse a run that needs several devices.
+    """Refuse one process that is asked to be several, or whose memory does not do.
 
     Args:
         state: bytes that the run holds on one device, by cause; None when they are not known.
         available: bytes of memory that this process may take.
+        num_processes: processes of the run; what several hold each is `parallel`'s to say.
 
     Raises:
         UnsupportedError: several devices are asked for, or the memory of one does not do; says how
             much the run needs.
     """
+    if num_processes > 1:
+        return
     asked = {
         "tensor_parallel_degree": tensor_parallel_degree,
         "pipeline_parallel_degree": pipeline_parallel_degree,
+        "context_parallel_degree": context_parallel_degree,
         "sharding_parallel_degree": sharding_parallel_degree,
+        "expert_parallel_degree": expert_parallel_degree,
     }
-    devices = prod(max(1, degree) for degree in asked.values())
+    # Experts are spread over devices that the other degrees count.
+    devices = prod(max(1, degree) for key, degree in asked.items() if key != "expert_parallel_degree")
+    devices = max(devices, expert_parallel_degree)
     held = state()
     total = sum(held.values()) if held else 0
-    if devices == 1 and total <= available():
+    fits = total <= available()
+    if devices == 1 and fits:
         return
-    words = ", ".join(f"{key}: {degree}" for key, degree in asked.items() if degree > 1)
     lines = []
-    if words:
-        lines.append(f"{words} asks for {devices} devices, and running on several is not built yet.")
+    if devices > 1:
+        words = ", ".join(f"{key}: {degree}" for key, degree in asked.items() if degree > 1)
+        lines.append(f"{words} asks for {devices} devices, and this run is one process.")
     if held:
         listed = ", ".join(f"{cause} {gigabytes(size)}" for cause, size in held.items() if size)
         free = gigabytes(available())
@@ -80,14 +97,37 @@ def require_devices(
             f"On one device this run holds {gigabytes(total)} ({listed}) and activations; {free} are free "
             "here."
         )
-    if total <= available():
-        lines.append("Leave the degrees out to run on one device.")
+    if devices > 1:
+        lines.append(
+            f"Write nproc_per_node: {devices} to start {devices} processes on this machine, or start them on "
+            "several machines (docs/parallel.md); `erniekit plan` says what each holds."
+        )
+        if fits and held:
+            lines.append("Leave the degrees out to run on one device.")
     else:
         lines.append(
-            "That takes several devices, which are not built yet. Take a smaller model, or train only a "
-            "part of it: what freeze names needs no gradients and no optimizer state."
+            "Spread it over several devices (`erniekit plan search` names plans), take a smaller model, or "
+            "train only a part of it: what freeze names needs no gradients and no optimizer state."
         )
     raise UnsupportedError("\n".join(lines))
+
+
+def run_identity(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What has to be equal in all processes of a run, for `parallel.comm.open_world`.
+
+    Args:
+        settings: the resolved configuration.
+    """
+    import paddle
+
+    from erniekit import __version__
+
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return {
+        "version of ErnieKit": __version__,
+        "version of Paddle": str(paddle.__version__),
+        "configuration": hashlib.sha256(text.encode()).hexdigest()[:12],
+    }
 
 
 def free_memory(device: str) -> int:

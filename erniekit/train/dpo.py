@@ -23,8 +23,8 @@ import paddle
 
 from erniekit.data.sample import IGNORED
 from erniekit.errors import DataError, RunError
+from erniekit.losses.cross_entropy import Columns
 from erniekit.losses.preference import REFERENCE_FREE, Answers, Preferences, preference_loss
-from erniekit.ops.log_probabilities import linear_log_probabilities
 from erniekit.train.evaluation import EvaluationResult
 from erniekit.train.objectives import inputs_of
 
@@ -83,27 +83,26 @@ class Reference(Protocol):
 
 
 def answer_log_probabilities(model: Any, batch: Any, *, loss_subbatch_seqlen: int) -> Answers:
-    """Summed log-probabilities of the answers of a batch's pairs."""
-    places, segments = _labelled(batch)
+    """Summed log-probabilities of the answers of a batch's pairs, also where processes share the columns."""
+    columns, count = model.head().columns, 2 * len(batch.pairs)
+    places, segments = _labelled(batch, columns)
     log_p_N = token_log_probabilities(model, batch, places, loss_subbatch_seqlen=loss_subbatch_seqlen)
-    sums = paddle.geometric.segment_sum(log_p_N, paddle.to_tensor(segments)).reshape([-1, 2])
+    # One more, of the last answer, so that there are as many sums as answers.
+    log_p_N = paddle.concat([log_p_N, paddle.zeros([1])])
+    sums = paddle.geometric.segment_sum(log_p_N, paddle.to_tensor([*segments, count - 1]))
+    sums = columns.total(sums.reshape([-1, 2]))
     return Answers(sums[:, 0], sums[:, 1])
 
 
 def token_log_probabilities(
     model: Any, batch: Any, places_N: np.ndarray, *, loss_subbatch_seqlen: int
 ) -> paddle.Tensor:
-    """Log-probabilities of the labels at flat positions of a batch, fp32 [N]."""
-    hidden_BTH = model(**inputs_of(batch))
+    """Log-probabilities of the labels at flat positions of the columns that are here, fp32 [N]."""
     head = model.head()
-    return linear_log_probabilities(
-        paddle.gather(hidden_BTH.reshape([-1, hidden_BTH.shape[-1]]), paddle.to_tensor(places_N)),
-        head.weight,
-        head.bias,
-        paddle.to_tensor(batch.labels.reshape(-1)[places_N]),
-        transposed=head.transposed,
-        chunk_tokens=loss_subbatch_seqlen,
-    )
+    hidden_BTH = model(**inputs_of(batch))
+    hidden_NH = paddle.gather(hidden_BTH.reshape([-1, hidden_BTH.shape[-1]]), paddle.to_tensor(places_N))
+    labels_N = paddle.to_tensor(head.columns.own(batch.labels).reshape(-1)[places_N])
+    return head.log_probabilities(hidden_NH, labels_N, chunk_tokens=loss_subbatch_seqlen)
 
 
 def answer_lengths(batch: Any) -> Answers:
@@ -122,15 +121,18 @@ def _count(batch: Any, row: int, start: int, stop: int) -> int:
     return int((batch.labels[row, start:stop] != IGNORED).sum())
 
 
-def _labelled(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(batch: Any, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions with a label in order, and the answer (2 * pair, + 1 for rejected) each belongs to."""
     answers = np.full(batch.labels.shape, -1, dtype=np.int64)
     for number, place in enumerate(batch.pairs):
         answers[place.row, place.chosen_start : place.rejected_start] = 2 * number
         answers[place.row, place.rejected_start : place.stop] = 2 * number + 1
-    places = np.flatnonzero(batch.labels.reshape(-1) != IGNORED)
-    segments = answers.reshape(-1)[places]
+    places = np.flatnonzero(columns.own(batch.labels).reshape(-1) != IGNORED)
+    segments = columns.own(answers).reshape(-1)[places]
     assert (segments >= 0).all(), "a label outside the pairs"
+    if not len(places):
+        # Something without a label adds 0 to the first answer, and all processes meet in the backward pass.
+        return np.zeros(1, np.int64), np.zeros(1, np.int64)
     return places, segments
 
 
@@ -182,10 +184,12 @@ class PreferenceObjective:
         if self.expects_ln2:
             self._check_first(found)
         num_pairs, num_chosen = (1, 1) if scale is None else (self._num_pairs, self._num_chosen)
-        loss = found.losses_P.sum() * (settings.pref_loss_ratio / num_pairs)
+        # Processes that share columns compute the same from here on: each counts for its share.
+        share = model.head().columns.share
+        loss = found.losses_P.sum() * (share * settings.pref_loss_ratio / num_pairs)
         if settings.sft_ratio:
-            loss = loss - policy.chosen_P.sum() * (settings.sft_ratio / num_chosen)
-        sums = _sums(found, policy, reference, lengths)
+            loss = loss - policy.chosen_P.sum() * (share * settings.sft_ratio / num_chosen)
+        sums = {name: share * total for name, total in _sums(found, policy, reference, lengths).items()}
         shares = {name: sums[name] / num_pairs for name in ("preference_loss", *_REPORTED) if name in sums}
         if settings.sft_ratio:
             shares["sft_loss"] = sums["chosen_nll"] / num_chosen

@@ -6,14 +6,16 @@ would get right. All three are token means, so they do not depend on the batch s
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from erniekit.errors import DataError
 from erniekit.train.objectives import Objective
 from erniekit.train.router_stats import RouterFigures
 from erniekit.train.step_loss import Companion
+from erniekit.train.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -38,45 +40,89 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None = None
+    model: Any,
+    batches: Iterable[Any],
+    objective: Objective,
+    companion: Companion | None = None,
+    team: Team = ALONE,
 ) -> EvaluationResult:
     """Run `objective` over `batches` without gradients and dropout; leaves the model in its mode.
 
     Args:
         companion: looks at every forward pass; what it adds to a loss is left out.
+        team: the processes that share the batches.
 
     Raises:
         DataError: no token of the held-out set is trained on, so there is no loss.
     """
     import paddle
 
-    total_loss, num_tokens, num_correct = 0.0, 0, 0
+    found = {"total_loss": 0.0, "num_tokens": 0.0, "num_correct": 0.0}
     sums: dict[str, float] = {}
     was_training = model.training
     model.eval()
     try:
         with paddle.no_grad():
-            for batch in batches:
-                if companion is not None:
-                    companion.before_forward(model)
-                loss_sum, metrics = objective(model, batch)
-                if companion is not None:
-                    companion.after_forward(model, batch)
-                total_loss += float(loss_sum)
-                num_tokens += int(metrics["num_tokens"])
-                num_correct += int(metrics["num_correct"])
-                for name, value in metrics.get("sums", {}).items():
+            look = _one_by_one if team.pipeline is None else _through_stages
+            for found_of, sums_of in look(model, batches, objective, companion, team):
+                for name, value in found_of.items():
+                    found[name] += value
+                for name, value in sums_of.items():
                     sums[name] = sums.get(name, 0.0) + value
     finally:
         if was_training:
             model.train()
+    found, sums = team.total(found), team.total(sums)
+    num_tokens = int(found["num_tokens"])
     if num_tokens == 0:
         raise DataError("the held-out set has no token to predict: check eval_dataset_path and its `label`s")
     if sums:
         return objective.result(sums)  # type: ignore[attr-defined]
-    loss = total_loss / num_tokens
+    loss = found["total_loss"] / num_tokens
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return EvaluationResult(loss, perplexity, num_correct / num_tokens, num_tokens)
+    return EvaluationResult(loss, perplexity, found["num_correct"] / num_tokens, num_tokens)
+
+
+_Figures = tuple[dict[str, float], dict[str, float]]
+
+
+def _figures(model: Any, batch: Any, objective: Objective) -> _Figures:
+    """Plain numbers of a batch: those of every objective, and its own."""
+    loss_sum, metrics = objective(model, batch)
+    found = {name: float(metrics[name]) for name in ("num_tokens", "num_correct")}
+    return {"total_loss": float(loss_sum)} | found, metrics.get("sums", {})
+
+
+def _one_by_one(
+    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None, team: Team
+) -> Iterator[_Figures]:
+    """Of the batches that count for this process."""
+    for turn in team.turns(batches):
+        if companion is not None and turn.counts:
+            companion.before_forward(model)
+        found = _figures(model, turn.batch, objective)
+        if not turn.counts:
+            continue
+        if companion is not None:
+            companion.after_forward(model, turn.batch)
+        yield found
+
+
+def _through_stages(
+    model: Any, batches: Iterable[Any], objective: Objective, companion: Companion | None, team: Team
+) -> Iterator[_Figures]:
+    """The same of a model in stages of a pipeline: the first rank tells what the last one found."""
+    assert team.pipeline is not None
+    turns = team.turns(batches)
+    # As many at once as keep the pauses at the ends small, and what waits between stages few.
+    while some := list(islice(turns, 8 * team.pipeline.group.size)):
+        results = team.pipeline.forward(
+            [turn.batch for turn in some],
+            lambda view, batch: _figures(view, batch, objective),
+            companion,
+        )
+        if team.pipeline.group.rank == 0:
+            yield from (found for turn, found in zip(some, results, strict=True) if turn.counts)
 
 
 class EvaluationPlan:

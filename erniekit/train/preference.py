@@ -7,7 +7,10 @@ from typing import Any
 
 from erniekit import assemble
 from erniekit.config.config import Config
+from erniekit.errors import UnsupportedError
 from erniekit.log import logger
+from erniekit.parallel.distribute import Distribution
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.train.dpo import PreferenceObjective, PreferenceSettings
 from erniekit.train.reference import (
     CACHE_FILE,
@@ -17,6 +20,7 @@ from erniekit.train.reference import (
     digest_of,
     score_once,
 )
+from erniekit.train.team import Team
 
 # Losses that look at the sums of log-probabilities, to which normalize_logps makes a difference.
 _SUMMED = ("sigmoid", "hinge", "dpop", "kto_pair", "sppo_hard", "nca_pair")
@@ -27,6 +31,7 @@ def preference_objective(
     built: assemble.Assembled,
     folder: Path,
     needed: Callable[[], Iterable[Any]],
+    pipeline: PipelineEngine | None = None,
     *,
     resumed: bool,
 ) -> PreferenceObjective:
@@ -36,32 +41,34 @@ def preference_objective(
         built: the model that is trained.
         folder: of the model that the run began with, its reference.
         needed: the batches that the run will see.
+        pipeline: runs the model where it lies in stages.
         resumed: `built` is not the model of `folder` any more.
     """
     settings, size = settings_of(config), config.model.loss_subbatch_seqlen
     reference: CachedReference | ModelReference | None = None
-    adapted = has_adapter(built.model)
-    if settings.needs_reference and how_asked(settings, adapted=adapted) == "precompute":
-        if not resumed and not adapted:
-            build = lambda: ModelReference(built.model, None, loss_subbatch_seqlen=size)  # noqa: E731
-        elif adapted:
-            off = without_adapter()
-            build = lambda: ModelReference(built.model, off, loss_subbatch_seqlen=size)  # noqa: E731
+    adapted = built.adapter is not None
+    how = how_asked(settings, adapted=adapted, in_stages=pipeline is not None)
+    if settings.needs_reference and how == "precompute":
+        if not resumed or adapted:
+            off = without_adapter() if adapted else None
+            build = lambda: ModelReference(built.model, off, pipeline, loss_subbatch_seqlen=size)  # noqa: E731
         else:
-            build = lambda: _copy_of(config, folder)  # noqa: E731
+            build = lambda: _copy_of(config, folder, built.spread)  # noqa: E731
         cache = Path(config.run.output_dir) / CACHE_FILE
-        digest = digest_of(folder, built.numbers_in_words())
-        reference = score_once(needed(), build, cache, digest, resumed=resumed)
+        team = Team(built.spread)
+        digest = team.of_first(lambda: digest_of(folder, built.numbers_in_words()))
+        reference = score_once(needed(), build, cache, digest, resumed=resumed, team=team)
     elif settings.needs_reference:
         if settings.ref_model_update_steps > 0:
-            copy = _copy_of(config, folder).model
+            require_whole(config.parallel.sharding, built.spread)
+            copy = _copy_of(config, folder, built.spread).model
             reference = MovingReference(
                 copy, built.model, settings.ref_model_update_steps, loss_subbatch_seqlen=size
             )
         elif adapted:
             reference = ModelReference(None, without_adapter(), loss_subbatch_seqlen=size)
         else:
-            reference = _copy_of(config, folder)
+            reference = _copy_of(config, folder, built.spread)
     objective = PreferenceObjective(settings, reference, loss_subbatch_seqlen=size)
     model = config.model
     dropout = model.hidden_dropout_prob or model.attention_probs_dropout_prob
@@ -92,20 +99,22 @@ def settings_of(config: Config) -> PreferenceSettings:
     return PreferenceSettings(**asdict(config.preference))
 
 
-def how_asked(settings: PreferenceSettings, *, adapted: bool) -> str:
+def how_asked(settings: PreferenceSettings, *, adapted: bool, in_stages: bool = False) -> str:
     """`precompute` or `model`."""
     if settings.ref_logps != "auto":
         return settings.ref_logps
+    if in_stages:  # which a model runs through once for a micro-batch
+        return "precompute"
     return "model" if adapted or settings.ref_model_update_steps > 0 else "precompute"
 
 
-def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool) -> str:
+def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool, in_stages: bool = False) -> str:
     """Loss and reference, and where they are not those of the papers."""
     if settings.needs_reference:
         by = {
             "precompute": "scored once before training",
             "model": "the model without its adapter" if adapted else "a second copy of the model",
-        }[how_asked(settings, adapted=adapted)]
+        }[how_asked(settings, adapted=adapted, in_stages=in_stages)]
         against = f"reference {by}"
     else:
         against = "no reference"
@@ -115,13 +124,6 @@ def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool) -> st
     return words
 
 
-def has_adapter(model: Any) -> bool:
-    """Whether a model has an adapter on it."""
-    from erniekit.adapters.layers import Adapted
-
-    return any(isinstance(layer, Adapted) for layer in model.sublayers())
-
-
 def without_adapter() -> Any:
     """What turns adapters off for a while."""
     from erniekit.adapters.lora import adapters_off
@@ -129,8 +131,35 @@ def without_adapter() -> Any:
     return adapters_off
 
 
-def _copy_of(config: Config, folder: Path) -> ModelReference:
-    """A second model in memory."""
+def require_whole(sharding: str, spread: Distribution | None) -> None:
+    """Refuse to take over and save what would be a part of the reference."""
+    if spread is None:
+        return
+    released = sharding == "stage3" and spread.mesh.sharding.size > 1
+    if spread.split or spread.experts or released:
+        raise UnsupportedError(
+            "ref_model_update_steps is not built for a model that is split over processes "
+            "(tensor_parallel_degree, expert_parallel_degree, sharding: stage3); leave it out, or these"
+        )
+
+
+def _copy_of(config: Config, folder: Path, spread: Distribution | None = None) -> ModelReference:
+    """A second model in memory, over the processes as the first one is.
+
+    Raises:
+        UnsupportedError: the model lies in stages of a pipeline.
+    """
+    if spread is not None and spread.cut is not None:
+        raise UnsupportedError(
+            f"{CACHE_FILE} in output_dir has not every pair of this run, and the model that it began with "
+            "cannot be asked beside the trained one over the stages of a pipeline; bring the file back, or "
+            "begin anew with overwrite_output_dir: true"
+        )
     logger.info(f"the reference model is read from {folder}")
-    copy = assemble.load_for_inference(folder, compute_type=config.model.compute_type)
+    copy = assemble.load_for_inference(
+        folder,
+        mesh=None if spread is None else spread.mesh,
+        sequence_parallel=config.parallel.sequence_parallel,
+        compute_type=config.model.compute_type,
+    )
     return ModelReference(copy.model, None, loss_subbatch_seqlen=config.model.loss_subbatch_seqlen)

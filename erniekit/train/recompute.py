@@ -19,16 +19,22 @@ from erniekit.estimate.state import BYTES
 from erniekit.log import logger
 from erniekit.ops.backend import current_backend, on_cpu
 from erniekit.parallel.recomputation import Recomputation, choose_recomputation
+from erniekit.train.planning import RunPlan
 
 
 def recompute_as_asked(
-    config: Config, built: assemble.Assembled, report: DataReport, free: Callable[[], int]
+    config: Config,
+    built: assemble.Assembled,
+    report: DataReport,
+    free: Callable[[], int],
+    plan: RunPlan | None = None,
 ) -> Recomputation:
     """Choose what is recomputed and apply it to the model.
 
     Args:
         free: bytes that this process may use, those it has included; asked for `recompute: auto` without
             `memory_limit_gb`.
+        plan: of several processes, which all do what it found for `recompute: auto`.
 
     Raises:
         ConfigError: a layer or operator is named that the model does not have, or `auto` cannot fit.
@@ -40,7 +46,11 @@ def recompute_as_asked(
     if automatic:
         keys["recompute"] = "false"
     chosen = _of_use(config, built, choose_recomputation(num_layers, **keys))
-    if automatic:
+    if automatic and plan is not None:
+        chosen = _of_use(config, built, plan.estimate.workload.recomputation or chosen)
+        if not chosen.is_nothing():
+            logger.info(f"recompute: auto: {chosen.words()}")
+    elif automatic:
         limit = limit_in_bytes(free() if limit_gb is None else 0, memory_limit_gb=limit_gb)
         chosen = _automatic(config, built, report, limit, chosen)
     assemble.apply_recomputation(built, chosen, offload_recompute_inputs=offload)

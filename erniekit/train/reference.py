@@ -12,21 +12,24 @@ so does another run in the folder. Tokenizer, template, truncation and masks are
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
-from erniekit.assemble import to_raw, to_tensor
 from erniekit.checkpoint.atomic import write_file_atomic
 from erniekit.checkpoint.files import open_tensors, write_tensors
+from erniekit.checkpoint.raw import to_raw, to_tensor
 from erniekit.errors import CheckpointError
 from erniekit.log import logger
 from erniekit.losses.preference import Answers
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.train.dpo import answer_log_probabilities
+from erniekit.train.team import ALONE, Team
 
 CACHE_FILE = "reference_logps.json"
 _BASENAME = "reference"
@@ -53,14 +56,16 @@ class ModelReference:
         self,
         model: Any | None,
         without_adapter: Callable[[Any], AbstractContextManager[None]] | None,
+        pipeline: PipelineEngine | None = None,
         *,
         loss_subbatch_seqlen: int,
     ) -> None:
         """Args:
         model: what is asked; None for the trained model, each time.
         without_adapter: turns its adapter off for a while.
+        pipeline: runs the model where it lies in stages.
         """
-        self.model, self._without_adapter = model, without_adapter
+        self.model, self._without_adapter, self._pipeline = model, without_adapter, pipeline
         self._loss_subbatch_seqlen = loss_subbatch_seqlen
 
     def of(self, model: Any, batch: Any) -> Answers:
@@ -73,7 +78,15 @@ class ModelReference:
                 return self._score(asked, batch)
 
     def _score(self, model: Any, batch: Any) -> Answers:
-        return answer_log_probabilities(model, batch, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
+        score = partial(answer_log_probabilities, loss_subbatch_seqlen=self._loss_subbatch_seqlen)
+        if self._pipeline is None:
+            return score(model, batch)
+
+        def rows(view: Any, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+            found = score(view, batch)
+            return found.chosen_P.numpy(), found.rejected_P.numpy()
+
+        return Answers(*map(paddle.to_tensor, self._pipeline.forward([batch], rows)[0]))
 
 
 class MovingReference(ModelReference):
@@ -154,6 +167,7 @@ def score_once(
     digest: str,
     *,
     resumed: bool = False,
+    team: Team = ALONE,
 ) -> CachedReference:
     """The reference's numbers for every pair of `batches`, from the cache or by running the model.
 
@@ -163,35 +177,50 @@ def score_once(
         cache: the file that keeps them.
         digest: of the reference, see `digest_of`; numbers of another model are not used.
         resumed: the run has trained against these numbers, so they must be of this reference.
+        team: the processes that share the batches; the first one has the file.
 
     Raises:
         CheckpointError: the run is resumed, and the model that it began with is another one now.
     """
-    table = _read(cache, digest, resumed=resumed)
+    table = team.of_first(lambda: _read(cache, digest, resumed=resumed))
     scorer: ModelReference | None = None
-    num_pairs, written, began = 0, time.monotonic(), time.monotonic()
-    for batch in batches:
-        missing = [number for number, place in enumerate(batch.pairs) if place.key not in table]
-        if not missing:
-            continue
-        if scorer is None:
-            scorer = build()
+    found: dict[str, tuple[float, float]] = {}
+    written = began = time.monotonic()
+    for turn in team.turns(_unknown(batches, table)):
+        scorer = scorer or build()
+        batch, missing = turn.batch
         answers = scorer.of(None, batch)
+        if not turn.counts:
+            continue
         chosen, rejected = answers.chosen_P.numpy(), answers.rejected_P.numpy()
         for number in missing:
-            table[batch.pairs[number].key] = (float(chosen[number]), float(rejected[number]))
-        num_pairs += len(missing)
-        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _write(cache, digest, table)
+            found[batch.pairs[number].key] = (float(chosen[number]), float(rejected[number]))
+        if team.is_first and time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            _write(cache, digest, table | found)
             written = time.monotonic()
-            logger.info(f"reference: {num_pairs} pairs scored")
+            logger.info(f"reference: {len(found)} pairs scored{' by this process' if team.spread else ''}")
     if scorer is None:
         logger.info(f"reference: {len(table)} pairs from {cache}")
-    else:
+        return CachedReference(table)
+    found = team.union(found)
+    table |= found
+    if team.is_first:
         _write(cache, digest, table)
-        seconds = time.monotonic() - began
-        logger.info(f"reference: {num_pairs} pairs scored once in {seconds:.1f} s, kept in {cache}")
+    seconds = time.monotonic() - began
+    logger.info(f"reference: {len(found)} pairs scored once in {seconds:.1f} s, kept in {cache}")
     return CachedReference(table)
+
+
+def _unknown(
+    batches: Iterable[Any], table: Mapping[str, tuple[float, float]]
+) -> Iterator[tuple[Any, list[int]]]:
+    """Batches with pairs that were in none before them, and the places of these."""
+    seen = set(table)
+    for batch in batches:
+        missing = [number for number, place in enumerate(batch.pairs) if place.key not in seen]
+        seen.update(place.key for place in batch.pairs)
+        if missing:
+            yield batch, missing
 
 
 def digest_of(folder: Path, numbers: str) -> str:

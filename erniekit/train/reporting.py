@@ -248,6 +248,35 @@ class Reporter:
             logger.info(line)
 
 
+class Quiet(Reporter):
+    """A process that is not the first: it counts for nobody, and writes nothing."""
+
+    def __init__(self, output_dir: Path, total_steps: int, flops_per_token: float, **keys: Any) -> None:
+        self.logging_steps = max(1, keys["logging_steps"])
+        self.logging_first_step = keys["logging_first_step"]
+        self.peak_flops = self.best_tokens_per_second = 0.0
+        self._total_steps = total_steps
+
+    def start(self, step: int, log_bytes: int) -> None:
+        """Nothing."""
+
+    def count(self, num_tokens: int) -> None:
+        """Nothing."""
+
+    def log_step(self, row: dict[str, Any], lines: Sequence[str] = ()) -> None:
+        """Nothing."""
+
+    def log_evaluation(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def log_bytes(self) -> int:
+        """What the first process says counts."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _live_line(total_steps: int) -> Progress:
     """One line, cut at the right when the terminal is narrow; what matters most stands first."""
     column = TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis"))

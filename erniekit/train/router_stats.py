@@ -89,6 +89,12 @@ class RouterCount:
         self._entropy += float(-(shares * np.log(np.maximum(shares, 1e-30))).sum())
         self._bias = (float(bias_E.min()), float(bias_E.max()))
 
+    def take_in(self, other: "RouterCount") -> None:
+        """Add what was counted elsewhere of the same router, for other tokens."""
+        for name in ("load", "_demand", "_pairs", "_num_tokens", "_num_dropped", "_entropy"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._top_k, self._bias = max(self._top_k, other._top_k), other._bias
+
     def figures(self) -> RouterFigures:
         """The figures of what was taken in."""
         slots = max(self._num_dropped + int(self.load.sum()), 1)
@@ -126,12 +132,35 @@ def load_entropy(load: Sequence[int] | np.ndarray) -> float:
     return float(abs(-(shares * np.log(shares)).sum()) / math.log(len(counts)))
 
 
-def summary(figures: Sequence[RouterFigures]) -> dict[str, Any]:
-    """Numbers over all routers, and `routers` with those of each, for the log."""
+def loads_of_processes(figures: Sequence[RouterFigures], processes: int) -> dict[str, list[int]]:
+    """By modality the rows that each process computes for its experts, over all layers.
+
+    Process r of n has the experts r E/n to (r + 1) E/n of every layer and modality.
+    """
+    loads: dict[str, Any] = {}
+    for each in figures:
+        of_layer = np.array(each.load, dtype=np.int64).reshape([processes, -1]).sum(1)
+        loads[each.modality] = loads.get(each.modality, 0) + of_layer
+    return {modality: load.tolist() for modality, load in loads.items()}
+
+
+def largest_share(load: Sequence[int]) -> float:
+    """The largest load over the mean one, 1 when even or without any."""
+    return max(load) * len(load) / max(sum(load), 1) if sum(load) else 1.0
+
+
+def summary(figures: Sequence[RouterFigures], processes: int = 1) -> dict[str, Any]:
+    """Numbers over all routers, and `routers` with those of each, for the log.
+
+    Args:
+        processes: those that the experts are spread over.
+    """
     if not figures:
         return {}
     worst = _worst(figures)
-    return {
+    loads = loads_of_processes(figures, processes) if processes > 1 else {}
+    spread = {f"expert_processes_{modality}": load for modality, load in loads.items()}
+    return spread | {
         "router_max_over_mean": round(worst.max_over_mean, _DIGITS),
         "router_entropy": round(sum(f.entropy for f in figures) / len(figures), _DIGITS),
         "router_token_entropy": round(sum(f.token_entropy for f in figures) / len(figures), _DIGITS),
@@ -161,15 +190,18 @@ def _row(figures: RouterFigures) -> dict[str, Any]:
     }
 
 
-def line(figures: Sequence[RouterFigures]) -> str:
-    """All routers in one line for the screen."""
+def line(figures: Sequence[RouterFigures], processes: int = 1) -> str:
+    """All routers in one line for the screen, and the processes that the experts are spread over."""
     worst = _worst(figures)
     entropy = sum(f.entropy for f in figures) / len(figures)
     dropped = sum(f.dropped for f in figures) / len(figures)
     low, high = min(f.bias[0] for f in figures), max(f.bias[1] for f in figures)
+    loads = loads_of_processes(figures, processes).items() if processes > 1 else ()
+    shares = [f"{largest_share(load):.2f} ({modality})" for modality, load in loads]
+    spread = f"; of {processes} processes {', '.join(shares)}" if shares else ""
     return (
         f"routers: largest load {worst.max_over_mean:.2f} times the mean ({worst.name()}), entropy "
-        f"{entropy:.3f}, dropped {dropped:.1%}, bias {low:+.3f} to {high:+.3f}"
+        f"{entropy:.3f}, dropped {dropped:.1%}, bias {low:+.3f} to {high:+.3f}{spread}"
     )
 
 

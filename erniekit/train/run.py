@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.atomic import write_file_atomic
+from erniekit.checkpoint.crew import Crew
 from erniekit.checkpoint.store import Checkpoint, CheckpointStore
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
 from erniekit.log import logger
 from erniekit.train.reporting import TIMING_LOG, TRAIN_LOG
 
@@ -66,6 +67,7 @@ def open_run(
     resolved: str,
     settings: Mapping[str, Any],
     save_total_limit: int | None,
+    crew: Crew | None = None,
     *,
     output_dir: str,
     overwrite_output_dir: bool,
@@ -77,6 +79,7 @@ def open_run(
         resolved: text of the resolved configuration, saved as `erniekit.yaml`.
         settings: the keys that decide the result, with their values as saved in `erniekit.yaml`.
         save_total_limit: how many checkpoints to keep.
+        crew: the processes that call this together, where there are several; the first one does it.
         resume_from_checkpoint: `auto`, `none`, or the path of a checkpoint.
 
     Raises:
@@ -84,6 +87,31 @@ def open_run(
         CheckpointError: the folder cannot be written, or the named checkpoint is not good.
     """
     path = Path(output_dir)
+    if crew is not None and not crew.is_first:
+        error, start = crew.gather(None)[0]
+        if error is not None:
+            raise error
+        store = CheckpointStore(path, save_total_limit=save_total_limit, crew=crew)
+        return RunFolder(path, store, None if start is None else store.open(start))
+    try:
+        found = _open_folder(path, resolved, settings, overwrite_output_dir, resume_from_checkpoint)
+    except ErnieKitError as error:
+        if crew is not None:
+            crew.gather((error, None))
+        raise
+    if crew is not None:
+        crew.gather((None, None if found is None else found.path))
+    return RunFolder(path, CheckpointStore(path, save_total_limit=save_total_limit, crew=crew), found)
+
+
+def _open_folder(
+    path: Path,
+    resolved: str,
+    settings: Mapping[str, Any],
+    overwrite_output_dir: bool,
+    resume_from_checkpoint: str,
+) -> Checkpoint | None:
+    """Make or reopen the folder; returns what to start from."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         _probe_writable(path)
@@ -96,7 +124,7 @@ def open_run(
     if occupied and overwrite_output_dir:
         _clear(path)
         occupied = False
-    store = CheckpointStore(path, save_total_limit=save_total_limit)
+    store = CheckpointStore(path)
     store.clean()
     start_from = None
     if resume_from_checkpoint not in ("auto", "none"):
@@ -119,7 +147,27 @@ def open_run(
     write_file_atomic(previous, resolved.encode())
     if start_from is not None:
         logger.info(f"continuing from {start_from.path} (step {start_from.step})")
-    return RunFolder(path, store, start_from)
+    return start_from
+
+
+def require_same_rows(start: Checkpoint, rows: int, replicas: int, rows_of_each: int) -> None:
+    """Refuse to go on with another number of sequences in a step, as other processes may bring about.
+
+    Args:
+        rows: sequences in a step now.
+        replicas: processes that read other sequences. rows_of_each: sequences in a micro-batch.
+    """
+    saved = start.state()["loader"].get("rows_per_step", rows)
+    if saved == rows:
+        return
+    micro_batches, rest = divmod(saved, rows_of_each * replicas)
+    advice = "other numbers" if rest else f"gradient_accumulation_steps: {micro_batches}"
+    raise ConfigError(
+        f"{start.path} is of a run with {saved} sequences in a step, and now a step would have {rows}: "
+        f"per_device_train_batch_size ({rows_of_each}) times gradient_accumulation_steps times {replicas} "
+        f"processes that read other sequences. Write {advice} to go on, or resume_from_checkpoint: "
+        f"{start.path} to go on with {rows}."
+    )
 
 
 def plan_steps(steps_per_epoch: int, *, num_train_epochs: float, max_steps: int) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniekit import assemble
 from erniekit.checkpoint.sources import companions_folder, locate_adapters, locate_model
+from erniekit.checkpoint.store import Checkpoint
 from erniekit.config.config import Config
 from erniekit.data.loader import Loader
 from erniekit.data.pack import BatchShape
@@ -28,25 +29,41 @@ from erniekit.data.sets import TrainSamples
 from erniekit.errors import ConfigError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
-from erniekit.models.registry import read_model_config, read_vision_tokens
+from erniekit.models.registry import load_family, read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
+from erniekit.parallel.mesh import Mesh
+from erniekit.parallel.pipeline import PipelineEngine
 from erniekit.parallel.recomputation import Recomputation
+from erniekit.parallel.rendezvous import own_place
+from erniekit.parallel.sharding import Sharing
 from erniekit.train.contents import checkpoint_contents
-from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
+from erniekit.train.devices import (
+    free_memory,
+    known_numbers,
+    require_devices,
+    run_identity,
+    state_of,
+)
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult, evaluate
 from erniekit.train.finish import write_outcome
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.objectives import Objective, build_objective
+from erniekit.train.pipelining import build_engine
+from erniekit.train.planning import RunPlan, check_plan, machine_of, plan_run
 from erniekit.train.preference import held_out_objective, moving_reference, preference_objective
+from erniekit.train.processes import Crew, open_processes
 from erniekit.train.recompute import recompute_as_asked
-from erniekit.train.reporting import Reporter, resident_memory
+from erniekit.train.reporting import Quiet, Reporter, resident_memory
 from erniekit.train.routing import RouterWatch, watch_routers
-from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps
+from erniekit.train.run import RunFolder, choose_work, open_run, plan_steps, require_same_rows
 from erniekit.train.saving import SavingPlan
+from erniekit.train.shared_contents import PlacedTensors
+from erniekit.train.shared_routers import share_routers
 from erniekit.train.start_screen import show_start_screen
 from erniekit.train.step_loss import StepLoss
+from erniekit.train.team import ALONE, Team
 from erniekit.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -62,6 +79,8 @@ NOT_DECIDING = (
     *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
     *("max_estimate_samples", "ref_logps"),
     *("fp8_offline_quant_weight", "enable_fp8_quantize_analysis"),
+    # Their product with the processes decides: `run.require_same_rows`.
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
 )
 
 
@@ -74,7 +93,10 @@ def train_session(loaded: "LoadedConfig") -> int:
         eval_session(config, find_model(config), locate_adapters(lora_path=config.lora.lora_path))
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
-    require_devices(lambda: state_of_run(config), lambda: free_memory(device), **asdict(config.parallel))
+    require_devices(
+        lambda: state_of_run(config), lambda: free_memory(device), own_place()[1], **asdict(config.parallel)
+    )
+    mesh = _mesh(config, loaded)
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -83,51 +105,61 @@ def train_session(loaded: "LoadedConfig") -> int:
         loaded.to_yaml(),
         deciding_settings(config),
         config.saving.save_total_limit,
+        None if mesh is None else Crew(mesh),
         output_dir=run.output_dir,
         overwrite_output_dir=run.overwrite_output_dir,
         resume_from_checkpoint=run.resume_from_checkpoint,
     )
     for line in samples.report.lines():
         logger.info(line)
-    loader = build_loader(samples, BatchShape(**_shape(config)), run.seed, **_packing(config))
+    replicas, parts = _sharers(config, mesh)
+    loader = build_loader(
+        samples, BatchShape(**_shape(config)), run.seed, replicas, parts, **_packing(config)
+    )
     start = run_folder.start_from
-    built = _build_model(config, folder, start.path if start else None)
+    if start is not None and run.resume_from_checkpoint == "auto":
+        require_same_rows(start, loader.rows_per_step, replicas, config.batch.per_device_train_batch_size)
+    plan = _plan(config, folder, mesh, samples.report, device)
+    pipeline = plan if plan is not None and plan.is_cut else None
+    built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
     built = assemble.apply_fp8(built, **asdict(config.low_precision))
     chosen = recompute_as_asked(
-        config, built, samples.report, lambda: free_memory(device) + resident_memory()[0]
+        config, built, samples.report, lambda: free_memory(device) + resident_memory()[0], plan
     )
+    engine = None
+    if pipeline is not None:
+        engine = build_engine(pipeline, built, sequence_parallel=config.parallel.sequence_parallel)
     objective: Objective
     if run.stage == "DPO":
-        needed = lambda: _needed_batches(config, samples, held_out, loader)  # noqa: E731
-        objective = preference_objective(config, built, folder, needed, resumed=start is not None)
+        needed = lambda: _needed_batches(config, samples, held_out, loader, mesh)  # noqa: E731
+        objective = preference_objective(config, built, folder, needed, engine, resumed=start is not None)
     else:
         objective = _objective(config, chosen)
     trainer = _build_trainer(
-        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective
+        config, run_folder, built, loader, held_out, reader, samples.report, folder, objective, engine
     )
     if start is not None:
-        trainer.resume(
-            start, lambda checkpoint: trainer.optimizer.load_state(checkpoint.tensors("optimizer"))
-        )
+        trainer.resume(start, lambda checkpoint: _load_optimizer(trainer, checkpoint))
         moving = moving_reference(objective)
         if moving is not None:
             moving.load(start.path)
-    sample = samples.first_samples(1)[0]
-    show_start_screen(
-        config,
-        built,
-        trainer,
-        samples.report,
-        chosen,
-        sample=sample,
-        tokenizer=reader.tokenizer,
-        device=device,
-    )
+    if trainer.team.is_first:
+        show_start_screen(
+            config,
+            built,
+            trainer,
+            samples.report,
+            chosen,
+            sample=samples.first_samples(1)[0],
+            tokenizer=reader.tokenizer,
+            device=device,
+            plan=plan,
+        )
     try:
         code = trainer.run()
     finally:
         loader.close()
-    if code == 0:
+    if code == 0 and trainer.team.is_first:
         write_outcome(run_folder, trainer, config, built)
     return code
 
@@ -207,20 +239,37 @@ def deciding_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in NOT_DECIDING}
 
 
-def _batches(config: Config, samples: EvalSamples) -> Iterator[Any]:
+def _sharers(config: Config, mesh: Mesh | None) -> tuple[int, int]:
+    """Processes that share the micro-batches of a step, and those that share the columns of a row."""
+    if mesh is None:
+        return 1, 1
+    layout = mesh.layout
+    return mesh.batch.size, layout.context * (layout.tensor if config.parallel.sequence_parallel else 1)
+
+
+def _batches(config: Config, samples: EvalSamples, mesh: Mesh | None = None) -> Iterator[Any]:
     sequences, limit = config.sequences, config.evaluation.max_evaluate_steps
     every = iterate_eval(
-        samples, BatchShape(**_shape(config)), max_seq_len=sequences.max_seq_len, packing=sequences.packing
+        samples,
+        BatchShape(**_shape(config)),
+        _sharers(config, mesh)[1],
+        max_seq_len=sequences.max_seq_len,
+        packing=sequences.packing,
     )
     return islice(every, limit) if limit > 0 else every
 
 
 def _needed_batches(
-    config: Config, samples: TrainSamples, held_out: EvalSamples | None, loader: Loader
+    config: Config,
+    samples: TrainSamples,
+    held_out: EvalSamples | None,
+    loader: Loader,
+    mesh: Mesh | None,
 ) -> Iterator[Any]:
     """Every batch that the run will see, from a loader of its own."""
     packing = {**_packing(config), "dataloader_num_workers": 0}
-    probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, **packing)
+    sharers = _sharers(config, mesh)
+    probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, *sharers, **packing)
     batch = config.batch
     steps = plan_steps(
         loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
@@ -228,7 +277,7 @@ def _needed_batches(
     for _ in range(steps):
         yield from probe.next_step()
     if held_out is not None:
-        yield from _batches(config, held_out)
+        yield from _batches(config, held_out, mesh)
 
 
 def _shape(config: Config) -> dict[str, int]:
@@ -257,14 +306,76 @@ def _objective(config: Config, recomputation: Recomputation | None = None) -> Ob
 def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) -> StepLoss:
     routing = asdict(config.routing)
     own = {key: routing.pop(key) for key in ("token_balance_loss", "multi_token_pred_lambda")}
-    companions: list[Any] = [*watch_routers(built.model, config.run.stage, **routing)]
+    has_routers = any(map(built.config.is_moe_layer, range(built.config.num_hidden_layers)))
+    companions: list[Any] = [*watch_routers(built.model, config.run.stage, has_routers, **routing)]
+    if built.spread is not None:
+        for routers in companions:
+            share_routers(routers, built.spread, sequence_parallel=config.parallel.sequence_parallel)
     companions += [each for each in (built.fp8, moving_reference(objective)) if each is not None]
     # Preference training leaves the blocks of multi-token prediction out.
     depths = 0 if config.run.stage == "DPO" else built.config.num_nextn_predict_layers
     return StepLoss(objective, companions, depths, **own)
 
 
-def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble.Assembled:
+def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
+    """The places of the processes, where there are several."""
+    if own_place()[1] == 1:
+        return None
+    preference = config.preference
+    others = {
+        "stage": config.run.stage,
+        "recompute": config.recompute.recompute,
+        "ref_logps": preference.ref_logps,
+        "ref_model_update_steps": preference.ref_model_update_steps,
+    }
+    return open_processes(
+        asdict(config.parallel),
+        others,
+        run_identity(config.values()),
+        ddp_timeout=config.run.ddp_timeout,
+    )
+
+
+def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    tensors, team = checkpoint.tensors("optimizer"), trainer.team
+    if team.spread is None:
+        trainer.optimizer.load_state(tensors)
+        return
+    held = frozenset(trainer.optimizer.names())
+    trainer.optimizer.load_state(PlacedTensors(tensors, team.placements(), held))
+
+
+def _plan(config: Config, folder: Path, mesh: Mesh | None, report: DataReport, device: str) -> RunPlan | None:
+    """What several processes hold and send, checked and told."""
+    if mesh is None:
+        return None
+    machine = machine_of(config, mesh.world, device)
+    plan = plan_run(config, read_model_config(folder), mesh.layout, report, machine)
+    check_plan(plan, tells=mesh.world.rank == 0)
+    return plan
+
+
+def _team(config: Config, built: assemble.Assembled, engine: PipelineEngine | None) -> Team:
+    if built.spread is None:
+        return ALONE
+    sharing = Sharing(
+        built.model,
+        load_family(built.config).plan,
+        built.spread,
+        int(config.parallel.sharding[-1:] or 0),
+        overlap=engine is None,
+        part_trained=built.adapter is None,
+    )
+    return Team(built.spread, sharing, engine)
+
+
+def _build_model(
+    config: Config,
+    folder: Path,
+    resumed: Path | None,
+    mesh: Mesh | None = None,
+    pipeline: RunPlan | None = None,
+) -> assemble.Assembled:
     """The model to train; a checkpoint that is continued is the whole model, or the adapter on it."""
     model = config.model
     adaptation = None
@@ -279,13 +390,19 @@ def _build_model(config: Config, folder: Path, resumed: Path | None) -> assemble
     return assemble.build_model(
         folder,
         adaptation,
+        mesh,
         continue_training=model.continue_training or resumed is not None,
         compute_type=model.compute_type,
         fine_tuning=model.fine_tuning,
         hidden_dropout_prob=model.hidden_dropout_prob,
         attention_probs_dropout_prob=model.attention_probs_dropout_prob,
         freeze=model.freeze,
+        sequence_parallel=config.parallel.sequence_parallel,
         num_nextn_predict_layers=model.num_nextn_predict_layers,
+        stages=() if pipeline is None else pipeline.stages,
+        places=() if pipeline is None else pipeline.places,
+        # A reference is computed with the model before anything is shared.
+        in_ranges=config.parallel.sharding == "stage3" and config.run.stage != "DPO",
     )
 
 
@@ -313,6 +430,7 @@ def _build_trainer(
     report: DataReport,
     source: Path,
     objective: Objective,
+    engine: PipelineEngine | None = None,
 ) -> Trainer:
     batch, model = config.batch, config.model
     total_steps = plan_steps(
@@ -327,9 +445,15 @@ def _build_trainer(
         trained_share=built.num_trained / built.num_parameters,
         ahead=config.routing.multi_token_pred_lambda > 0,
     )
+    team = _team(config, built, engine)
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
-        evaluate_now = lambda: evaluate(built.model, _batches(config, held_out), objective)  # noqa: E731
+        evaluate_now = lambda: evaluate(  # noqa: E731
+            built.model,
+            _batches(config, held_out, None if built.spread is None else built.spread.mesh),
+            objective,
+            team=team,
+        )
     return Trainer(
         model=built.model,
         step_loss=_step_loss(config, built, objective),
@@ -337,11 +461,13 @@ def _build_trainer(
         optimizer=build_optimizer(
             list(built.model.named_parameters()),
             built.adapter.learning_rate_ratios() if built.adapter else None,
+            team.held(),
+            None if built.spread is None else built.spread.names,
             **asdict(config.optimizer),
         ),
         schedule=build_schedule(config.optimizer.learning_rate, total_steps, **asdict(config.schedule)),
         store=run_folder.store,
-        reporter=Reporter(run_folder.path, total_steps, flops, **reporting),
+        reporter=(Reporter if team.is_first else Quiet)(run_folder.path, total_steps, flops, **reporting),
         evaluation=EvaluationPlan(**asdict(config.evaluation)),
         saving=SavingPlan(**asdict(config.saving)),
         nonfinite=policy,
@@ -357,4 +483,5 @@ def _build_trainer(
         ),
         total_steps=total_steps,
         seed=config.run.seed,
+        team=team,
     )

@@ -47,12 +47,13 @@ def next_token_loss(
     states = [each_BTD.reshape([-1, each_BTD.shape[-1]]) for each_BTD in (hidden_BTD, *ahead_BTD)]
     labels = [batch.labels]
     labels += [labels_ahead(batch.labels, batch.attend_from, depth + 1) for depth in range(len(ahead_scales))]
+    head = model.head()
     # All losses in one, so that a second run computes them in the same order.
     lose = recomputed(_losses) if recompute_head else _losses
     found = lose(
         tuple(states),
-        model.head(),
-        tuple(paddle.to_tensor(each_BT.reshape(-1)) for each_BT in labels),
+        head,
+        tuple(paddle.to_tensor(head.columns.own(each_BT).reshape(-1)) for each_BT in labels),
         (scale, *ahead_scales),
         chunk_tokens=loss_subbatch_seqlen,
         only_labelled=use_sparse_head_and_loss_fn,

@@ -6,6 +6,11 @@ from types import FrameType, TracebackType
 from erniekit.log import logger
 
 
+def exit_code_of(number: int) -> int:
+    """128 + number of the signal: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + number
+
+
 class StopOnSignal:
     """A context in which SIGINT and SIGTERM set `.received` instead of ending the process."""
 
@@ -23,12 +28,6 @@ class StopOnSignal:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-    @property
-    def exit_code(self) -> int:
-        """128 + number of the signal: 130 for SIGINT, 143 for SIGTERM."""
-        assert self.received is not None
-        return 128 + self.received
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

@@ -19,12 +19,15 @@ from erniekit.data.sample import Sample
 from erniekit.data.show import sample_text
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.estimate.hardware import measure_flops
+from erniekit.estimate.plan_words import axes_in_words
 from erniekit.log import error_console, logger
 from erniekit.ops.backend import kernels_in_words, on_cpu
 from erniekit.ops.linear import linear
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.train.devices import free_memory
-from erniekit.train.preference import has_adapter, settings_of, words_for_start_screen
+from erniekit.train.pipelining import in_words
+from erniekit.train.planning import RunPlan
+from erniekit.train.preference import settings_of, words_for_start_screen
 from erniekit.train.recompute import step_memory
 from erniekit.train.trainer import Trainer
 
@@ -39,25 +42,34 @@ def show_start_screen(
     sample: Sample,
     tokenizer: Tokenizer,
     device: str,
+    plan: RunPlan | None = None,
 ) -> None:
     """Print the screen to standard error, and measure the peak that MFU is told against.
 
     Args:
         sample: a training sample to show with its mask.
         device: Paddle's name of the device.
+        plan: of several processes.
     """
     trainer.reporter.peak_flops = _peak_flops(built.compute_dtype)
-    memory = step_memory(config, built, report, recomputation)
-    available = free_memory(device)
+    if plan is None:
+        memory, available = step_memory(config, built, report, recomputation), free_memory(device)
+    else:
+        memory, available = plan.memory, int(plan.estimate.machine.memory)
     table = Table.grid(padding=(0, 2))
-    for label, text in _essentials(config, built, trainer, report, device, recomputation).items():
+    essentials = _essentials(config, built, trainer, report, device, recomputation)
+    if plan is not None:
+        essentials["processes"] = _processes(plan)
+    if plan is not None and plan.is_cut:
+        essentials["pipeline"] = in_words(plan)
+    for label, text in essentials.items():
         table.add_row(Text(label, style="bold"), Text(text))
     error_console.print(
         Panel(
             Group(
                 table,
                 Text(),
-                _memory_line(memory, available),
+                _memory_line(memory, available, "" if plan is None else " of a process"),
                 Text("\none sample"),
                 sample_text(sample, tokenizer),
             ),
@@ -85,14 +97,18 @@ def _essentials(
     recomputation: Recomputation,
 ) -> dict[str, str]:
     batch, optimizer = config.batch, config.optimizer
-    rows = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    rows = batch.per_device_train_batch_size * batch.gradient_accumulation_steps * trainer.team.num_replicas
     where = f"{config.run.output_dir}, from step {trainer.progress.step}"
     packed = "packed" if config.sequences.packing else "padded"
     peak = f"{trainer.reporter.peak_flops / 1e9:.0f} GFLOP/s measured"
     trained = f"{built.num_trained:,} trained" if built.num_trained != built.num_parameters else "all trained"
     preference = {}
     if config.run.stage == "DPO":
-        words = words_for_start_screen(settings_of(config), adapted=has_adapter(built.model))
+        words = words_for_start_screen(
+            settings_of(config),
+            adapted=built.adapter is not None,
+            in_stages=trainer.team.pipeline is not None,
+        )
         preference = {"preference": words}
     adapter = {} if built.adapter is None else {"adapter": built.adapter.words()}
     recompute = {} if recomputation.is_nothing() else {"recompute": recomputation.words()}
@@ -126,12 +142,24 @@ def _peak_flops(compute_dtype: str) -> float:
     return measure_flops(multiply, 2.0 * size**3, repeats=20)
 
 
-def _memory_line(memory: Mapping[str, int], available_bytes: int) -> Text:
+def _processes(plan: RunPlan) -> str:
+    """How many, along which axes, and what each sends in a step."""
+    estimate = plan.estimate
+    sent: dict[str, int] = {}
+    for rank in estimate.ranks:
+        sent |= {axis: max(size, sent.get(axis, 0)) for axis, size in rank.sent.items()}
+    listed = ", ".join(f"{axis} {size / 1e6:,.3g}" for axis, size in sent.items())
+    return f"{axes_in_words(estimate.spread)}; each sends in a step at most, MB: {listed or 'nothing'}"
+
+
+def _memory_line(memory: Mapping[str, int], available_bytes: int, whose: str = "") -> Text:
     causes = ", ".join(f"{cause} {gibibytes(size)}" for cause, size in memory.items() if size)
     total = sum(memory.values())
     fits = total <= available_bytes
     verdict = "fits" if fits else "DOES NOT FIT"
-    text = Text(f"memory estimated at the peak {gibibytes(total)} of {gibibytes(available_bytes)} free: ")
+    text = Text(
+        f"memory{whose} estimated at the peak {gibibytes(total)} of {gibibytes(available_bytes)} free: "
+    )
     text.append(verdict, style="green" if fits else "bold red")
     text.append(f"\n  {causes}")
     return text

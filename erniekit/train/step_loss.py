@@ -6,7 +6,7 @@ changes that of the objective. Companions (routers, for one) may add terms, act 
 report. What a term adds to the gradient it adds to the reported loss too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,24 +100,57 @@ class StepLoss:
                 self._keep(name, share)
         else:
             self._keep("token_balanced_loss" if self._balanced else "lm_loss", loss)
-        terms = [term for companion in self.companions for term in companion.after_forward(model, batch)]
         for ahead in metrics.get("ahead_losses", ()):
             # Scaled and weighted already: its gradient passes as it is.
             self._keep("mtp_loss", ahead / self._lambda)
             loss = loss + ahead
-        for term in terms:
-            self._keep(term.name, term.value)
-            if term.weight:
-                loss = loss + term.weight * term.value
+        for term in self._terms(model, batch):
+            loss = loss + term
         self._keep("loss", loss)
         return loss
 
-    def values(self) -> dict[str, float]:
+    def without_effect(self, model: Any, batch: Any) -> Any:
+        """Zero, by the forward pass of a micro-batch that counts nothing, for processes that wait for it."""
+        nothing = [0.0] * len(self._ahead_scales)
+        waited_for: list[Any] = [
+            each for each in self.companions if getattr(each, "average", None) is not None
+        ]
+        for companion in waited_for:
+            companion.before_forward(model)
+        loss, metrics = self._objective(model, batch, scale=0.0, ahead_scales=nothing)
+        parts = [part for companion in waited_for for part in companion.without_effect(model, batch)]
+        return sum([*metrics.get("ahead_losses", ()), *parts], loss) * 0.0
+
+    def of_part(self, model: Any, batch: Any, forward: Callable[[], Any]) -> tuple[Any, Any | None]:
+        """What `forward` gives, of a part of the model that ends before the objective, and its terms.
+
+        The second is a scalar to call `backward` on, None without companions that add to the loss.
+        """
+        for companion in self.companions:
+            companion.before_forward(model)
+        output = forward()
+        terms = self._terms(model, batch)
+        if not terms:
+            return output, None
+        loss = sum(terms[1:], terms[0])
+        self._keep("loss", loss)
+        return output, loss
+
+    def _terms(self, model: Any, batch: Any) -> list[Any]:
+        """What companions add to the loss of a micro-batch, weighted."""
+        terms = [term for companion in self.companions for term in companion.after_forward(model, batch)]
+        for term in terms:
+            self._keep(term.name, term.value)
+        return [term.weight * term.value for term in terms if term.weight]
+
+    def values(self, total: Callable[[dict[str, float]], dict[str, float]] | None = None) -> dict[str, float]:
         """The step's loss (`loss`: what is minimised) and, where it has several parts, their values.
 
         `lm_loss` is the mean over the trained tokens whatever is minimised. Terms stand without weights.
+        `total` sums named numbers over the processes, where several have parts of the step's loss.
         """
         sums = {name: sum(float(share) for share in shares) for name, shares in self._shares.items()}
+        sums = sums if total is None else total(sums)
         found = {"loss": sums.pop("loss")}
         if "token_balanced_loss" in sums:
             found["lm_loss"] = (

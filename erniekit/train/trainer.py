@@ -12,18 +12,19 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-import paddle
-
 from erniekit.checkpoint.store import Checkpoint, CheckpointStore
 from erniekit.log import logger
+from erniekit.parallel.seeds import begin_micro_batch
 from erniekit.train.contents import Contents
 from erniekit.train.dropout import DropoutWarmup
 from erniekit.train.evaluation import EvaluationPlan, EvaluationResult
 from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.reporting import Reporter
 from erniekit.train.saving import SavingPlan
-from erniekit.train.signals import StopOnSignal
+from erniekit.train.shared_contents import adapter_tensors, model_tensors, optimizer_tensors
+from erniekit.train.signals import StopOnSignal, exit_code_of
 from erniekit.train.step_loss import StepLoss
+from erniekit.train.team import ALONE, Team, Turn
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Trainer:
     dropout: DropoutWarmup
     total_steps: int
     seed: int
+    team: Team = ALONE
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> int:
@@ -68,11 +70,12 @@ class Trainer:
                 self._evaluate_before()
                 while self.progress.step < self.total_steps and not self.evaluation.should_stop():
                     stopped_early = self._one_step()
-                    if stop.received is not None:
+                    received = self.team.agree(stop.received)
+                    if received is not None:
                         self._save_if_new()
                         self.store.wait()
                         logger.warning(f"stopped at step {self.progress.step}; start again to continue")
-                        return stop.exit_code
+                        return exit_code_of(received)
                     if stopped_early:
                         break
                 self._save_if_new()
@@ -89,7 +92,7 @@ class Trainer:
         step = progress.step + 1
         batches = self.loader.next_step()
         grad_norm = self._forward_backward(batches, step)
-        losses, num_tokens = self.step_loss.values(), self.step_loss.num_tokens
+        losses, num_tokens = self.step_loss.values(self.team.total), self.step_loss.num_tokens
         accepted = self.nonfinite.accepts(
             step=step,
             loss=losses["loss"],
@@ -100,6 +103,7 @@ class Trainer:
         learning_rate = self.schedule(step - 1)
         if accepted:
             self.optimizer.step(learning_rate)
+            self.team.take_updates()
             for companion in self.step_loss.companions:
                 companion.after_update()
             for name, value in losses.items():
@@ -121,13 +125,39 @@ class Trainer:
         """Accumulate the gradient of a global batch; returns its norm."""
         self.dropout.begin_step(step)
         self.step_loss.begin(batches)
-        for index, batch in enumerate(batches):
-            paddle.seed(_seed_of(self.seed, step, index))
-            loss = self.step_loss(self.model, batch)
-            loss.backward()
-            self.optimizer.accumulate_grads()
+        turns = self.team.turns_of_step(batches)
+        if self.team.pipeline is None:
+            self._compute(turns, step)
+        else:
+            self.team.pipeline.run(
+                [turn.batch for turn in turns],
+                self.step_loss,
+                seed_of=lambda place: self._seed_of(step, turns[place].number),
+                accumulate=self.optimizer.accumulate_grads,
+                fillers=[place for place, turn in enumerate(turns) if not turn.counts],
+            )
+        self.team.sum_gradients(self._parameters)
+        return self.optimizer.grad_norm_and_clip(self.team.counts, self.team.sum_of)
+
+    def _compute(self, turns: list[Turn], step: int) -> None:
+        """Gradients of this process's micro-batches, one after the other."""
+        for turn in turns:
+            begin_micro_batch(self._seed_of(step, turn.number))
+            run = self.step_loss if turn.counts else self.step_loss.without_effect
+            with self.team.micro_batch(last=turn is turns[-1]):
+                loss = run(self.model, turn.batch)
+                loss.backward()
+                self.optimizer.accumulate_grads()
             del loss  # it keeps what its graph saved, a tenth of the memory, beside the next forward pass
-        return self.optimizer.grad_norm_and_clip()
+
+    def _seed_of(self, step: int, micro_batch: int) -> int:
+        """A generator seed for one micro-batch: distinct, and the same in every process with its columns."""
+        seed = (self.seed * 1_000_003 + step) * 4_099 + micro_batch
+        return seed if self.team.spread is None else self.team.spread.seed_here(seed)
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        return dict(self.model.named_parameters())
 
     def _log(self, learning_rate: float, grad_norm: float) -> None:
         progress, companions = self.progress, self.step_loss.companions
@@ -189,6 +219,9 @@ class Trainer:
             "log_bytes": self.reporter.log_bytes(),
             "total_steps": self.total_steps,
         }
+        if self.team.spread is not None:
+            self._save_shared(state)
+            return
         self.store.save(
             self.progress.step,
             model_items=self.contents.items(),
@@ -197,6 +230,23 @@ class Trainer:
             write_files=self.contents.write_files,
             asynchronous=self.saving.asynchronous,
             model_basename=self.contents.basename,
+        )
+
+    def _save_shared(self, state: dict[str, Any]) -> None:
+        spread = self.team.spread
+        assert spread is not None
+        names = dict.fromkeys([*spread.names, *spread.of_all_stages(dict.fromkeys(self._parameters))])
+        adapter = self.contents.adapter
+        if adapter is None:
+            weights = model_tensors(self.model, self.model.config, self.team)
+        else:
+            weights = adapter_tensors(adapter, self.team)
+        self.store.save_shared(
+            self.progress.step,
+            tensors=[weights, optimizer_tensors(self.optimizer, names, self.team)],
+            state=state,
+            write_files=self.contents.write_files,
+            asynchronous=self.saving.asynchronous,
         )
 
     def resume(self, checkpoint: Checkpoint, load_optimizer: Callable[[Checkpoint], None]) -> None:
@@ -223,11 +273,6 @@ class Trainer:
     def _last_good(self) -> str:
         newest = self.store.latest()
         return f"the last good checkpoint is {newest.path}" if newest else "no checkpoint was written yet"
-
-
-def _seed_of(seed: int, step: int, micro_batch: int) -> int:
-    """A generator seed for one micro-batch: distinct, and the same in every process that gets there."""
-    return (seed * 1_000_003 + step) * 4_099 + micro_batch
 
 
 def _origins(batches: list[Any]) -> list[str]:

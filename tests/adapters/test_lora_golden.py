@@ -8,9 +8,9 @@ import paddle
 import pytest
 
 from erniekit.adapters import state
-from erniekit.assemble import load_weights
 from erniekit.checkpoint.adapter_files import PEFT_BASENAME, PREFIX, open_adapter
 from erniekit.checkpoint.files import open_tensors, write_tensors
+from erniekit.checkpoint.raw import load_weights
 from erniekit.losses.cross_entropy import chunked_cross_entropy
 from erniekit.models.ernie45 import weights as layouts
 from erniekit.models.ernie45.config import Ernie45Config

@@ -10,10 +10,11 @@ from tests.config.loading import load
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\ncontext_parallel_degree: 2\n")
+        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\nsep_parallel_degree: 2\n")
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
         "not built yet: unpaired preference training (stage: KTO)",
-        "not built yet: context parallelism (context_parallel_degree: 2)",
+        "not built yet: sequence (sep) parallelism (context_parallel_degree shares sequences too) "
+        "(sep_parallel_degree: 2)",
     ]
 
 
@@ -36,7 +37,7 @@ def test_degrees_of_parallelism_are_right_under_either_name(tmp_path: Path) -> N
 
 
 def test_keys_without_effect_are_told_once_by_reason(tmp_path: Path) -> None:
-    notices = load(tmp_path, "fuse_rope: true\nuse_flash_attention: 1\nsharding: stage1\n").notices
+    notices = load(tmp_path, "fuse_rope: true\nuse_flash_attention: 1\nuse_sp_callback: true\n").notices
     assert len(notices) == 2
     assert notices[0].startswith("fuse_rope, use_flash_attention: ")
 
@@ -57,7 +58,16 @@ def test_recompute_is_a_switch_with_a_third_position(tmp_path: Path, key: str, w
         assert load(tmp_path, f"eval_dataset_path: a\n{key}: {word}\n", verb=verb).notices == []
 
 
-@pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer", "release_grads"])
-def test_ways_to_save_memory_say_that_they_save_none(tmp_path: Path, key: str) -> None:
-    (notice,) = load(tmp_path, f"{key}: true\n").notices
-    assert notice.startswith(key) and notice.endswith("memory is not lowered")
+@pytest.mark.parametrize("key", ["offload_optim", "tensorwise_offload_optimizer"])
+def test_both_spellings_keep_the_optimizer_in_main_memory(tmp_path: Path, key: str) -> None:
+    loaded = load(tmp_path, f"{key}: true\n")
+    assert loaded.config.optimizer.offload_optim and loaded.notices == []
+    assert not load(tmp_path, f"{key}: false\n").config.optimizer.offload_optim
+    assert load(tmp_path, "offload_optim: true\ntensorwise_offload_optimizer: true\n").notices == []
+
+
+def test_gradients_are_released_without_being_asked(tmp_path: Path) -> None:
+    (notice,) = load(tmp_path, "release_grads: true\n").notices
+    assert notice.startswith("release_grads") and notice.endswith(
+        "gradients are released after every update, always"
+    )

@@ -1,9 +1,12 @@
 """Every example configuration is right, uses no key without effect, and opens with its own command."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from erniekit.cli.plan import run as run_plan
 from erniekit.config.load import load_config
 from tests.house.commands import command_lines, problem
 from tests.house.sources import ROOT
@@ -76,3 +79,33 @@ def test_output_folders_are_one_each(path: Path) -> None:
         if other != path and verb_of(other) == "train"
     ]
     assert mine not in others
+
+
+LARGE = [path for path in EXAMPLES if "21B" in path.parts[-3] or "300B" in path.parts[-3]]
+PLANNED = re.compile(
+    r"# Planned for (\d+) devices of 80 GB \((.*)\): the fullest holds (\d+) GiB of the 72 that may be\n"
+)
+
+
+def test_all_large_examples_are_found() -> None:
+    stages = {(path.parts[-3][10:], path.parts[-2]) for path in LARGE}
+    assert stages >= {(size, stage) for size in ("21B-A3B", "300B-A47B") for stage in ("sft", "dpo", "pt")}
+    assert len(LARGE) >= 42
+
+
+@pytest.mark.parametrize("path", [path for path in LARGE if verb_of(path) == "train"], ids=name_of)
+def test_its_plan_fits_and_its_header_says_so(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run_plan([str(path), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    said = PLANNED.search(path.read_text(encoding="utf-8"))
+    if plan["devices"] == 1:
+        assert said is None
+        return
+    assert said is not None
+    layout = plan["layout"]
+    axes = [f"{axis} {layout[axis]}" for axis in ("tensor", "pipeline") if layout[axis] > 1]
+    assert (int(said[1]), said[2]) == (plan["devices"], " x ".join(axes))
+    assert abs(int(said[3]) - plan["worst_gib"]) < 2

@@ -12,6 +12,8 @@ from tests.house.sources import ROOT
 
 MARKED = re.compile(r"(<!-- commands: [^>]*-->\n)(.*?)(<!-- /commands -->)", re.DOTALL)
 
+PUBLISHED = re.compile(r"(<!-- published -->\n).*?(<!-- /published -->)", re.DOTALL)
+
 
 def commands_table() -> str:
     """The table of commands, from the table that the command line itself uses."""
@@ -36,11 +38,24 @@ def reference() -> str:
     return page.getvalue()
 
 
+def plans() -> str:
+    """docs/parallel.md with the table that `erniekit plan published` prints."""
+    from erniekit.cli.plan import run
+
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        assert run(["published"]) == 0
+    text = (ROOT / "docs/parallel.md").read_text(encoding="utf-8")
+    assert PUBLISHED.search(text), "docs/parallel.md has lost its marks for the table"
+    return PUBLISHED.sub(lambda match: match[1] + table.getvalue() + match[2], text)
+
+
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it has to be."""
     return {
         ROOT / "README.md": readme(),
         ROOT / "docs/configuration.md": reference(),
+        ROOT / "docs/parallel.md": plans(),
         **{ROOT / page: with_figures((ROOT / page).read_text(encoding="utf-8")) for page in PAGES},
     }
 

@@ -1,5 +1,6 @@
 """Documents say what is so: their commands are accepted, their links lead somewhere."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -133,3 +134,23 @@ def test_extras_in_documents_and_messages_exist() -> None:
 @pytest.mark.parametrize("path", pages(), ids=name_of)
 def test_generated_pages_are_up_to_date(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == pages()[path], "run: make docs"
+
+
+ERRORS = re.compile(r"^\| `([^`]+)`", flags=re.MULTILINE)
+
+
+def test_errors_in_documents_are_those_of_the_code() -> None:
+    """The rows of "Trouble, by the text of the error": every piece between values stands in a message."""
+    text = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8")
+    trouble = re.search(r"^## Trouble, by the text of the error$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert trouble is not None
+    quoted = ERRORS.findall(trouble[1])
+    assert len(quoted) >= 20
+    pieces = {piece.strip() for words in quoted for piece in words.split("...") if piece.strip(" ()")}
+    said = "\n".join(
+        node.value
+        for path in sorted((ROOT / "erniekit").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    assert [piece for piece in sorted(pieces) if piece not in said] == []

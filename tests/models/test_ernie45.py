@@ -8,10 +8,14 @@ import pytest
 from erniekit.losses.cross_entropy import chunked_cross_entropy
 from erniekit.models.ernie45 import plan, weights
 from erniekit.models.ernie45.config import Ernie45Config
+from erniekit.models.ernie45.layouts import memory_shapes
 from erniekit.models.ernie45.model import Ernie45
 from erniekit.ops import gradients
+from erniekit.parallel.comm import Group
+from erniekit.parallel.expert import apply_expert_parallel
+from erniekit.parallel.placement import whole
 from erniekit.testing.model_contract import check_model_contract
-from erniekit.testing.tiny_checkpoint import tiny_config
+from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 
 VARIANTS = {
     "tied": {},
@@ -133,3 +137,27 @@ def test_bf16_storage_gives_gradients_near_the_fp32_ones():
     for name, gradient in exact.items():
         difference = np.linalg.norm(stored[name] - gradient) / np.linalg.norm(gradient)
         assert difference < 0.05, (name, difference)
+
+
+def test_fresh_weights_of_a_process_are_its_part_of_all():
+    config = tiny_moe_config(num_nextn_predict_layers=1)
+    shapes = memory_shapes(config)
+    paddle.seed(3)
+    full = Ernie45(config)
+    full.initialise_weights()
+    values = {name: parameter.numpy() for name, parameter in full.named_parameters()}
+    paddle.seed(3)
+    model = Ernie45(config)
+    placements = apply_expert_parallel(model, plan, Group((0, 1), 1))
+    # The first block is elsewhere: what follows is drawn as if it were here.
+    model.model.layers[0] = paddle.nn.Identity()
+    whole_ones = {name: whole(shape) for name, shape in shapes.items()}
+    for _, parameter in model.named_parameters():
+        if not parameter._is_initialized():
+            parameter.initialize()
+    model.initialise_weights(shapes=shapes, placements={**whole_ones, **placements})
+    found = dict(model.named_parameters())
+    assert placements.keys() <= found.keys() and found.keys() < values.keys()
+    for name, parameter in found.items():
+        own = placements.get(name, whole_ones[name]).take(values[name])
+        np.testing.assert_array_equal(parameter.numpy(), own, err_msg=name)

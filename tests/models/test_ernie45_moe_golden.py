@@ -8,8 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.assemble import load_weights
 from erniekit.checkpoint.files import open_tensors, write_tensors
+from erniekit.checkpoint.raw import load_weights
 from erniekit.losses.cross_entropy import chunked_cross_entropy
 from erniekit.models.ernie45.layouts import stored_tensors
 from erniekit.models.ernie45.model import Ernie45

@@ -4,11 +4,13 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.errors import UnsupportedError
 from erniekit.ops import backend
 from erniekit.ops.linear import linear
 from erniekit.ops.moe import grouped_linear
 from erniekit.ops.number_formats import FORMATS
 from erniekit.ops.quantised import QuantisedMatrix
+from erniekit.parallel.placement import split, whole
 
 
 @pytest.fixture(autouse=True, params=["paddle", "native"])
@@ -82,3 +84,27 @@ def test_the_bytes_of_a_weight():
     of = {name: QuantisedMatrix.of(drawn(128, 10), name, 64, paddle.float32) for name in FORMATS}
     assert of["int8"].num_bytes == 128 * 10 + 2 * 10 * 4
     assert of["int4"].num_bytes == of["nf4"].num_bytes == 64 * 10 + 2 * 10 * 4
+
+
+# Axis that is parted, over how many, and what is fused along it.
+PARTS = [(1, 2, None), (1, 2, [16, 8]), (0, 2, None), (0, 4, None)]
+
+
+@pytest.mark.parametrize("number", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize(("axis", "count", "pieces"), PARTS)
+def test_a_part_has_the_numbers_of_the_whole(number, axis, count, pieces):
+    random = np.random.default_rng(4)
+    weight = random.normal(size=[3, 256, 24]).astype(np.float32)
+    matrix = QuantisedMatrix.of(weight, number, 64 if number == "nf4" else None, "float32")
+    for rank in range(count):
+        placement = split(split(whole(weight.shape), 0, 1, 3), axis + 1, rank, count, pieces=pieces)
+        part = matrix.part(placement)
+        assert part.shape == list(placement.part_shape) and part.num_bytes < matrix.num_bytes
+        full = np.stack([matrix.numbers(expert).numpy() for expert in range(3)])
+        np.testing.assert_array_equal(part.numbers(0).numpy(), placement.take(full)[0])
+
+
+def test_rows_that_share_a_scale_are_not_parted():
+    matrix = QuantisedMatrix.of(np.ones([96, 4], np.float32), "nf4", 64, "float32")
+    with pytest.raises(UnsupportedError, match="nf4 has a scale for every 64 rows.*96 rows into 48.*wint8"):
+        matrix.part(split(whole([96, 4]), 0, 0, 2))

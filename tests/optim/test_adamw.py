@@ -344,3 +344,61 @@ def test_nothing_to_train_is_no_error():
     optimizer = build_optimizer([], **FIELDS)
     assert optimizer.grad_norm_and_clip() == 0.0
     optimizer.step(0.1)
+
+
+def some_parameters(count):
+    values = np.random.default_rng(5).normal(size=[count, 40])
+    return [(f"layers.{number}.weight", parameter(row, "bfloat16")) for number, row in enumerate(values)]
+
+
+def give_each(named, seed):
+    rng = np.random.default_rng(seed)
+    for _, weight in named:
+        give(weight, rng.normal(size=weight.shape).astype("float32"))
+
+
+def test_parameters_shared_among_processes_move_as_those_of_one():
+    fields = {**FIELDS, "max_grad_norm": 0.5, "use_lowprecision_moment": True, "weight_decay": 0.1}
+    whole, shared = some_parameters(3), some_parameters(3)
+    one = build_optimizer(whole, **fields)
+    own = [{}, {}]
+    # Each has numbers of one parameter, and they share another one; none of them begins at the first number.
+    for rank, number, start, stop in ((0, 1, 0, 40), (1, 0, 0, 40), (0, 2, 0, 27), (1, 2, 27, 40)):
+        name, weight = shared[number]
+        own[rank][name] = weight.detach().reshape([-1])[start:stop], start
+    several = [build_optimizer(shared, None, held, **fields) for held in own]
+    assert [name for name, _, _ in several[0].state_items()][1:] == [
+        f"{kind}.layers.{number}.weight" for kind in ("exp_avg", "exp_avg_sq", "master") for number in (1, 2)
+    ]
+    for update in range(3):
+        give_each(whole, update)
+        give_each(shared, update)
+        for optimizer in several:
+            optimizer.accumulate_grads()
+        for name, weight in shared:
+            for held in own:
+                if name in held:
+                    part, start = held[name]
+                    part.main_grad = weight.main_grad.reshape([-1])[start : start + part.size]
+        norm = one.grad_norm_and_clip()
+        both = sum(optimizer.grad_norm_and_clip() ** 2 for optimizer in several)
+        assert norm**2 == pytest.approx(both)
+        one.step(0.01)
+        for optimizer in several:
+            assert optimizer.grad_norm_and_clip(total=lambda own, both=both: both) == pytest.approx(norm)
+            optimizer.step(0.01)
+        one.zero_grad()
+        for optimizer in several:
+            optimizer.zero_grad()
+        assert all(part.main_grad is None for held in own for part, _ in held.values())
+    for (name, alone), (_, together) in zip(whole, shared, strict=True):
+        assert np.array_equal(alone.astype("float32").numpy(), together.astype("float32").numpy()), name
+
+
+def test_a_gradient_that_is_counted_elsewhere_is_left_out_of_the_norm():
+    named = [("a", parameter([0.0])), ("b", parameter([0.0]))]
+    optimizer = build_optimizer(named, **FIELDS)
+    give(named[0][1], [3.0])
+    give(named[1][1], [4.0])
+    assert optimizer.grad_norm_and_clip(counts=lambda name: name == "b") == 4.0
+    assert optimizer.grad_norm_and_clip() == 5.0

@@ -160,6 +160,16 @@ def test_an_operator_that_the_model_lacks_is_an_error(operator: str) -> None:
         apply_recompute(model, plan, choose_recomputation(2, **keys))
 
 
+def test_an_operator_may_be_in_another_stage_alone() -> None:
+    keys = KEYS | {"recompute_granularity": "selective", "refined_recompute": "router:all"}
+    apply_recompute(
+        build("dense", "fp32"),
+        plan,
+        choose_recomputation(2, **keys),
+        lambda touched: [*touched, "model.layers.7.mlp.choose_experts"],
+    )
+
+
 def test_parameters_train_below_frozen_ones(running: str) -> None:
     """With the embedding frozen no input of the first block needs a gradient; its weights do."""
     found = []

@@ -1,5 +1,7 @@
 """What takes several devices is refused with the memory it would need."""
 
+from dataclasses import asdict
+
 import pytest
 
 from erniekit.checkpoint.presets import find_preset
@@ -7,16 +9,16 @@ from erniekit.config.load import config_from_dict
 from erniekit.config.parallel import Parallel
 from erniekit.errors import UnsupportedError
 from erniekit.testing.tiny_checkpoint import tiny_config, write_tiny_checkpoint
-from erniekit.train.devices import free_memory, known_numbers, require_devices, state_of
+from erniekit.train.devices import free_memory, known_numbers, require_devices, run_identity, state_of
 from erniekit.train.session import train_session
 
-ONE = {"tensor_parallel_degree": 1, "pipeline_parallel_degree": 1, "sharding_parallel_degree": 1}
+ONE = asdict(Parallel())
 
 
-def refused(free: int, **degrees: int) -> str:
+def refused(free: int, num_processes: int = 1, **degrees: int) -> str:
     state = {"weights": 2 * 10**9, "gradients": 4 * 10**9, "optimizer": 12 * 10**9}
     with pytest.raises(UnsupportedError) as caught:
-        require_devices(lambda: state, lambda: free, **{**ONE, **degrees})
+        require_devices(lambda: state, lambda: free, num_processes, **{**ONE, **degrees})
     return str(caught.value)
 
 
@@ -24,14 +26,20 @@ def test_degrees_are_refused_with_what_one_device_would_hold() -> None:
     text = refused(10**10, tensor_parallel_degree=4, pipeline_parallel_degree=2)
     assert "tensor_parallel_degree: 4, pipeline_parallel_degree: 2 asks for 8 devices" in text
     assert "holds 18 GB (weights 2.0 GB, gradients 4.0 GB, optimizer 12 GB)" in text
-    assert "10 GB are free here" in text and "Take a smaller model" in text
+    assert "10 GB are free here" in text and "Write nproc_per_node: 8" in text
     fitting = refused(10**11, sharding_parallel_degree=2)
     assert "Leave the degrees out" in fitting and "smaller" not in fitting
 
 
+def test_one_process_is_not_several() -> None:
+    text = refused(10**11, expert_parallel_degree=4)
+    assert text.startswith("expert_parallel_degree: 4 asks for 4 devices, and this run is one process.")
+    require_devices(lambda: {"weights": 10**9}, lambda: 0, 4, **{**ONE, "expert_parallel_degree": 4})
+
+
 def test_a_run_too_large_for_one_device_is_refused() -> None:
     text = refused(10**10)
-    assert text.startswith("On one device this run holds 18 GB") and "freeze" in text
+    assert text.startswith("On one device this run holds 18 GB") and "freeze" in text and "search" in text
 
 
 @pytest.mark.parametrize("degree", [-1, 0, 1])
@@ -84,3 +92,13 @@ def test_a_session_refuses_before_it_downloads() -> None:
 
 def test_memory_of_this_machine() -> None:
     assert 0 < free_memory("cpu") < 2**50
+
+
+def test_processes_with_other_configurations_are_told_apart() -> None:
+    one = config_from_dict({"model_name_or_path": "starter", "train_dataset_path": "a", "seed": 1}).config
+    two = config_from_dict({"model_name_or_path": "starter", "train_dataset_path": "a", "seed": 2}).config
+    assert run_identity(one.values()) == run_identity(one.values())
+    differing = {
+        key for key, value in run_identity(one.values()).items() if run_identity(two.values())[key] != value
+    }
+    assert differing == {"configuration"}

@@ -2,14 +2,17 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from erniekit.config.load import config_from_dict
+from erniekit.errors import UnsupportedError
+from erniekit.parallel.comm import Group
 from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import run_erniekit, write_pairs, write_run
-from erniekit.train.preference import how_asked, settings_of, words_for_start_screen
+from erniekit.train.preference import how_asked, require_whole, settings_of, words_for_start_screen
 from tests.train.test_trainer_resume import contents, start, wait_for
 
 LN2 = float(np.float32(math.log(2.0)))
@@ -165,3 +168,16 @@ def test_the_start_screen_says_where_dpo_is_not_as_published():
     words = words_for_start_screen(averaged, adapted=False)
     assert "no reference" in words and "normalize" not in words
     assert "without its adapter" in words_for_start_screen(plain, adapted=True)
+
+
+def test_a_reference_that_moves_wants_the_whole_model():
+    def spread(split=(), experts=(), ranks=(0,)):
+        mesh = SimpleNamespace(sharding=Group(ranks, 0))
+        return SimpleNamespace(split=frozenset(split), experts=frozenset(experts), mesh=mesh)
+
+    for sharding, whole in (("stage3", None), ("stage3", spread()), ("stage2", spread(ranks=(0, 1)))):
+        require_whole(sharding, whole)
+    parts = (("", spread(split=("w",))), ("", spread(experts=("w",))), ("stage3", spread(ranks=(0, 1))))
+    for sharding, part in parts:
+        with pytest.raises(UnsupportedError, match="ref_model_update_steps is not built"):
+            require_whole(sharding, part)

@@ -1,11 +1,20 @@
 """Figures of routers from records made by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from erniekit.train.router_stats import RouterCount, collapse_warning, line, load_entropy, summary, table
+from erniekit.train.router_stats import (
+    RouterCount,
+    collapse_warning,
+    line,
+    load_entropy,
+    loads_of_processes,
+    summary,
+    table,
+)
 
 
 def count(chosen, num_experts=4, scores=None, dropped=None, bias=None, layer=2, modality=0):
@@ -17,9 +26,33 @@ def count(chosen, num_experts=4, scores=None, dropped=None, bias=None, layer=2, 
         chosen,
         np.array(scores, np.float32),
         np.zeros(num_experts, np.float32) if bias is None else np.array(bias, np.float32),
-        dropped_Nk=None if dropped is None else np.array(dropped),
+        dropped_Nk=None if dropped is None else np.array(dropped, bool),
     )
     return made
+
+
+def test_counts_of_several_processes_are_those_of_all_tokens():
+    chosen, random = np.array([[0, 1], [0, 2], [3, 1], [2, 1]]), np.random.default_rng(0)
+    scores = random.random([4, 4])
+    whole = count(chosen, scores=scores, dropped=[[0, 1], [0, 0], [0, 0], [1, 0]])
+    first = count(chosen[:1], scores=scores[:1], dropped=[[0, 1]])
+    first.take_in(count(chosen[1:], scores=scores[1:], dropped=[[0, 0], [0, 0], [1, 0]]))
+    assert first.figures().token_entropy == pytest.approx(whole.figures().token_entropy)
+    assert replace(first.figures(), token_entropy=0.0) == replace(whole.figures(), token_entropy=0.0)
+
+
+def test_processes_compute_the_rows_of_their_experts():
+    first = count([[0, 1], [0, 2], [3, 1]])
+    second = count([[1, 0], [1, 3]], layer=3)
+    vision = count([[5, 0], [4, 5]], num_experts=6, modality=1)
+    figures = [each.figures() for each in (first, second, vision)]
+    # Text: experts 0 and 1 have 4 + 3 rows, 2 and 3 have 2 + 1; vision: 0 to 2 have 1, 3 to 5 have 3.
+    assert loads_of_processes(figures, 2) == {"text": [7, 3], "vision": [1, 3]}
+    row = summary(figures, 2)
+    assert (row["expert_processes_text"], row["expert_processes_vision"]) == ([7, 3], [1, 3])
+    assert "expert_processes_text" not in summary(figures)
+    assert line(figures, 2).endswith("; of 2 processes 1.40 (text), 1.50 (vision)")
+    assert line(figures) == line(figures, 2).partition("; of 2")[0]
 
 
 def test_by_hand():

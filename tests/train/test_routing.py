@@ -23,6 +23,7 @@ from erniekit.train.step_loss import StepLoss
 OBJECTIVE = build_objective("SFT", loss_subbatch_seqlen=64, use_sparse_head_and_loss_fn=True)
 WEIGHTS = {
     "moe_aux_loss_lambda": 0.0,
+    "global_aux_loss": False,
     "moe_z_loss_lambda": 0.0,
     "moe_orthogonal_loss_lambda": 0.0,
     "use_ortho_loss_callback": False,
@@ -339,3 +340,18 @@ def test_multi_token_blocks_have_their_loss(dtype):
     assert 4 < values["mtp_loss"] < 50
     gradient = gradients.of(dict(model.named_parameters())["model.mtp_linear_proj.0.weight"])
     assert gradient is not None and bool(gradient.abs().sum() > 0)
+
+
+def test_a_router_that_had_tokens_elsewhere_alone_is_balanced_here_too():
+    model = build()
+    companion = watch(model, moe_use_aux_free=True)
+    # Elsewhere the second router had tokens, and more for later experts.
+    companion.total = lambda counts: counts + paddle.arange(len(counts)).astype(counts.dtype)
+    companion.begin_step(1)
+    companion.after_update()
+    held = dict(model.named_parameters())
+    first, second = (
+        held[f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias"].numpy() for layer in (1, 2)
+    )
+    assert not first.any()
+    np.testing.assert_allclose(second, [[0.25, 0.25, -0.25, -0.25]])

@@ -1,10 +1,12 @@
+import json
 import os
 
 import pytest
 import yaml
 
+from erniekit.checkpoint.store import Checkpoint
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.train.run import choose_work, open_run, plan_steps
+from erniekit.train.run import choose_work, open_run, plan_steps, require_same_rows
 
 SETTINGS = {"learning_rate": 0.1, "freeze": [], "seed": 1}
 
@@ -52,6 +54,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(CheckpointError, match="cannot be written"):
             start(tmp_path / "locked")
+
+
+def test_a_step_of_as_many_sequences_however_they_are_split(tmp_path):
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"loader": {"rows_per_step": 8}}))
+    start_from = Checkpoint(3, tmp_path)
+    require_same_rows(start_from, 8, 2, 4)
+    with pytest.raises(ConfigError, match="with 8 sequences in a step, and now a step would have 4"):
+        require_same_rows(start_from, 4, 1, 2)
+    with pytest.raises(
+        ConfigError, match=r"\(2\) .* times 1 processes .* gradient_accumulation_steps: 4 to go"
+    ):
+        require_same_rows(start_from, 4, 1, 2)
+    with pytest.raises(ConfigError, match="Write other numbers"):
+        require_same_rows(start_from, 12, 2, 3)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"loader": {}}))
+    require_same_rows(start_from, 4, 1, 2)  # of before this was written down
 
 
 def test_steps():

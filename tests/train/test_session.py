@@ -217,3 +217,4 @@ def test_which_keys_decide_a_result(finished):
     keys = set(deciding_settings(config))
     assert {"learning_rate", "seed", "max_seq_len", "train_dataset_path", "max_steps"} <= keys
     assert not {"logging_steps", "output_dir", "dataloader_num_workers", "temperature", "save_steps"} & keys
+    assert "gradient_accumulation_steps" not in keys  # the sequences of a step do, and a checkpoint has them

@@ -113,3 +113,39 @@ def test_a_step_begins_anew():
     first, _ = run(step_loss)
     second, _ = run(step_loss)
     assert first == second
+
+
+def test_a_micro_batch_without_effect_has_a_gradient_of_zero_and_is_not_told():
+    rider = Rider(0.5)
+    step_loss = StepLoss(objective, [rider], 1, multi_token_pred_lambda=0.3)
+    model = weight()
+    step_loss.begin(BATCHES)
+    step_loss.without_effect(model, BATCHES[0]).backward()
+    assert float(model.grad) == 0.0 and rider.seen == ["begin"]
+    with pytest.raises(KeyError):
+        step_loss.values()
+
+
+def test_of_a_part_only_companions_count():
+    """Two stages: one has a rider and no objective, the other the objective; their sums are the step's."""
+    rider, whole_rider = Rider(0.5), Rider(0.5)
+    part, last, whole = StepLoss(objective, [rider]), StepLoss(objective), StepLoss(objective, [whole_rider])
+    model = weight()
+    part.begin(BATCHES)
+    last.begin(BATCHES)
+    for batch in BATCHES:
+        output, loss = part.of_part(model, batch, lambda: "sent")
+        assert output == "sent" and float(loss) == 0.5 * 4 / 2
+        loss.backward()
+        last(model, batch).backward()
+    assert rider.seen == ["begin", *["before", "after"] * 2]
+    gradient = float(model.grad)
+    expected, whole_gradient = run(whole)
+    assert gradient == pytest.approx(whole_gradient)
+
+    def total(sums):
+        other = {name: sum(map(float, shares)) for name, shares in last._shares.items()}
+        return {name: sums.get(name, 0.0) + other.get(name, 0.0) for name in {**sums, **other}}
+
+    assert part.values(total) == pytest.approx(expected)
+    assert StepLoss(objective).of_part(model, BATCHES[0], lambda: 3) == (3, None)

@@ -16,7 +16,8 @@ and the shared last norm and head make of h' the logits of the token at t + d + 
     B batch, T positions, H hidden size, N rows of hidden states, V vocabulary
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -135,10 +136,21 @@ class Ernie45(nn.Layer):
         self.initialise_weights(added)
         return sorted(added)
 
-    def initialise_weights(self, only: Collection[str] | None = None) -> None:
+    def initialise_weights(
+        self,
+        only: Collection[str] | None = None,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        placements: Mapping[str, Any] | None = None,
+    ) -> None:
         """Fresh weights, drawn from Paddle's generator (seed it first): all initialisation is here.
 
-        `only` are the names of the parameters that get them; all without.
+        Where processes share the model, each draws the whole one, a matrix at a time, and keeps its part.
+
+        Args:
+            only: names of the parameters that get them; all without.
+            shapes: of all parameters of the whole model, in its order.
+            placements: what is here of each (`parallel/placement.py`).
 
         | parameter                     | value                                    |
         |-------------------------------|------------------------------------------|
@@ -146,20 +158,33 @@ class Ernie45(nn.Layer):
         | norms                         | 1                                        |
         | biases, correction of routers | 0                                        |
         """
-        std = self.config.initial_std()
-        for name, parameter in self.named_parameters():
-            if only is not None and name not in only:
+        std, own = self.config.initial_std(), dict(self.named_parameters())
+        for name, shape in (shapes or {name: tuple(p.shape) for name, p in own.items()}).items():
+            if (only is not None and name not in only) or len(shape) < 2:
                 continue
-            if len(parameter.shape) >= 2 and not name.endswith("e_score_correction_bias"):
-                drawn = paddle.normal(0.0, std, parameter.shape)
-                parameter.set_value(drawn.astype(parameter.dtype))
+            if name.endswith("e_score_correction_bias"):
+                continue
+            *experts, rows, columns = shape
+            matrices = (paddle.normal(0.0, std, [rows, columns]) for _ in range(*(experts or [1])))
+            if name not in own:
+                for _ in matrices:  # drawn all the same: the next ones follow
+                    pass
+                continue
+            parameter = own[name]
+            if placements is None:
+                drawn = paddle.stack([matrix.astype(parameter.dtype) for matrix in matrices])
+                parameter.set_value(drawn.reshape(parameter.shape))
+                continue
+            arrays = (matrix.numpy() for matrix in matrices)
+            held = placements[name]
+            part = held.take_matrices(arrays) if experts else held.take(next(arrays))
+            parameter.set_value(paddle.to_tensor(part).astype(parameter.dtype))
 
 
 class _Decoder(nn.Layer):
     def __init__(self, config: Ernie45Config, *, dtype: str) -> None:
         super().__init__()
         self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
-        self.num_turned_heads = config.num_attention_heads + config.num_key_value_heads
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.LayerList(
             [_Block(config, layer, dtype=dtype) for layer in range(config.num_hidden_layers)]
@@ -196,7 +221,9 @@ class _Decoder(nn.Layer):
         num_past = cache.length if cache is not None else 0
         running = backend.current_backend()
         visible = visibility(attend_from_BT, num_past=num_past, backend=running)
-        copies = 1 if running == "native" and cache is None else self.num_turned_heads
+        attention = next(iter(self.layers)).self_attn
+        num_turned = attention.num_heads + attention.num_kv_heads
+        copies = 1 if running == "native" and cache is None else num_turned
         turns = rotations(position_ids_BT, self.head_dim, self.rope_theta, num_heads=copies)
         stream, delta = self.embed_tokens(input_ids_BT), None
         for index, block in enumerate(self.layers):

@@ -43,8 +43,11 @@ GATED = {
 }
 # Matrices that stay fp32 whatever the type of the model, and are the same everywhere.
 ROUTERS = ("mlp.gate.weight", "mlp.gate.weight_1", "mlp.moe_statics.e_score_correction_bias")
+# What no gradient changes.
+UNTRAINED = ("mlp.moe_statics.e_score_correction_bias",)
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
+FINAL_NORM = "model.norm"
 BLOCKS = "model.layers"
 # Multi-token prediction: blocks, and what joins the hidden state and the next token's embedding before them.
 AHEAD_BLOCKS = "model.mtp_block"

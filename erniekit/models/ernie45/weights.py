@@ -214,15 +214,43 @@ def matrix_names(
 
 def save_layout(items: Iterable[Item], layout: str, config: Ernie45Config) -> Iterator[Item]:
     """Tensors in memory layout as they are stored in files of a layout, one by one."""
+    targets = stored_by_parameter(config, layout)
+    for name, dtype, array in items:
+        for stored, _, part in parts_in_files((0,) * array.ndim, array, targets[name]):
+            yield stored, dtype, np.ascontiguousarray(part)
+        del array
+
+
+def stored_by_parameter(config: Ernie45Config, layout: str) -> dict[str, list[Stored]]:
+    """The tensors of a layout's files that each parameter becomes."""
     targets: dict[str, list[Stored]] = {}
     for target in stored_tensors(config, layout):
         targets.setdefault(target.parameter, []).append(target)
-    for name, dtype, array in items:
-        for target in targets[name]:
-            matrix = array if target.expert is None else array[target.expert]
-            part = matrix[..., target.start : target.stop]
-            yield target.name, dtype, np.ascontiguousarray(part.T if target.turned else part)
-        del array
+    return targets
+
+
+def parts_in_files(
+    start: tuple[int, ...], array: np.ndarray, targets: Iterable[Stored]
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """Where a block of a parameter in memory lies in the files: name, start there, and its bits.
+
+    Args:
+        start: the block's first number in the whole parameter.
+        targets: the stored tensors of the parameter, of one layout.
+    """
+    for target in targets:
+        block, begin = array, start
+        if target.expert is not None:
+            expert = target.expert - start[0]
+            if not 0 <= expert < array.shape[0]:
+                continue
+            block, begin = array[expert], start[1:]
+        first, last = max(target.start, begin[-1]), min(target.stop, begin[-1] + array.shape[-1])
+        if first >= last:
+            continue
+        block = block[..., first - begin[-1] : last - begin[-1]]
+        place = (*begin[:-1], first - target.start)
+        yield target.name, place[::-1] if target.turned else place, block.T if target.turned else block
 
 
 def layout_specs(config: Ernie45Config, layout: str, dtypes: Mapping[str, str]) -> list[Spec]:

@@ -5,6 +5,7 @@ dW_e = x_e^T g_e, in fp32 and added to the main gradient of the stacked weight.
 """
 
 from ctypes import c_float, c_int, c_long, c_void_p
+from functools import partial
 from typing import Any
 
 import paddle
@@ -55,16 +56,16 @@ def grouped_product(
 
 
 def grouped_weight_gradient(
-    weight: paddle.Tensor, x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: paddle.Tensor
-) -> paddle.Tensor | None:
-    """x_e^T g_e of every group, into the main gradient; returns what a backward pass returns."""
+    x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: paddle.Tensor, weight: paddle.Tensor
+) -> paddle.Tensor:
+    """Add x_e^T g_e of every group to the main gradient of a weight; returns it."""
     written, factor = gradients.target(weight)
     signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_float)
     library.load().declare("ek_grouped_gemm_gradient", *signature)(
         *(TYPES[x_MI.dtype], weight.shape[0], offsets.data_ptr(), x_MI.shape[1], grad_MO.shape[1]),
         *(x_MI.data_ptr(), grad_MO.data_ptr(), written.data_ptr(), factor),
     )
-    return gradients.hand_over(weight, written)
+    return written
 
 
 class _GroupedLinear(PyLayer):
@@ -85,7 +86,10 @@ class _GroupedLinear(PyLayer):
         if ctx.wanted[1]:
             x_MI = contiguous(remake.restore(ctx.kept))
             ctx.kept = None
-            grad_weight = grouped_weight_gradient(weight, x_MI, grad_MO, offsets)
+            grad_weight = gradients.contribute(
+                weight, partial(grouped_weight_gradient, x_MI, grad_MO, offsets)
+            )
+            del x_MI
         if ctx.wanted[0]:
             grad_x = grouped_product(grad_MO, weight, offsets, transposed=True)
         return grad_x, grad_weight

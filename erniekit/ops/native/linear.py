@@ -5,6 +5,7 @@ gradient), db = the sum of g over rows. Of the input only what `remake.keep` say
 """
 
 from ctypes import c_float, c_int, c_long, c_void_p
+from functools import partial
 from typing import Any
 
 import paddle
@@ -58,10 +59,8 @@ class _Linear(PyLayer):
         if to_weight:
             x_MK = _rows(remake.restore(ctx.kept))
             ctx.kept = None
-            written, factor = gradients.target(weight)
-            matmul_into(written, x_MK, grad_MN, transpose_a=True, add=factor != 0.0)
+            results[1] = gradients.contribute(weight, partial(matrix_weight_gradient, x_MK, grad_MN))
             del x_MK
-            results[1] = gradients.hand_over(weight, written)
         if to_x:
             grad_x = empty(ctx.shape, dtype=grad.dtype)
             matmul_into(grad_x.reshape([-1, ctx.shape[-1]]), grad_MN, contiguous(weight), transpose_b=True)
@@ -69,6 +68,15 @@ class _Linear(PyLayer):
         if bias is not None:
             results.append(_bias_gradient(bias, grad_MN) if to_bias else None)
         return tuple(results)
+
+
+def matrix_weight_gradient(
+    x_MK: paddle.Tensor, grad_MN: paddle.Tensor, weight: paddle.Tensor
+) -> paddle.Tensor:
+    """Add x^T g to the main gradient of a weight; returns it."""
+    written, factor = gradients.target(weight)
+    matmul_into(written, x_MK, grad_MN, transpose_a=True, add=factor != 0.0)
+    return written
 
 
 def _bias_gradient(bias: paddle.Tensor, grad_MN: paddle.Tensor) -> paddle.Tensor | None:

@@ -1,9 +1,12 @@
 """Products without a graph on the native kernels."""
 
+from functools import partial
+
 import paddle
 
 from erniekit.ops import gradients
 from erniekit.ops.native.grouped_linear import grouped_product, grouped_weight_gradient
+from erniekit.ops.native.linear import matrix_weight_gradient
 from erniekit.ops.native.matmul import contiguous, matmul_into, takes
 from erniekit.ops.native.memory import empty
 from erniekit.ops.products import product_reference, weight_gradient_reference
@@ -37,8 +40,9 @@ def weight_gradient_native(
     """As `weight_gradient_reference`, which also serves mixed types."""
     if not takes(x_MK, grad_MN):
         return weight_gradient_reference(parameter, x_MK, grad_MN, offsets=offsets)
+    x_MK, grad_MN = contiguous(x_MK), contiguous(grad_MN)
     if offsets is not None:
-        return grouped_weight_gradient(parameter, contiguous(x_MK), contiguous(grad_MN), offsets)
-    written, factor = gradients.target(parameter)
-    matmul_into(written, contiguous(x_MK), contiguous(grad_MN), transpose_a=True, add=factor != 0.0)
-    return gradients.hand_over(parameter, written)
+        give = partial(grouped_weight_gradient, x_MK, grad_MN, offsets)
+    else:
+        give = partial(matrix_weight_gradient, x_MK, grad_MN)
+    return gradients.contribute(parameter, give)

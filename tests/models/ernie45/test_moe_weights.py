@@ -16,7 +16,9 @@ from erniekit.models.ernie45.weights import (
     layout_specs,
     load_weights,
     open_weights,
+    parts_in_files,
     save_layout,
+    stored_by_parameter,
 )
 
 V, H, INNER, WIDTH, VISION_WIDTH, E, D = 50, 12, 20, 10, 6, 3, 8
@@ -251,3 +253,24 @@ def test_blocks_ahead_that_the_configuration_does_not_name_are_left_out(tmp_path
     of = config(num_nextn_predict_layers=0)
     opened = open_weights(store(tmp_path, hf_tensors(config())), of)
     assert not any("mtp" in parameter for parameter in opened.sources)
+
+
+@pytest.mark.parametrize("layout", ["hf", "paddle"])
+def test_blocks_of_parameters_lie_where_the_whole_ones_do(layout: str) -> None:
+    of = config(2, use_bias=True)
+    rng = np.random.default_rng(0)
+    memory = {name: rng.normal(size=shape) for name, shape in memory_shapes(of).items()}
+    written = {
+        name: array for name, _, array in save_layout(((n, "F64", a) for n, a in memory.items()), layout, of)
+    }
+    again = {name: np.zeros_like(array) for name, array in written.items()}
+    targets = stored_by_parameter(of, layout)
+    for name, array in memory.items():
+        cuts = [sorted({0, size, *rng.integers(0, size + 1, 2).tolist()}) for size in array.shape]
+        for corners in itertools.product(*(itertools.pairwise(cut) for cut in cuts)):
+            block = array[tuple(slice(*corner) for corner in corners)]
+            for stored, start, part in parts_in_files(tuple(c[0] for c in corners), block, targets[name]):
+                window = tuple(slice(s, s + n) for s, n in zip(start, part.shape, strict=True))
+                assert not again[stored][window].any(), f"{stored} twice"
+                again[stored][window] = part
+    assert all((written[name] == again[name]).all() for name in written)

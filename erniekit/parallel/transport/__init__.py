@@ -1,0 +1,1 @@
+"""How bytes go from process to process; `parallel/comm.py` is the one user."""

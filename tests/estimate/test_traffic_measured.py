@@ -1,0 +1,180 @@
+"""Bytes that processes send in a step of a run, as they count them, against the prediction: equal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.config.load import load_config
+from erniekit.estimate.asked import asked_model, asked_pipelining, asked_spread, asked_workload
+from erniekit.estimate.machines import MACHINES
+from erniekit.estimate.parallel import Estimate
+from erniekit.estimate.plans import make_plan
+from erniekit.estimate.traffic import compared
+from erniekit.testing.distributed import run_distributed
+from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
+from erniekit.testing.tiny_run import write_run
+from erniekit.train.devices import known_numbers
+
+HERE = "tests.estimate.test_traffic_measured"
+ROWS, COLUMNS = 2, 64
+KEYS = {
+    **{"kernels": "paddle", "compute_type": "fp32", "max_steps": 2, "evaluation_strategy": "no"},
+    **{"save_steps": 2, "gradient_accumulation_steps": 4, "pad_to_max_seqlen": True, "max_seq_len": COLUMNS},
+}
+MODELS = {
+    "dense": lambda: tiny_config(num_hidden_layers=4),
+    "untied": lambda: tiny_config(tie_word_embeddings=False, use_bias=True),
+    "experts": tiny_moe_config,
+    "alone": lambda: tiny_moe_config(moe_num_shared_experts=0, tie_word_embeddings=False),
+    "ahead": lambda: tiny_moe_config(num_nextn_predict_layers=1),
+}
+TP2, PP2 = {"tensor_parallel_degree": 2}, {"pipeline_parallel_degree": 2}
+SP2, CP2 = {**TP2, "sequence_parallel": True}, {"context_parallel_degree": 2}
+EP2, MP2 = {"moe_group": "dp", "expert_parallel_degree": 2}, {**TP2, "moe_group": "mp"}
+AGAIN = {"recompute": True, "recompute_granularity": "full"}
+LORA = {"fine_tuning": "LoRA", "lora_rank": 3}
+BALANCED = {"moe_use_aux_free": True, "moe_use_aux_free_update_coef": 0.02, "moe_z_loss_lambda": 0.1}
+# Name -> model, keys. The first word is the model's.
+TWO: dict[str, dict[str, Any]] = {
+    "dense dp2": {},
+    "dense sharding1": {"sharding": "stage1"},
+    "dense sharding2": {"sharding": "stage2"},
+    "untied sharding3": {"sharding": "stage3"},
+    "experts sharding3 recompute": {"sharding": "stage3", **AGAIN},
+    "experts sharding1 ep2": {"sharding": "stage1", **EP2},
+    "dense tp2": TP2,
+    "untied tp2": TP2,
+    "untied tp2 sp": SP2,
+    "dense tp2 recompute": {**TP2, **AGAIN},
+    "dense tp2 sp recompute loss": {**SP2, **AGAIN, "use_recompute_loss_fn": True},
+    "dense cp2 core_attn": {**CP2, "recompute": True, "recompute_granularity": "core_attn"},
+    "untied cp2": CP2,
+    "dense pp2": PP2,
+    "untied pp2 zero_bubble": {**PP2, "pipeline_schedule": "zero_bubble"},
+    "dense pp2 interleaved": {**PP2, "virtual_pp_degree": 2},
+    "dense lora tp2": {**TP2, **LORA},
+    "untied lora tp2 sp": {**SP2, **LORA},
+    "dense lora dp2": LORA,
+    "dense lora sharding3": {**LORA, "sharding": "stage3"},
+    "experts dp2": BALANCED,
+    "experts tp2": TP2,
+    "alone tp2": TP2,
+    "experts ep2": {**EP2, **BALANCED},
+    "experts ep2 recompute": {**EP2, **AGAIN},
+    "experts mp2": MP2,
+    "experts mp2 sp": {**MP2, "sequence_parallel": True},
+    "alone mp2 sp": {**MP2, "sequence_parallel": True},
+    "experts cp2": {**CP2, **BALANCED},
+    "experts pp2": {**PP2, **BALANCED},
+    "ahead tp2": TP2,
+    "ahead pp2": PP2,
+}
+FOUR: dict[str, dict[str, Any]] = {
+    "dense dp2 tp2 sp": SP2,
+    "experts dp2 sharding2": {"sharding": "stage2", "sharding_parallel_degree": 2},
+    "dense sharding2 tp2 sp": {"sharding": "stage2", **SP2},
+    "experts sharding2 pp2": {"sharding": "stage1", **PP2},
+    "dense cp2 tp2": {**CP2, **TP2},
+    "dense pp2 tp2": {**PP2, **TP2},
+    "dense pp4": {"pipeline_parallel_degree": 4},
+    "experts ep4": {**EP2, "expert_parallel_degree": 4},
+    "experts dp2 ep2": EP2,
+    "experts ep2 tp2": {**EP2, **TP2},
+    "experts pp2 ep2": {**PP2, **EP2},
+    "experts dp2 mp2 sp": {**MP2, "sequence_parallel": True},
+}
+
+
+def run_all(paths: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What each process does: one run after the other; what it sent in the first step, and of what."""
+    from erniekit.parallel import comm
+    from erniekit.parallel.expert import ExpertDispatcher
+    from erniekit.train.session import train_session
+    from erniekit.train.trainer import Trainer
+
+    world = comm.open_world()
+    comm.open_world = lambda **_: world
+    steps: list[dict[str, Any]] = []
+    one_step, compute, dispatch = Trainer._one_step, Trainer._forward_backward, ExpertDispatcher.dispatch
+
+    def counted_step(self: Any) -> bool:
+        comm.take_traffic()
+        steps.append({"labelled": 0, "rows": 0, "away": 0})
+        stopped = one_step(self)
+        steps[-1]["sent"] = comm.take_traffic()
+        return stopped
+
+    def looked_at(self: Any, batches: list[Any], step: int) -> float:
+        context = self.team.spread.mesh.context
+        for turn in self.team.turns_of_step(batches):
+            assert turn.batch.input_ids.shape == (ROWS, COLUMNS)
+            own = COLUMNS // context.size
+            labels = turn.batch.labels[:, context.rank * own : (context.rank + 1) * own]
+            steps[-1]["labelled"] += int((labels != -100).sum())
+        return compute(self, batches, step)
+
+    def counted_rows(self: Any, x_NH: Any, routing: Any, num_experts: int) -> Any:
+        own = num_experts // self.group.size
+        holders = routing.chosen_Nk.numpy() // own
+        counts = comm.gather_objects([int((holders == r).sum()) for r in range(self.group.size)], self.group)
+        here = self.group.rank
+        leave = sum(counts[here]) - counts[here][here]
+        come = sum(other[here] for other in counts) - counts[here][here]
+        steps[-1]["rows"] += 2 * sum(counts[here])
+        steps[-1]["away"] += leave + come
+        return dispatch(self, x_NH, routing, num_experts)
+
+    for owner, name, replaced in (
+        (Trainer, "_one_step", counted_step),
+        (Trainer, "_forward_backward", looked_at),
+        (ExpertDispatcher, "dispatch", counted_rows),
+    ):
+        setattr(owner, name, replaced)
+    found = {}
+    for name, path in paths.items():
+        steps.clear()
+        assert train_session(load_config(path, [], verb="train")) == 0
+        found[name] = steps[0]
+    return found
+
+
+def predicted(path: str, nproc: int, measured: dict[str, Any]) -> Estimate:
+    """The plan of a run whose tokens, labels and rows of experts are those that were measured."""
+    config = load_config(path, [], verb="train").config
+    model = asked_model(config, known_numbers(config.model.model_name_or_path))
+    spread, machine = asked_spread(config, model.numbers, nproc), MACHINES["cpu"]
+    workload = asked_workload(config, model.numbers, machine)
+    positions = ROWS * COLUMNS * workload.micro_batches / spread.context
+    known = {
+        "labelled_share": measured["labelled"] / positions,
+        "away": measured["away"] / measured["rows"] if measured["rows"] else None,
+    }
+    workload = asked_workload(config, model.numbers, machine, **known)
+    return make_plan(model, spread, workload, machine, asked_pipelining(config))
+
+
+def check(folder: Path, plans: dict[str, dict[str, Any]], nproc: int) -> None:
+    paths = {
+        name: str(write_run(folder / name.replace(" ", "-"), MODELS[name.split()[0]](), **{**KEYS, **keys}))
+        for name, keys in plans.items()
+    }
+    found = run_distributed(f"{HERE}:run_all", nproc, paths, timeout=500)
+    wrong = {}
+    for name, path in paths.items():
+        for rank, measured in enumerate(each[name] for each in found):
+            plan = predicted(path, nproc, measured)
+            place = rank // (nproc // plan.spread.pipeline)
+            both = compared(measured["sent"], plan.ranks[place].sent)
+            assert both, name
+            if any(sent != pytest.approx(expected, abs=0.5) for sent, expected in both.values()):
+                wrong[name, rank] = both, measured["sent"]
+    assert not wrong, "\n".join(f"{name}: {both}" for name, both in wrong.items())
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    check(tmp_path, TWO, 2)
+
+
+def test_four_processes(tmp_path: Path) -> None:
+    check(tmp_path, FOUR, 4)
