@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "decode": ("decode.py", (), False),
     "convergence": ("convergence.py", (), False),
     "overhead": ("overhead.py", (), False),
+    "parallel": ("parallel.py", (), False),
     "profile_native": ("step_profile.py", ("--kernels", "native", "--mode", "bf16"), False),
     "profile_paddle": ("step_profile.py", ("--kernels", "paddle", "--mode", "fp32", "--steps", "1"), False),
 }

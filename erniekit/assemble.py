@@ -1,8 +1,8 @@
 """The one place where configuration meets a model.
 
-Order, fixed: build -> load, quantising weights that stay frozen -> adapt -> distribute -> recompute ->
-shard. Each stage logs what it touched. Distribution and sharding join in this order when their rooms
-are built.
+Order, fixed: build -> load, quantising weights that stay frozen -> adapt -> recompute. Over several
+processes a model is distributed before it has weights: build -> adapt -> distribute -> load, quantising ->
+recompute -> shard; so no process holds more than its part. Each stage logs what it touched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -131,6 +131,9 @@ def build_model(
     folder: Path,
     adaptation: Adaptation | None = None,
     mesh: "Mesh | None" = None,
+    stages: Sequence[tuple[int, int]] = (),
+    places: Sequence[Sequence[int]] = (),
+    in_ranges: bool = False,
     *,
     continue_training: bool,
     compute_type: str,
@@ -140,8 +143,6 @@ def build_model(
     freeze: Sequence[str],
     sequence_parallel: bool = False,
     num_nextn_predict_layers: int | None = None,
-    stages: Sequence[tuple[int, int]] = (),
-    places: Sequence[Sequence[int]] = (),
 ) -> Assembled:
     """Build the model of `folder` for training.
 
@@ -150,8 +151,9 @@ def build_model(
             the weights are initialised at random.
         adaptation: the adapter, when `fine_tuning` asks for one.
         mesh: the processes that the model is spread over, where there are several.
-        num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
         stages, places: of a pipeline, see `parallel.distribute`.
+        num_nextn_predict_layers: blocks of multi-token prediction; None keeps those of the folder.
+        in_ranges: keep only a range of every parameter that is read, for `parallel.sharding` in stage 3.
 
     Raises:
         CheckpointError: the folder or its tensors do not fit.
@@ -174,6 +176,7 @@ def build_model(
             load=continue_training,
             compute_type=compute_type,
             num_ahead=num_nextn_predict_layers,
+            in_ranges=in_ranges,
             **cut,
         )
     else:
@@ -214,7 +217,6 @@ def load_for_inference(
     if is_adapter(folder):
         adapters, folder = (folder, *adapters), base_folder(folder)
     if mesh is not None:
-        assert not adapters, "adapters over several processes are trained"
         built = _spread_out(folder, mesh, compute_type=compute_type, sequence_parallel=sequence_parallel)
     else:
         built = _build(folder, compute_type=compute_type, load=True, adapted=bool(adapters), scheme=scheme)
@@ -447,6 +449,7 @@ def _spread_out(
     compute_type: str,
     load: bool = True,
     num_ahead: int | None = None,
+    in_ranges: bool = False,
     **cut: Any,
 ) -> Assembled:
     """The model over several processes; each has memory for what it holds, and none for the rest."""
@@ -455,6 +458,7 @@ def _spread_out(
     from erniekit.parallel import comm
     from erniekit.parallel.distribute import distribute
     from erniekit.parallel.placement import placed_items
+    from erniekit.parallel.sharding import keep_ranges
     from erniekit.quant import weight_only
 
     compute_dtype, scheme = number_types(compute_type)
@@ -468,9 +472,14 @@ def _spread_out(
     with paddle.LazyGuard():
         model = family.build(config, dtype=compute_dtype)
     applied = None if layer is None else _attach(model, config, layer, adaptation)
+    shapes = family.weights.memory_shapes
     waiting = weight_only.chosen_weights(model, family.plan.ROLES, scheme) if scheme else {}
-    spread = distribute(model, family.plan, mesh, waiting=waiting.keys(), **cut)
-    held, shapes = spread.placements, family.weights.memory_shapes
+    # Adapters that begin with the weights they are on need them whole.
+    in_ranges = in_ranges and load and not scheme and applied is None
+    spread = distribute(
+        model, family.plan, mesh, waiting=shapes(stored) if in_ranges else waiting.keys(), **cut
+    )
+    held = spread.placements
     fingerprint = None
     if load:
         items, taken = family.weights.load_weights(folder, stored), Fingerprint()
@@ -482,7 +491,10 @@ def _spread_out(
                 dtype=PADDLE_TYPES[compute_dtype],
                 placements=held,
             )
-        load_weights(model, placed_items(items, held), those=shapes(stored))
+        items = placed_items(items, held)
+        if in_ranges:
+            items = keep_ranges(items, model, family.plan, spread)
+        load_weights(model, items, those=shapes(stored))
         if applied is not None:
             fingerprint = comm.broadcast_object(taken.text(), mesh.world)
     else:
@@ -495,11 +507,7 @@ def _spread_out(
             for adapted in applied.layers.values():
                 adapted.draw()
         applied.spread(held)
-    return Assembled(
-        *(model, config, compute_dtype, 0, 0, applied, fingerprint),
-        scheme=scheme,
-        spread=spread,
-    )
+    return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread)
 
 
 def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
@@ -533,17 +541,15 @@ def _tell_quantised(model: Any, scheme: str) -> None:
 
 def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:
     """Refuse weights that cannot lie in this machine's memory, before any of it is taken."""
-    import paddle
-
     from erniekit.estimate.hardware import available_memory
     from erniekit.estimate.state import gigabytes, model_bytes
+    from erniekit.ops.backend import on_cpu
 
     needed = model_bytes(config, compute_type=compute_dtype, scheme=scheme)
-    if paddle.device.get_device() == "cpu" and needed > (free := available_memory()):
+    if on_cpu() and needed > (free := available_memory()):
         raise UnsupportedError(
             f"{folder}: the weights of {config.num_parameters():,} parameters in {scheme or compute_dtype} "
-            f"need {gigabytes(needed)} of memory, and {gigabytes(free)} are free here; spreading a model "
-            "over several devices is not built yet"
+            f"need {gigabytes(needed)} of memory, and {gigabytes(free)} are free here"
         )
 
 
@@ -558,7 +564,8 @@ def _describe(built: Assembled) -> Assembled:
     if built.scheme is not None:
         from erniekit.quant.weight_only import quantised_matrices
 
-        sizes += [(matrix.size, False) for matrix in quantised_matrices(built.model).values()]
+        matrices = quantised_matrices(built.model).items()
+        sizes += [(m.size, False) for name, m in matrices if spread is None or spread.counts(name)]
     found = [sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)]
     if spread is not None:
         from erniekit.parallel import comm

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -9,6 +10,7 @@ from erniekit.checkpoint.files import open_tensors
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.quant.schemes import WHILE_READ
 from erniekit.quant.weight_only import quantised_matrices
+from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from tests.adapters.models import DEFAULTS
 
@@ -212,3 +214,28 @@ def test_blocks_of_prediction_ahead_as_asked(tmp_path, caplog):
         assemble.build_model(folder, assemble.Adaptation(), **lora, num_nextn_predict_layers=2)
     with pytest.raises(UnsupportedError, match="this model is dense"):
         assemble.build_model(write_tiny_checkpoint(tmp_path / "dense"), **FIELDS, num_nextn_predict_layers=1)
+
+
+def counted(folder: str, *, alone: bool = False) -> list[tuple[int, int]]:
+    """Parameters of an adapted model on quantised weights, and those trained, under two plans."""
+    from erniekit.parallel import comm
+    from erniekit.parallel.layout import Layout
+    from erniekit.parallel.mesh import open_mesh
+
+    world = comm.Group() if alone else comm.open_world()
+    found = []
+    for layout in (Layout(data=2), Layout(tensor=2)):
+        built = assemble.build_model(
+            Path(folder),
+            assemble.Adaptation(DEFAULTS),
+            None if alone else open_mesh(layout, world),
+            **{**FIELDS, "compute_type": "wint4", "fine_tuning": "LoRA"},
+        )
+        found.append((built.num_parameters, built.num_trained))
+    return found
+
+
+def test_parameters_of_several_processes_are_counted_once(tmp_path):
+    folder = str(write_tiny_checkpoint(tmp_path / "model"))
+    found = run_distributed("tests.test_assemble:counted", 2, folder, timeout=300)
+    assert found == 2 * [counted(folder, alone=True)]

@@ -16,6 +16,7 @@ RENAMED = {
     "pipeline_model_parallel_size": "pipeline_parallel_degree",
     "sharding_degree": "sharding_parallel_degree",
     "context_parallel_size": "context_parallel_degree",
+    "sep_parallel_degree": "context_parallel_degree",
     "expert_model_parallel_size": "expert_parallel_degree",
     "use_recompute": "recompute",
 }

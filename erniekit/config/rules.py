@@ -29,6 +29,7 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
         found += [*_quantised(config), *_started_from(config)] if verb != "eval" else ()
+        found += [*_stages(config), *_experts(config)] if verb not in ("eval", "plan") else ()
         found += _padding(config, written.get("pad_to_max_seqlen", ""))
     return found
 
@@ -347,6 +348,51 @@ def _compressed(config: Config) -> RuleResult:
     ):
         if given:
             yield key, f"{key}: {given:g} has no form in quant_layout: compressed-tensors; leave it out"
+
+
+def _stages(config: Config) -> RuleResult:
+    """What does not go with a model in stages."""
+    degree = config.parallel.pipeline_parallel_degree
+    if degree <= 1:
+        return
+    where = f"with pipeline_parallel_degree: {degree}"
+    if config.parallel.sharding in ("stage2", "stage3"):
+        yield (
+            "sharding",
+            f"sharding: {config.parallel.sharding} gives gradients or parameters away in every micro-batch, "
+            f"and {where} several are under way at once; write sharding: stage1",
+        )
+    if config.run.stage == "DPO" and config.preference.ref_model_update_steps > 0:
+        yield (
+            "ref_model_update_steps",
+            f"ref_model_update_steps: {config.preference.ref_model_update_steps} asks a second model in "
+            f"every step, which is not built {where}; leave it out",
+        )
+    elif config.run.stage == "DPO" and config.preference.ref_logps == "model":
+        yield (
+            "ref_logps",
+            f"ref_logps: model runs the model twice for a micro-batch, and {where} it goes through the "
+            "stages once; write ref_logps: precompute",
+        )
+
+
+def _experts(config: Config) -> RuleResult:
+    """What does not go with experts over several processes, or with routers in them."""
+    keys = config.parallel
+    over_all = keys.moe_group == "world" or (keys.moe_group == "dummy" and keys.expert_parallel_degree > 1)
+    if over_all and keys.tensor_parallel_degree > 1 and not keys.sequence_parallel:
+        yield (
+            "moe_group",
+            f"moe_group: {keys.moe_group} would compute every token {keys.tensor_parallel_degree} times with "
+            f"tensor_parallel_degree: {keys.tensor_parallel_degree}; write sequence_parallel: true, or "
+            "moe_group: mp or dp",
+        )
+    if config.routing.global_aux_loss and keys.pipeline_parallel_degree > 1:
+        yield (
+            "global_aux_loss",
+            "global_aux_loss: true is not built with pipeline_parallel_degree: "
+            f"{keys.pipeline_parallel_degree}; leave it out",
+        )
 
 
 def _nothing_to_do(config: Config) -> RuleResult:

@@ -42,7 +42,7 @@ class Loader:
         self._batch_size = shape.per_device_train_batch_size
         self.rows_per_step = self._batch_size * shape.gradient_accumulation_steps * num_replicas
         self._max_seq_len, self._packing, self._window_rows = max_seq_len, packing, buffer_size
-        self._collation = {
+        self._collation: dict[str, Any] = {
             "pad_id": samples.reader.tokenizer.pad_id or 0,
             "pad_to": max_seq_len if pad_to_max_seqlen else None,
             "vision": samples.reader.vision,

@@ -6,7 +6,7 @@ whole model's parameters that is. Reading, saving, counting and summing follow f
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from erniekit.errors import UnsupportedError
@@ -32,6 +32,7 @@ class Distribution:
         split: parameters of which the processes of the tensor group hold different parts.
         names: of all parameters of the whole model, in its order.
         cut: where the model was cut into stages of a pipeline.
+        ranges: what was kept of parameters that are not here as a whole, until somebody shares them.
     """
 
     mesh: Mesh
@@ -41,6 +42,7 @@ class Distribution:
     split: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
     cut: Cut | None = None
+    ranges: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def counts(self, name: str) -> bool:
         """Whether this process is the one to save and count what it holds of a parameter."""

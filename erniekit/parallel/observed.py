@@ -34,7 +34,8 @@ class StepFigures:
     def simulated(self, schedule: Schedule, rank: int) -> float:
         """`most` as the simulation of the schedule has it, from `kept`.
 
-        Where backwards are split, what waits for their second halves comes on top: about a tenth.
+        Where backwards are split it is wrong by up to a sixth, either way: a part of an activation goes with
+        the first half, and what the second half needs comes on top.
         """
         own = dict(zip(schedule.places[rank], self.kept, strict=True))
         sizes = [float(own.get(stage, 0)) for stage in range(schedule.num_stages)]

@@ -248,7 +248,8 @@ def _pack(tensor: paddle.Tensor) -> Any:
     found = _discarded.get(tensor.data_ptr()) if tensor.size else None
     original = found[0]() if found is not None else None
     if found is None or original is None or not _same_memory(original, tensor):
-        return tensor.detach()
+        # A leaf is no result. As a parameter it may lose its memory until the backward pass (`sharding.py`).
+        return tensor if tensor.is_leaf else tensor.detach()
     return _Packed(found[1], tensor.shape)
 
 

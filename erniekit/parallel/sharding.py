@@ -28,7 +28,7 @@ from erniekit.parallel import comm
 from erniekit.parallel.blocks import paths_of_blocks, watch_blocks
 from erniekit.parallel.distribute import Distribution
 from erniekit.parallel.parts import find
-from erniekit.parallel.placement import Placement
+from erniekit.parallel.placement import Item, Placement
 from erniekit.parallel.ranges import RangePlacement, range_of
 from erniekit.parallel.replicate import BUCKET_BYTES, Lane, Reduction, buckets, gather_whole
 from erniekit.parallel.worker import Task, Worker
@@ -75,15 +75,13 @@ class Sharing:
         self._worker = Worker(apart=overlap)
         self._units = _units(model, plan, self._parameters)
         self._num_blocks = len(find(model, plan.BLOCKS))
-        kept = {router.rpartition(".")[0] for router in plan.ROUTERS}
         # Parameters that are whole only now and then, and this process's ranges of them.
         self._parted = frozenset(
             name
             for name, parameter in self._parameters.items()
             if stage == 3
-            and self._lanes[name].shards.size > 1
             and (part_trained or parameter.stop_gradient)
-            and not any(f".{router}." in name for router in kept)
+            and _may_be_parted(name, self._lanes[name], plan)
         )
         self._own: dict[str, paddle.Tensor] = {}
         self.shards: dict[str, Shard] | None = None if stage == 0 else {}
@@ -117,11 +115,9 @@ class Sharing:
         if self.shards is None or (parameter.stop_gradient and name not in self._parted):
             return
         start, stop = range_of(parameter.size, lane.shards.rank, lane.shards.size)
-        assert parameter.is_contiguous(), name
-        own = parameter.detach().reshape([-1])[start:stop]
-        if name in self._parted:
-            own = own.clone()
-            parameter._clear_data()
+        own = self._spread.ranges.pop(name, None)
+        if own is None:
+            own = _take_range(parameter, lane, release=name in self._parted)
         own.stop_gradient = parameter.stop_gradient
         self.placements[name] = RangePlacement(
             self._spread.placements[name],
@@ -286,6 +282,39 @@ class Sharing:
     def _release_all(self) -> None:
         for unit in list(self._whole):
             self._release(unit)
+
+
+def keep_ranges(items: Iterable[Item], model: Any, plan: Any, spread: Distribution) -> Iterator[Item]:
+    """Items for parameters of `model`, each taken in before the next one; for stage 3 their ranges stay.
+
+    So no more than one of them is ever whole. A parameter without memory gets it here.
+    """
+    parameters = dict(model.named_parameters())
+    for item in items:
+        name, lane = item[0], spread.lane(item[0], shared=True)
+        if not parameters[name]._is_initialized():
+            parameters[name].initialize()
+        yield item
+        if _may_be_parted(name, lane, plan):
+            spread.ranges[name] = _take_range(parameters[name], lane, release=True)
+
+
+@paddle.no_grad()
+def _take_range(parameter: Any, lane: Lane, *, release: bool) -> paddle.Tensor:
+    """This process's range of a parameter: of its memory, or a copy in place of it."""
+    start, stop = range_of(parameter.size, lane.shards.rank, lane.shards.size)
+    assert parameter.is_contiguous()
+    own = parameter.detach().reshape([-1])[start:stop]
+    if release:
+        own = own.clone()
+        parameter._clear_data()
+    return own
+
+
+def _may_be_parted(name: str, lane: Lane, plan: Any) -> bool:
+    """Whether a parameter is in ranges in stage 3: not where nobody shares it, and no router."""
+    routers = {router.rpartition(".")[0] for router in plan.ROUTERS}
+    return lane.shards.size > 1 and not any(f".{router}." in name for router in routers)
 
 
 def _units(model: Any, plan: Any, names: Mapping[str, Any]) -> dict[int, list[str]]:

@@ -40,10 +40,10 @@ def measure_sharding(
         changes: of the model's numbers.
 
     Returns:
-        `weights`, `gradients` and `states` that lie here between two steps (gradients before the update),
-        `peak_weights` and `peak_gradients` with what is here for a moment, `peak` of everything together,
-        all counted by the shapes of tensors; `most_resident` so far in this process, as the system tells;
-        and `parameters` of the whole model.
+        `weights`, `gradients` and `states` that lie here between two steps (gradients before the update,
+        `gradients_after` after it); `peak_weights` and `peak_gradients` with what is here for a moment, and
+        `peak` of everything together, all counted by the shapes of tensors; `most_resident` so far in this
+        process, as the system tells; and `parameters` of the whole model.
     """
     from erniekit.parallel import comm
 
@@ -89,10 +89,12 @@ def _measure(world: Any, stage: int, data: int, config: Ernie45Config) -> dict[s
     optimizer.step(0.01)
     sharing.take_updates()
     optimizer.zero_grad()
+    released = sharing.bytes_held()["gradients"]
     states = optimizer.num_bytes()
     return {
         **{name: float(size) for name, size in between.items()},
         "states": float(states),
+        "gradients_after": float(released),
         "peak_weights": float(sampled.most["weights"]),
         "peak_gradients": float(sampled.most["gradients"]),
         "peak": float(sampled.most["together"] + states),

@@ -58,12 +58,19 @@ class RunPlan:
 
 
 def plan_run(
-    config: Config, numbers: Any, layout: Layout, report: DataReport, machine: Machine | None = None
+    config: Config,
+    numbers: Any,
+    layout: Layout,
+    report: DataReport | None = None,
+    machine: Machine | None = None,
+    **known: Any,
 ) -> RunPlan:
     """The plan of a run, the same in all of its processes.
 
     Args:
         numbers: of the model, as its folder says.
+        report: of the data; without it rows are full, of one sample each.
+        known: fields of the workload of which more is known.
         machine: of each process; without it one of which nothing is known here but its kind.
 
     Raises:
@@ -72,23 +79,30 @@ def plan_run(
     """
     machine = machine or MACHINES["cpu" if on_cpu() else "H800"]
     model, pipelining = asked_model(config, numbers), asked_pipelining(config)
-    sequences = config.sequences
-    workload = asked_workload(
-        config,
-        model.numbers,
-        machine,
-        report.typical_length,
-        compute_type=assemble.number_types(config.model.compute_type)[0],
-        native=current_backend() == "native",
-        seq_len=sequences.max_seq_len if sequences.packing else max(report.lengths, default=1),
-        labelled_share=report.trained_share if config.model.use_sparse_head_and_loss_fn else 1.0,
-    )
+    known = {
+        "compute_type": assemble.number_types(config.model.compute_type)[0],
+        "native": current_backend() == "native",
+        **({} if report is None else _of_data(config, report)),
+        **known,
+    }
+    workload = asked_workload(config, model.numbers, machine, **known)
     spread = spread_of(config, layout)
-    schedule, stages = choose_cut(model, spread, workload, machine, pipelining)
     estimate = make_plan(model, spread, workload, machine, pipelining)
     if config.recompute.recompute == "auto":
         estimate = automatic(model, estimate, pipelining)
+    # What is recomputed may move the cut.
+    schedule, stages = choose_cut(model, spread, estimate.workload, machine, pipelining)
     return RunPlan(model, pipelining, schedule, stages, estimate)
+
+
+def _of_data(config: Config, report: DataReport) -> dict[str, Any]:
+    sequences, sparse = config.sequences, config.model.use_sparse_head_and_loss_fn
+    seq_len = sequences.max_seq_len if sequences.packing else max(report.lengths, default=1)
+    return {
+        "seq_len": seq_len,
+        "attended": min(report.typical_length, seq_len),
+        "labelled_share": report.trained_share if sparse else 1.0,
+    }
 
 
 def machine_of(config: Config, world: comm.Group, device: str) -> Machine:

@@ -321,18 +321,8 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
     """The places of the processes, where there are several."""
     if own_place()[1] == 1:
         return None
-    preference = config.preference
-    others = {
-        "stage": config.run.stage,
-        "recompute": config.recompute.recompute,
-        "ref_logps": preference.ref_logps,
-        "ref_model_update_steps": preference.ref_model_update_steps,
-    }
     return open_processes(
-        asdict(config.parallel),
-        others,
-        run_identity(config.values()),
-        ddp_timeout=config.run.ddp_timeout,
+        asdict(config.parallel), run_identity(config.values()), ddp_timeout=config.run.ddp_timeout
     )
 
 

@@ -10,11 +10,10 @@ from tests.config.loading import load
 
 def test_features_not_built_yet_are_named_with_their_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\nsep_parallel_degree: 2\n")
+        load(tmp_path, "stage: KTO\nbeta: 0.1\nfine_tuning: lora\nadaptive_norm_clip: true\n")
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
         "not built yet: unpaired preference training (stage: KTO)",
-        "not built yet: sequence (sep) parallelism (context_parallel_degree shares sequences too) "
-        "(sep_parallel_degree: 2)",
+        "not built yet: adaptive clipping of gradients (adaptive_norm_clip: true)",
     ]
 
 
@@ -31,6 +30,7 @@ def test_the_vision_of_models_is_not_built_yet(tmp_path: Path) -> None:
 
 def test_degrees_of_parallelism_are_right_under_either_name(tmp_path: Path) -> None:
     text = "tensor_model_parallel_size: 4\npipeline_parallel_degree: 2\nsharding_degree: -1\n"
+    assert load(tmp_path, "sep_parallel_degree: 2\n").config.parallel.context_parallel_degree == 2
     parallel = load(tmp_path, text).config.parallel
     degrees = parallel.tensor_parallel_degree, parallel.pipeline_parallel_degree
     assert (*degrees, parallel.sharding_parallel_degree) == (4, 2, -1)

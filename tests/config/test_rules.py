@@ -31,6 +31,30 @@ LEAST = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
             ("ref_model_update_steps: 5", "use_async_save: false"),
         ),
         ({"stage": "DPO", "token_balance_loss": True}, ("token_balance_loss",)),
+        (
+            {"pipeline_parallel_degree": 2, "sharding": "stage3"},
+            ("sharding: stage3", "pipeline_parallel_degree: 2", "write sharding: stage1"),
+        ),
+        (
+            {"pipeline_parallel_degree": 2, "stage": "DPO", "ref_logps": "model"},
+            ("ref_logps: model", "pipeline_parallel_degree: 2", "write ref_logps: precompute"),
+        ),
+        (
+            {"pipeline_parallel_degree": 2, "stage": "DPO", "ref_model_update_steps": 5},
+            ("ref_model_update_steps: 5", "pipeline_parallel_degree: 2"),
+        ),
+        (
+            {"moe_group": "world", "tensor_parallel_degree": 2},
+            ("moe_group: world", "tensor_parallel_degree: 2", "write sequence_parallel: true"),
+        ),
+        (
+            {"expert_parallel_degree": 2, "tensor_parallel_degree": 2},
+            ("moe_group: dummy", "tensor_parallel_degree: 2", "moe_group: mp or dp"),
+        ),
+        (
+            {"global_aux_loss": True, "pipeline_parallel_degree": 2},
+            ("global_aux_loss: true", "pipeline_parallel_degree: 2"),
+        ),
         ({"compute_type": "wint4/8"}, ("compute_type", "fine_tuning")),
         ({"compute_type": "nf4", "fine_tuning": "PiSSA"}, ("compute_type", "fine_tuning")),
         ({"load_best_model_at_end": True}, ("load_best_model_at_end", "evaluation_strategy")),

@@ -41,6 +41,11 @@ def test_a_batch_by_hand():
     assert batch.num_tokens == 9
     assert batch.origins == [["f:1", "f:2"], ["f:3"]]
     assert collate([(sample(3, 1),)], pad_id=0, pad_to=20).input_ids.shape == (1, 20)
+    # Columns that three can share, however many were asked for.
+    assert collate([(sample(3, 1),)], pad_id=0, num_parts=3).input_ids.shape == (1, 9)
+    parted = collate([(sample(3, 1),)], pad_id=0, pad_to=20, num_parts=3)
+    assert parted.input_ids.shape == (1, 21) and parted.attend_from[0, 20] == 20
+    assert parted.is_token().sum() == 3 and (parted.labels[0, 3:] == -100).all()
     assert batch.lengths == (5, 4) and batch.token_types is None
     assert batch.is_token().tolist() == [[True] * 5 + [False] * 3, [True] * 4 + [False] * 4]
     assert replace(batch, lengths=None).is_token().all()

@@ -154,3 +154,11 @@ def test_errors_in_documents_are_those_of_the_code() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
     assert [piece for piece in sorted(pieces) if piece not in said] == []
+
+
+def test_names_of_a_plan_are_described() -> None:
+    from erniekit.models.ernie45 import plan
+
+    text = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`([A-Z_]+)`", text[text.index("## A plan for a new model") :]))
+    assert described == {name for name in vars(plan) if name.isupper()}

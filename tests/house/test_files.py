@@ -66,6 +66,7 @@ TESTED_ELSEWHERE = {
                 "preference",
                 "parallel",
                 "quantize",
+                "pipelining",
             ),
         )
     },

@@ -1,4 +1,18 @@
-"""What tests of models over several processes share: weights, batches, the loss of a step, gradients."""
+"""What tests of models over several processes share: weights, batches, the loss of a step, gradients.
+
+Where a combination is compared with one process; a new one is a row of the table there:
+
+| what | where |
+|---|---|
+| a step over data, tensor, sequence, context, experts; with adapters | `test_distribute.py` |
+| every schedule of a pipeline, its gradients | `test_pipeline.py` |
+| stages of sharding | `test_sharding.py`, `tests/train/test_sharded_runs.py` |
+| runs over stages, with every other axis, recomputed or not | `tests/train/test_pipelining.py` |
+| the command: adapters, quantised, context, pairs, random weights | `tests/train/test_shared_runs.py` |
+| preference training | `tests/train/test_shared_preference.py` |
+| bytes sent, every axis | `tests/train/test_measured.py` |
+| processes that fail or hang | `test_faults.py` |
+"""
 
 from types import SimpleNamespace
 from typing import Any

@@ -46,8 +46,8 @@ def test_memory_and_pauses_follow_the_schedule(name: str) -> None:
         found = of_rank[name]
         assert len(found.kept) == schedule.num_chunks and all(found.kept)
         share = found.most / found.simulated(schedule, rank)
-        # What waits for the second half of a backward pass comes on top.
-        assert 0.98 < share < (1.15 if schedule.splits_backward else 1.02), (rank, share)
+        # A part goes with the first half of a backward pass, and what waits for the second comes on top.
+        assert abs(share - 1.0) < (0.18 if schedule.splits_backward else 0.02), (rank, share)
         assert 0.0 < found.busy < found.seconds and 0.0 < found.bubble < 1.0
 
 

@@ -215,3 +215,17 @@ def test_a_graph_without_a_backward_pass_is_freed() -> None:
         gc.collect()
         held.append(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
     assert held[1] == held[0] and held[2] == held[0]
+
+
+def test_a_parameter_may_be_elsewhere_until_its_gradient_is_due() -> None:
+    weight = paddle.create_parameter([3, 3], "float32")
+    away, x = weight.detach().clone(), leaf(2, 3)
+    out = without_discarded(lambda x: paddle.nn.functional.gelu(paddle.matmul(x, weight)))(x)
+    weight._clear_data()
+    assert not weight._is_initialized()
+    (away * 2)._share_buffer_to(weight)  # what comes back is what is read
+    out.sum().backward()
+    found, y = x.grad.numpy(), paddle.matmul(x.detach(), away)
+    y.stop_gradient = False
+    paddle.nn.functional.gelu(y).sum().backward()
+    np.testing.assert_allclose(found, paddle.matmul(y.grad, (away * 2).T).numpy(), rtol=1e-5)

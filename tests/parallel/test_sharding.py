@@ -219,3 +219,55 @@ def test_two_processes() -> None:
 
 def test_four_processes() -> None:
     hold(run_distributed(f"{HERE}:check_all", 4, MORE, timeout=PATIENCE), MORE)
+
+
+def read_in_ranges() -> tuple[int, int, float]:
+    """The most bytes while a model is read, those of its largest parameter, and the difference of results."""
+    import paddle
+
+    from erniekit.checkpoint.raw import load_weights
+    from erniekit.models.ernie45 import plan
+    from erniekit.parallel import comm
+    from erniekit.parallel.distribute import distribute
+    from erniekit.parallel.mesh import open_mesh
+    from erniekit.parallel.sharding import Sharing, keep_ranges
+
+    mesh = open_mesh(TWO, comm.open_world())
+    source, model = build("experts"), build("experts", lazily=True)
+    fill(source)
+    values = {name: parameter.numpy() for name, parameter in source.named_parameters()}
+    spread = distribute(model, plan, mesh, waiting=values)
+    most = 0
+
+    def items() -> Any:
+        nonlocal most
+        for name, value in values.items():
+            yield name, "F32", value
+            there = [p for p in model.parameters() if p._is_initialized()] + list(spread.ranges.values())
+            most = max(most, 4 * sum(tensor.size for tensor in there))
+
+    load_weights(model, keep_ranges(items(), model, plan, spread))
+    sharing = Sharing(model, plan, spread, 3)
+    assert not spread.ranges
+    for name, placed in sharing.placements.items():
+        if placed.counted:
+            kept = sharing.kept(name)
+            assert kept is not None and (kept.numpy() == placed.take(values[name])).all(), name
+    with paddle.no_grad():
+        batch = padded(batches_of(0, 1)[0])
+        inputs = [
+            paddle.to_tensor(array) for array in (batch.input_ids, batch.position_ids, batch.attend_from)
+        ]
+        hidden, wanted = model(*inputs), source(*inputs)
+    return most, 4 * max(value.size for value in values.values()), float((hidden - wanted).abs().max())
+
+
+def test_no_more_than_one_parameter_is_whole_while_a_model_is_read() -> None:
+    model = build("experts")
+    whole = 4 * sum(parameter.size for parameter in model.parameters())
+    routers = 4 * sum(
+        p.size for name, p in model.named_parameters() if ".gate." in name or "correction" in name
+    )
+    for most, largest, difference in run_distributed(f"{HERE}:read_in_ranges", 2, timeout=PATIENCE):
+        assert whole / 2 < most <= whole / 2 + routers + 1.5 * largest
+        assert difference == 0.0

@@ -101,3 +101,15 @@ def test_two_halves_are_the_whole(transposed: bool) -> None:
     for found in run_distributed(f"{HERE}:compare", 2, transposed):
         assert len(found) > 30
         assert max(found.values()) < 1e-5, {name: value for name, value in found.items() if value >= 1e-5}
+
+
+@pytest.mark.parametrize("columns", [16384, 12928, 10007, 24])
+def test_sums_of_long_rows_lose_nothing(columns: int) -> None:
+    import paddle
+
+    from erniekit.parallel.vocabulary import row_sums
+
+    terms = np.exp(np.random.default_rng(0).normal(-14, 2, (4, columns))).astype(np.float32)
+    terms[:, 5] = 1
+    exact = terms.astype(np.float64).sum(-1)
+    assert row_sums(paddle.to_tensor(terms)).numpy() == pytest.approx(exact, rel=3e-6)

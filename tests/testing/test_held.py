@@ -60,6 +60,7 @@ def test_what_a_process_holds_falls_as_predicted(processes, data, changes):
                     stage,
                     kind,
                 )
+            assert held["gradients_after"] == 0
             memory = predicted(stage, processes, data, changes)
             expected = sum(memory.get(c, 0) for c in ("weights", "gradients", "optimizer", "buffers"))
             assert held["peak"] == pytest.approx(expected, rel=0.1), (stage, memory, held)

@@ -16,6 +16,7 @@ from erniekit.train.reporting import read_log
 
 HERE = "tests.train.test_pipelining"
 STEPS, HALF = 4, 2
+pytestmark = pytest.mark.slow
 KEYS = {
     "kernels": "paddle",
     "compute_type": "fp32",
@@ -36,7 +37,10 @@ EXPERTS = {
 }
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "tied": (lambda: tiny_config(num_hidden_layers=4, use_bias=True), {}),
-    "dropout": (lambda: tiny_config(num_hidden_layers=4), {"hidden_dropout_prob": 0.1}),
+    "dropout": (
+        lambda: tiny_config(num_hidden_layers=4),
+        {"hidden_dropout_prob": 0.1, "layerwise_lr_decay_bound": 0.5},
+    ),
     "experts": (
         lambda: tiny_moe_config(
             num_hidden_layers=4, moe_layer_start_index=(1,), num_nextn_predict_layers=1, use_bias=True
@@ -50,6 +54,11 @@ PAIRS = {"stage": "DPO", "learning_rate": 1e-3}
 MODELS |= {
     "adapter": (MODELS["experts"][0], {**LORA, "lora_target": ["all-linear", "experts"]}),
     "fresh": (MODELS["experts"][0], {"continue_training": False, "num_nextn_predict_layers": 2}),
+    # The first stage trains nothing.
+    "frozen": (
+        lambda: tiny_config(num_hidden_layers=4, tie_word_embeddings=False),
+        {"freeze": ["embed_tokens", r"layers\.[01]\."]},
+    ),
     "pairs": (MODELS["tied"][0], PAIRS),
     "pairs with adapter": (MODELS["tied"][0], {**PAIRS, **LORA, "sft_loss_ratio": 0.2}),
 }
@@ -57,7 +66,7 @@ PP2 = {"pipeline_parallel_degree": 2}
 # Name -> model, changes of keys. Those of as many processes share them.
 TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "tied 1f1b": ("tied", {**PP2}),
-    "tied interleaved": ("tied", {**PP2, "virtual_pp_degree": 2}),
+    "tied interleaved": ("tied", {**PP2, "virtual_pp_degree": 2, "recompute": "auto"}),
     "dropout zero_bubble": ("dropout", {**PP2, "pipeline_schedule": "zero_bubble", "recompute": True}),
     "experts 1f1b": ("experts", {**PP2, "pp_seg_method": "auto"}),
     "experts capped": (
@@ -85,6 +94,7 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TWO |= {
     "fresh 1f1b": ("fresh", PP2),
+    "frozen 1f1b": ("frozen", PP2),
     "adapter zero_bubble": ("adapter", {**PP2, "pipeline_schedule": "zero_bubble"}),
     "pairs interleaved": ("pairs", {**PP2, "virtual_pp_degree": 2}),
     "pairs with adapter 1f1b": ("pairs with adapter", {**PP2, "ref_logps": "precompute"}),
@@ -226,8 +236,8 @@ def test_one_process_goes_on_where_several_stopped(
 def tolerance(key: str) -> dict[str, float]:
     if key.startswith("router"):
         return {"rel": 1e-6, "abs": 2e-6}  # they are told in six digits
-    if "/" in key or key == "kl":
-        return {"abs": 1e-5}  # rewards are small differences of large sums
+    if "/" in key or key.endswith("kl"):
+        return {"rel": 1e-6, "abs": 1e-5}  # rewards are small differences of large sums
     return {"rel": 1e-5 if key == "grad_norm" or key.startswith("eval") else 1e-6}
 
 

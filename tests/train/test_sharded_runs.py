@@ -83,3 +83,24 @@ def test_another_number_of_sequences_in_a_step_is_refused_with_what_to_write(tmp
     done = run_erniekit("train", str(path), "max_steps=2", "nproc_per_node=2", "sharding=stage2", timeout=400)
     assert done.returncode == 2, done.stderr
     assert "Write gradient_accumulation_steps: 1 to go on" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"sharding": "stage1", "pipeline_parallel_degree": 2},
+        {"sharding": "stage3", "sharding_parallel_degree": 2, "tensor_parallel_degree": 2},
+    ],
+    ids=["stage1, pipeline", "stage3, tensor"],
+)
+def test_four_processes_train_as_one(plan: dict[str, Any], tmp_path: Path) -> None:
+    keys = {**KEYS, "hidden_dropout_prob": 0.0, "max_steps": 3}
+    one = write_run(tmp_path / "one", **keys | {"gradient_accumulation_steps": 4})
+    four = write_run(tmp_path / "four", nproc_per_node=4, **keys, **plan)
+    train(one)
+    train(four)
+    wanted, found = (losses_of(path.parent / "out") for path in (one, four))
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=1e-5 if key[1] == "grad_norm" else 1e-6), key

@@ -52,6 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         1,
     ),
     "context": ({**PLAIN, "recompute": True, "recompute_granularity": "full"}, CONTEXT, 1),
+    "context in bf16": ({**PLAIN, "compute_type": "bf16"}, CONTEXT, 1),
     "context, experts": ({**PLAIN, **EXPERTS}, {**CONTEXT, "moe_group": "world"}, 1),
     "LoRA, context": ({**PLAIN, **LORA}, CONTEXT, 1),
     "pairs": ({**PAIRS, "hidden_dropout_prob": 0.1}, {"sharding": "stage1"}, 2),

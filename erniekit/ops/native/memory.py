@@ -2,6 +2,8 @@
 
 import ctypes
 import math
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,20 +25,20 @@ def empty(shape: Sequence[int], dtype: Any = "float32") -> paddle.Tensor:
     count = math.prod(shape)
     if count * size < SMALLEST:
         return paddle.empty(shape, dtype=dtype)
+    take_back()
     place = library.load().take_memory(count * size)
     if place is None:
         return paddle.empty(shape, dtype=dtype)
     block = _Block(place, tuple(shape), typestr)
+    _lend(block, place)
     tensor = paddle.from_dlpack(np.asarray(block))
     return tensor.view("bfloat16") if name == "bfloat16" else tensor
 
 
 class _Block:
-    """Gives its memory back when the array over it, and so the tensor, is no more."""
+    """Memory under an array; the array holds it, and so the tensor."""
 
     def __init__(self, place: int, shape: tuple[int, ...], typestr: str) -> None:
-        self._place = place
-        self._give = library.load().give_memory
         self.__array_interface__ = {
             "shape": shape,
             "typestr": typestr,
@@ -44,5 +46,34 @@ class _Block:
             "version": 3,
         }
 
-    def __del__(self) -> None:
-        self._give(ctypes.c_void_p(self._place))
+
+class _Lent(weakref.ref):  # type: ignore[type-arg]
+    """A block that is in use, and where it lies."""
+
+    __slots__ = ("place",)
+    place: int
+
+
+# Paddle lets go of a tensor's memory inside a lock of its own, in whatever thread that is. Python code there
+# would let another thread run, which may want the same lock while it holds the interpreter: both wait for
+# ever. So what happens there is one call of C (`append`), and memory is given back when more is wanted.
+_lent: dict[int, _Lent] = {}
+_over: deque[_Lent] = deque()
+
+
+def _lend(block: _Block, place: int) -> None:
+    lent = _Lent(block, _over.append)
+    lent.place = place
+    _lent[id(lent)] = lent
+
+
+def take_back() -> None:
+    """Give back what nobody uses any more; `empty` does it before it takes."""
+    give = library.load().give_memory
+    while True:
+        try:
+            lent = _over.popleft()
+        except IndexError:  # of several threads one has the last
+            return
+        del _lent[id(lent)]
+        give(ctypes.c_void_p(lent.place))

@@ -1,6 +1,8 @@
 """Results of operators in memory of their own: freed, joined, used again, and never shared."""
 
 import gc
+import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -16,6 +18,7 @@ LIBRARY = find_library().library
 
 def taken():
     gc.collect()
+    memory.take_back()
     return LIBRARY.memory_state()[0]
 
 
@@ -41,6 +44,23 @@ def test_memory_lives_as_long_as_the_last_view():
     assert taken() == before + (1 << 19)
     del alias
     assert taken() == before
+
+
+THREADS = """
+import threading
+from erniekit.ops.native import memory
+def work():
+    for _ in range(3000):
+        memory.empty([1 << 15])
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_threads_that_let_go_of_tensors_do_not_wait_for_each_other():
+    """Paddle lets go inside a lock: code of Python there would let a thread in that wants the same lock."""
+    subprocess.run([sys.executable, "-c", THREADS], timeout=60, check=True)
 
 
 def test_freed_neighbours_join_and_are_used_again():

@@ -5,22 +5,21 @@ from typing import Any
 
 import pytest
 
-from erniekit.config.load import load_config
-from erniekit.estimate.asked import asked_model, asked_pipelining, asked_spread, asked_workload
-from erniekit.estimate.machines import MACHINES
-from erniekit.estimate.parallel import Estimate
-from erniekit.estimate.plans import make_plan
 from erniekit.estimate.traffic import compared
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.testing.tiny_run import write_run
-from erniekit.train.devices import known_numbers
+from erniekit.train.measured import planned
 
-HERE = "tests.estimate.test_traffic_measured"
-ROWS, COLUMNS = 2, 64
+ROWS, COLUMNS, MICRO_BATCHES = 2, 64, 4
 KEYS = {
     **{"kernels": "paddle", "compute_type": "fp32", "max_steps": 2, "evaluation_strategy": "no"},
-    **{"save_steps": 2, "gradient_accumulation_steps": 4, "pad_to_max_seqlen": True, "max_seq_len": COLUMNS},
+    **{
+        "save_steps": 2,
+        "gradient_accumulation_steps": MICRO_BATCHES,
+        "pad_to_max_seqlen": True,
+        "max_seq_len": COLUMNS,
+    },
 }
 MODELS = {
     "dense": lambda: tiny_config(num_hidden_layers=4),
@@ -86,72 +85,8 @@ FOUR: dict[str, dict[str, Any]] = {
 }
 
 
-def run_all(paths: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """What each process does: one run after the other; what it sent in the first step, and of what."""
-    from erniekit.parallel import comm
-    from erniekit.parallel.expert import ExpertDispatcher
-    from erniekit.train.session import train_session
-    from erniekit.train.trainer import Trainer
-
-    world = comm.open_world()
-    comm.open_world = lambda **_: world
-    steps: list[dict[str, Any]] = []
-    one_step, compute, dispatch = Trainer._one_step, Trainer._forward_backward, ExpertDispatcher.dispatch
-
-    def counted_step(self: Any) -> bool:
-        comm.take_traffic()
-        steps.append({"labelled": 0, "rows": 0, "away": 0})
-        stopped = one_step(self)
-        steps[-1]["sent"] = comm.take_traffic()
-        return stopped
-
-    def looked_at(self: Any, batches: list[Any], step: int) -> float:
-        context = self.team.spread.mesh.context
-        for turn in self.team.turns_of_step(batches):
-            assert turn.batch.input_ids.shape == (ROWS, COLUMNS)
-            own = COLUMNS // context.size
-            labels = turn.batch.labels[:, context.rank * own : (context.rank + 1) * own]
-            steps[-1]["labelled"] += int((labels != -100).sum())
-        return compute(self, batches, step)
-
-    def counted_rows(self: Any, x_NH: Any, routing: Any, num_experts: int) -> Any:
-        own = num_experts // self.group.size
-        holders = routing.chosen_Nk.numpy() // own
-        counts = comm.gather_objects([int((holders == r).sum()) for r in range(self.group.size)], self.group)
-        here = self.group.rank
-        leave = sum(counts[here]) - counts[here][here]
-        come = sum(other[here] for other in counts) - counts[here][here]
-        steps[-1]["rows"] += 2 * sum(counts[here])
-        steps[-1]["away"] += leave + come
-        return dispatch(self, x_NH, routing, num_experts)
-
-    for owner, name, replaced in (
-        (Trainer, "_one_step", counted_step),
-        (Trainer, "_forward_backward", looked_at),
-        (ExpertDispatcher, "dispatch", counted_rows),
-    ):
-        setattr(owner, name, replaced)
-    found = {}
-    for name, path in paths.items():
-        steps.clear()
-        assert train_session(load_config(path, [], verb="train")) == 0
-        found[name] = steps[0]
-    return found
-
-
-def predicted(path: str, nproc: int, measured: dict[str, Any]) -> Estimate:
-    """The plan of a run whose tokens, labels and rows of experts are those that were measured."""
-    config = load_config(path, [], verb="train").config
-    model = asked_model(config, known_numbers(config.model.model_name_or_path))
-    spread, machine = asked_spread(config, model.numbers, nproc), MACHINES["cpu"]
-    workload = asked_workload(config, model.numbers, machine)
-    positions = ROWS * COLUMNS * workload.micro_batches / spread.context
-    known = {
-        "labelled_share": measured["labelled"] / positions,
-        "away": measured["away"] / measured["rows"] if measured["rows"] else None,
-    }
-    workload = asked_workload(config, model.numbers, machine, **known)
-    return make_plan(model, spread, workload, machine, asked_pipelining(config))
+def context_of(name: str) -> int:
+    return {**TWO, **FOUR}[name].get("context_parallel_degree", 1)
 
 
 def check(folder: Path, plans: dict[str, dict[str, Any]], nproc: int) -> None:
@@ -159,16 +94,18 @@ def check(folder: Path, plans: dict[str, dict[str, Any]], nproc: int) -> None:
         name: str(write_run(folder / name.replace(" ", "-"), MODELS[name.split()[0]](), **{**KEYS, **keys}))
         for name, keys in plans.items()
     }
-    found = run_distributed(f"{HERE}:run_all", nproc, paths, timeout=500)
+    found = run_distributed("erniekit.train.measured:measure_runs", nproc, paths, timeout=580)
     wrong = {}
     for name, path in paths.items():
         for rank, measured in enumerate(each[name] for each in found):
-            plan = predicted(path, nproc, measured)
+            step = measured[0]
+            assert step.positions == ROWS * COLUMNS * MICRO_BATCHES / context_of(name)
+            plan = planned(path, nproc, step)
             place = rank // (nproc // plan.spread.pipeline)
-            both = compared(measured["sent"], plan.ranks[place].sent)
+            both = compared(step.sent, plan.ranks[place].sent)
             assert both, name
             if any(sent != pytest.approx(expected, abs=0.5) for sent, expected in both.values()):
-                wrong[name, rank] = both, measured["sent"]
+                wrong[name, rank] = both, step.sent
     assert not wrong, "\n".join(f"{name}: {both}" for name, both in wrong.items())
 
 
