@@ -22,6 +22,7 @@ VERBS = {
     "run_chat": "chat",
     "run_eval": "eval",
     "run_export": "export",
+    "run_quantize": "quantize",
 }
 
 
