@@ -45,13 +45,17 @@ CHECKED_LOGITS = 256
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: an answer of `tokens` tokens to a prompt, `repeats` times after one to warm up."""
+    """What is timed: an answer of `tokens` tokens to a prompt, `repeats` times after one to warm up.
+
+    scored: tokens of a text whose mean loss is told too, each but the first after those before it.
+    """
 
     folder: str
     prompt: tuple[int, ...]
     tokens: int
     repeats: int
     threads: int
+    scored: tuple[int, ...] = ()
 
 
 @dataclass
