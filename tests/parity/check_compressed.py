@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-TOLERANCE = {"w8a8": 3e-2, "fp8_block": 3e-2}
+TOLERANCE = 1e-4
 
 
 def make(folder: Path, schemes: list[str]) -> int:
@@ -51,8 +51,16 @@ def check(folder: Path) -> int:
     import compressed_tensors
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from compressed_tensors.quantization.lifecycle import forward
+    from transformers import AutoModelForCausalLM
 
+    # The library cuts int8 inputs at -128, ErnieKit and FastDeploy at -127: the only difference there is.
+    calculate = forward.calculate_range
+    forward.calculate_range = lambda given, device: (
+        (torch.tensor(-127.0, device=device), torch.tensor(127.0, device=device))
+        if (given.num_bits, given.type) == (8, "int")
+        else calculate(given, device)
+    )
     print(f"transformers {transformers.__version__}, compressed-tensors {compressed_tensors.__version__}")
     good = True
     for golden in sorted(folder.glob("*/golden.npz")):
@@ -61,7 +69,6 @@ def check(folder: Path) -> int:
             golden.parent / "compressed",
             dtype=torch.float32,
             local_files_only=True,
-            quantization_config=CompressedTensorsConfig(run_compressed=False),
         )
         model.eval()
         with torch.no_grad():
@@ -71,7 +78,7 @@ def check(folder: Path) -> int:
         gaps = [float(np.abs(weights[name] - expected[name]).max()) for name in named]
         difference = float(np.abs(logits - expected["logits"]).max() / np.abs(expected["logits"]).max())
         scheme = golden.parent.name
-        fine = bool(named) and max(gaps) <= 1e-6 and difference <= TOLERANCE.get(scheme, 1e-4)
+        fine = bool(named) and max(gaps) <= 1e-6 and difference <= TOLERANCE
         good &= fine
         print(
             f"  {'ok  ' if fine else 'FAIL'} {scheme}: {len(named)} matrices differ by {max(gaps):.1e} at "
