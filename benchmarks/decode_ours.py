@@ -17,7 +17,7 @@ def main() -> None:
     """Time one type and say the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", required=True)
-    parser.add_argument("--type", choices=["bf16", "fp32"], required=True)
+    parser.add_argument("--type", required=True, help="as compute_type")
     parser.add_argument("--kernels", default="auto")
     options = parser.parse_args()
     from erniekit.cli.launch import require_paddle
@@ -59,6 +59,8 @@ def main() -> None:
         result["bandwidth"] += read_memory()
     peak = peak_rss_bytes() - STREAMED_BYTES
     decoder = CachedDecoder(built.model, [work["prompt"]], num_columns=len(work["prompt"]))
+    if work["scored"]:
+        result["losses"] = score(built.model, work["scored"])
     tell_result(
         {
             **result,
@@ -71,9 +73,35 @@ def main() -> None:
     )
 
 
+def score(model: Any, ids: list[int]) -> list[float]:
+    """The loss of every token but the first, by the steps that answers are made of."""
+    import numpy as np
+
+    from erniekit.generate.engine import CachedDecoder
+
+    decoder = CachedDecoder(model, [ids[:1]], num_columns=len(ids))
+    logits, losses = decoder.prefill()[0], []
+    for token, following in zip(ids[1:], [*ids[2:], None], strict=True):
+        row = logits.astype(np.float64)
+        losses.append(float(row.max() + np.log(np.exp(row - row.max()).sum()) - row[token]))
+        if following is not None:
+            logits = decoder.step([token], [0])[0]
+    return losses
+
+
 def bytes_per_token(model: Any, columns: float) -> int:
     """What a token has to read: all weights (of an untied embedding one row) and the cache."""
+    from erniekit.generate.native import decoder_table
+    from erniekit.ops.native.decode import CodedHead
+    from erniekit.quant.weight_only import quantised_matrices
+
     config, size = model.config, next(iter(model.parameters())).element_size()
+    table = decoder_table(model)
+    if table is not None and isinstance(table.head, CodedHead):
+        codes = sum(matrix.num_bytes for matrix in quantised_matrices(model).values())
+        head = table.head.panels.nbytes + table.head.scales.nbytes
+        cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * columns
+        return int(codes + head + cached * size)
     weights = sum(parameter.size for parameter in model.parameters())
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size

@@ -181,6 +181,11 @@ def build_model(
         )
     else:
         built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+        if built.scheme is not None and fine_tuning.lower() in ("full", "pissa"):
+            raise ConfigError(
+                f"fine_tuning: {fine_tuning}: the weights of {folder} are in {built.scheme}, and few bits "
+                "cannot be trained or taken apart; write fine_tuning: LoRA or DoRA, or name the model in full"
+            )
         if num_nextn_predict_layers is not None:
             built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
         if layer is not None:

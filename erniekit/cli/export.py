@@ -1,6 +1,6 @@
 """`erniekit export`: a finished model folder from a run or a model."""
 
-HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source"
+HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source; or a GGUF file"
 USAGE = """usage: erniekit export MODEL|CONFIG [key=value ...]
 
 MODEL is a training output folder (its best, else latest checkpoint), a model folder, starter, or a
@@ -10,8 +10,9 @@ its model_name_or_path (model_name_or_path=... on the command line always wins).
 Writes weights, config, tokenizer, chat template, generation defaults and a model card to
 output_dir/export, reads them back, and compares tensors and logits with the source.
 
-  export_layout=hf|paddle        hf (default): transformers, vLLM; paddle: FastDeploy
-  export_dtype=auto|fp32|bf16|fp16   auto (default) keeps the format of the source
+  export_layout=hf|paddle|gguf   hf (default): transformers, vLLM; paddle: FastDeploy; gguf: llama.cpp
+  export_dtype=auto|fp32|bf16|fp16   auto (default) keeps the format of the source; with gguf also
+                                 q8_0, q6_k, q4_k, q4_0
   max_shard_size=5               of one file, in GB; 500MB and the like are understood
   export_dir=FOLDER              another place than output_dir/export
   copy_tokenizer=false           weights and configuration only

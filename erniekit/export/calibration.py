@@ -15,6 +15,9 @@ from erniekit.data.pipeline import build_loader, iterate_eval, open_eval_samples
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.models.registry import read_vision_tokens
 
+# Tokens of a held-out batch.
+_EVALUATED = 8192
+
 
 def calibration_batches(config: Config, folder: Path) -> list[Batch]:
     """The first batches of the training data, of `num_calibration_tokens` at least if there are as many."""
@@ -42,9 +45,12 @@ def held_out_batches(config: Config, folder: Path) -> list[Batch]:
         return []
     samples = open_eval_samples(_reader(config, folder), **asdict(config.eval_data))
     limit, sequences = config.evaluation.max_evaluate_steps, config.sequences
-    every = iterate_eval(
-        samples, _shape(config), max_seq_len=sequences.max_seq_len, packing=sequences.packing
-    )
+    if limit > 0:
+        shape = _shape(config)
+    else:  # numbers of few bits are made anew for every batch, so batches are large
+        rows = max(config.batch.per_device_eval_batch_size, _EVALUATED // sequences.max_seq_len)
+        shape = _shape(config, per_device_eval_batch_size=rows)
+    every = iterate_eval(samples, shape, max_seq_len=sequences.max_seq_len, packing=sequences.packing)
     return list(islice(every, limit) if limit > 0 else every)
 
 
@@ -69,10 +75,10 @@ def _reader(config: Config, folder: Path) -> SampleReader:
     )
 
 
-def _shape(config: Config) -> BatchShape:
+def _shape(config: Config, **changes: int) -> BatchShape:
     batch = config.batch
-    return BatchShape(
-        per_device_train_batch_size=batch.per_device_train_batch_size,
-        per_device_eval_batch_size=batch.per_device_eval_batch_size,
-        gradient_accumulation_steps=1,
-    )
+    sizes = {
+        "per_device_train_batch_size": batch.per_device_train_batch_size,
+        "per_device_eval_batch_size": batch.per_device_eval_batch_size,
+    }
+    return BatchShape(**{**sizes, **changes}, gradient_accumulation_steps=1)

@@ -73,7 +73,8 @@ def verify_source(source: Path) -> None:
 def _is_of_an_export(path: Path, copied: set[str]) -> bool:
     if path.is_dir():
         return False
-    is_weights = (
-        path.name.startswith(("model", "adapter_model", "peft_model")) and path.suffix == ".safetensors"
+    is_weights = path.name.startswith(("model", "adapter_model", "peft_model")) and path.suffix in (
+        ".safetensors",
+        ".gguf",
     )
     return is_weights or path.name in _EXPORT_FILES | copied

@@ -29,6 +29,8 @@ from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
+from erniekit.export.gguf_export import ExportedGguf, export_gguf
+from erniekit.export.gguf_numbers import NUMBERS
 from erniekit.export.probe import probe_rows
 from erniekit.export.proof import Comparison, compare_logits, comparison, probe_logits
 from erniekit.export.sizes import shard_bytes
@@ -36,7 +38,7 @@ from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
 
-EXPORT_LAYOUTS = ("hf", "paddle")
+EXPORT_LAYOUTS, GGUF = ("hf", "paddle"), "gguf"
 _PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
 
 
@@ -86,7 +88,7 @@ def export_model(
     copy_tokenizer: bool = True,
     export_dir: str | None = None,
     merge_adapter: bool = True,
-) -> Exported | ExportedAdapter:
+) -> Exported | ExportedAdapter | ExportedGguf:
     """Write a checkpoint as a model folder, and prove it.
 
     Args:
@@ -95,8 +97,9 @@ def export_model(
         output_dir: the export goes to its sub-folder `export`, unless `export_dir` names a place.
         overwrite: replace an earlier export at the destination.
         adapter: an adapter to merge into the model of `checkpoint`.
-        export_layout: `hf` (transformers, vLLM, ...) or `paddle` (FastDeploy).
-        export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16.
+        export_layout: `hf` (transformers, vLLM, ...), `paddle` (FastDeploy) or `gguf` (llama.cpp).
+        export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16, and with `gguf` those of
+            `gguf_numbers.NUMBERS`.
         max_shard_size: of one safetensors file; a number is in GB.
         copy_tokenizer: write tokenizer and chat template too.
         merge_adapter: merge an adapter into its model; otherwise it is written alone, in the format of
@@ -107,14 +110,29 @@ def export_model(
             taken, or the export does not equal its source; the destination is then as it was before.
         ConfigError: a value is not allowed.
     """
-    check_word("export_layout", export_layout, EXPORT_LAYOUTS)
-    check_word("export_dtype", export_dtype, ("auto", *EXPORT_DTYPES))
+    is_gguf = export_layout == GGUF
+    check_word("export_layout", export_layout, (*EXPORT_LAYOUTS, GGUF))
+    check_word("export_dtype", export_dtype, ("auto", *(NUMBERS if is_gguf else EXPORT_DTYPES)))
+    if is_gguf and not merge_adapter:
+        raise ConfigError(
+            "merge_adapter: false writes an adapter alone, which export_layout: gguf has no place for; write "
+            "export_layout: hf, or merge_adapter: true"
+        )
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
     source = open_source(checkpoint, adapter)
     for folder in {source.folder, source.adapter or source.folder}:
         check_destination(destination, folder, overwrite=overwrite)
         verify_source(folder)
+    title = (destination if export_dir else output_dir).resolve().name
+    if is_gguf:
+        return export_gguf(
+            *(source, destination, title),
+            overwrite=overwrite,
+            export_dtype=export_dtype,
+            stored=stored_dtype(source.folder),
+            copy_tokenizer=copy_tokenizer,
+        )
     form: dict[str, Any] = {
         "overwrite": overwrite,
         "layout": export_layout,
@@ -124,7 +142,6 @@ def export_model(
     }
     if not merge_adapter:
         return export_adapter(source, destination, **form)
-    title = (destination if export_dir else output_dir).resolve().name
     return _export_whole(source, destination, title, **form)
 
 

@@ -25,6 +25,7 @@ from erniekit.errors import ConfigError
 from erniekit.export.budget import formats_by_sensitivity
 from erniekit.export.calibration import arrays_of, calibration_batches, held_out_batches
 from erniekit.export.companions import write_companions
+from erniekit.export.compressed import write_compressed
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES
 from erniekit.export.export import config_content, stored_dtype, write_json
@@ -42,7 +43,7 @@ from erniekit.quant.schemes import FORMATS, SCHEMES, formats_of
 from erniekit.quant.stored import SUFFIXES
 
 _FACTS, _STATE = "block.json", "state.json"
-_BLOCKS = "blocks"
+_BLOCKS, _WHOLE = "blocks", "whole"
 
 
 def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedModel:
@@ -69,11 +70,16 @@ def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedM
     quantisation = run.choose()
     expected = run.full_states(held_out) if held_out else []
     facts = run.blocks(quantisation)
-    sizes = run.write(quantisation)
+    compressed = method.quant_layout == "compressed-tensors"
+    whole = run.work / _WHOLE if compressed else destination
+    sizes = run.write(quantisation, whole)
     quality = None
     if held_out:
-        built = load_for_inference(destination, compute_type=config.model.compute_type)
+        built = load_for_inference(whole, compute_type=config.model.compute_type)
         quality = compare(built.model, held_out, expected, hidden_states(built.model, held_out))
+    if compressed:
+        size = shard_bytes(config.export.max_shard_size)
+        write_compressed(whole, destination, max_shard_bytes=size, overwrite=True)
     errors = {name: error for fact in facts for name, error in fact["errors"].items()}
     rare = {name: count for fact in facts for name, count in fact["rare"].items()}
     done = QuantisedModel(
@@ -108,7 +114,7 @@ class _Run:
             clean_leftovers(self.work)
             kept = json.loads(state.read_text(encoding="utf-8"))
             if kept["asked"] == asked:
-                number = sum(path.is_dir() for path in self.work.iterdir())
+                number = sum(path.name.isdigit() for path in self.work.iterdir())
                 logger.info(f"going on: {number} blocks are quantised already")
                 return self._quantisation(kept["formats"])
             if not overwrite:
@@ -166,10 +172,10 @@ class _Run:
             stream.drop(index)
         return facts
 
-    def write(self, quantisation: Quantisation) -> tuple[float, int, int]:
-        """The finished folder; returns bits a weight, its bytes, and those of the model in full."""
+    def write(self, quantisation: Quantisation, place: Path) -> tuple[float, int, int]:
+        """The finished folder at a place; gives bits a weight, its bytes, and those of the model in full."""
         config, settings = self.model_config, self.config.export
-        parts = [open_tensors(path) for path in sorted(self.work.iterdir()) if path.is_dir()]
+        parts = [open_tensors(path) for path in sorted(self.work.iterdir()) if path.name.isdigit()]
         blocks = f"{self.family.plan.BLOCKS}."
         outer = [name for name in self.shapes if not name.startswith(blocks)]
         specs: list[Spec] = [
@@ -178,7 +184,7 @@ class _Run:
             if not each.parameter.startswith(blocks)
         ]
         specs += [spec for part in parts for spec in part.specs()]
-        with write_folder(self.destination, overwrite=True) as folder:
+        with write_folder(place, overwrite=True) as folder:
             write_tensors(
                 folder,
                 self._items(outer, parts),

@@ -35,6 +35,7 @@ from erniekit.ops.native.decode import (
 )
 from erniekit.ops.quantised import QuantisedMatrix
 from erniekit.ops.rope import rotations
+from erniekit.ops.rounding import KVRounding
 
 # Parameters of a layer by the field of the table that takes them; biases may be missing.
 _LAYER = {
@@ -70,6 +71,14 @@ def decoder_table(model: Any) -> DecoderTable | None:
     types = {parameter.dtype for parameter in parameters.values()}
     if len(types) > 1 or not types <= TYPES.keys():
         return None
+    kept = {
+        name.removesuffix("self_attn"): layer.kv_rounding
+        for name, layer in model.named_sublayers()
+        if name.endswith(".self_attn")
+    }
+    for rounding in kept.values():
+        if rounding is not None and (type(rounding) is not KVRounding or rounding.number != "int8"):
+            return None
     matrices = {name for name in needed if len(given[name].shape) == 2} - set(_OUTSIDE)
     if codes and (codes.keys() != matrices or not all(map(reads_codes, codes.values()))):
         return None
@@ -77,7 +86,7 @@ def decoder_table(model: Any) -> DecoderTable | None:
     head = given.get("lm_head.weight", embedding)
     return DecoderTable(
         embedding=embedding,
-        layers=[_layer(given, f"model.layers.{layer}.") for layer in layers],
+        layers=[_layer(given, f"model.layers.{layer}.", kept[f"model.layers.{layer}."]) for layer in layers],
         final_norm=given["model.norm.weight"],
         head=_coded_head(model, head, tied=head is embedding) if codes else head,
         head_bias=given.get("lm_head.bias"),
@@ -106,8 +115,9 @@ def _coded_head(model: Any, weight: paddle.Tensor, *, tied: bool) -> CodedHead:
     return kept[1]
 
 
-def _layer(given: Mapping[str, Any], prefix: str) -> LayerTable:
-    return LayerTable(**{field: given.get(prefix + name) for field, name in _LAYER.items()})
+def _layer(given: Mapping[str, Any], prefix: str, kept: KVRounding | None) -> LayerTable:
+    scales = {} if kept is None else {"key_scales": kept.keys, "value_scales": kept.values}
+    return LayerTable(**{field: given.get(prefix + name) for field, name in _LAYER.items()}, **scales)
 
 
 def _is_plain(model: paddle.nn.Layer) -> bool:

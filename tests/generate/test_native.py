@@ -17,6 +17,7 @@ from erniekit.nn.linear import Linear
 from erniekit.ops import backend
 from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native.decode import CodedHead
+from erniekit.ops.rounding import KVRounding, Rounding
 from erniekit.quant import weight_only
 
 if find_library().library is None:
@@ -163,6 +164,23 @@ def test_codes_are_decoded_natively_with_a_coded_head(scheme: str, changes: dict
     head.set_value(head * 2)
     changed = decoder_table(model)
     assert changed is not None and changed.head is not table.head
+
+
+def test_inputs_keys_and_values_in_int8_are_decoded_natively() -> None:
+    model = quantised("wint8")
+    scales = np.random.default_rng(0).uniform(0.5, 2, (2, 2, 16)).astype("float32")
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        attention.kv_rounding = KVRounding.of("int8", *scales)
+        for linear, scale in ((attention.qkv_proj, 0.02), (layer.mlp.down_proj, 0.01)):
+            linear.weight.rounding = Rounding("int8", paddle.to_tensor([scale], dtype="float32"))
+    assert decoder_table(model) is not None
+    found, expected = (logits(model, native_way=way) for way in (True, False))
+    assert np.abs(found[1] - expected[1]).max() / np.abs(expected[1]).max() < 3e-2
+    model.model.layers[1].self_attn.kv_rounding = KVRounding.of("e4m3", *scales)
+    assert decoder_table(model) is None
+    model.model.layers[1].self_attn.kv_rounding = object()
+    assert decoder_table(model) is None
 
 
 def test_other_kernels_decode_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,12 +119,47 @@ def test_schemes_do_not_mix(folders):
         load_for_inference(folder, compute_type="nf4")
 
 
+KEYS = {"compute_type": "fp32", "fine_tuning": "LoRA", "continue_training": True, "freeze": ()}
+KEYS |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
 def test_adapters_over_rounded_inputs_are_refused(folders):
     _, folder = folders("dense", "w8a8")
-    keys = {"compute_type": "fp32", "fine_tuning": "LoRA", "continue_training": True, "freeze": ()}
-    keys |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     with pytest.raises(UnsupportedError, match="an adapter over w8a8, which rounds the inputs"):
-        build_model(folder, Adaptation({}), **keys)
+        build_model(folder, Adaptation({}), **KEYS)
+
+
+@pytest.mark.parametrize("scheme", ["wint4", "wint2"])
+def test_adapters_over_weights_alone(folders, scheme):
+    _, folder = folders("dense", scheme)
+    lora = {
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "lora_target": (),
+        "lora_modules_to_save": (),
+    }
+    lora |= {"rslora": False, "lora_plus_scale": 1.0, "rslora_plus": False}
+    built = build_model(folder, Adaptation(lora), **KEYS)
+    assert 0 < built.num_trained < built.num_parameters / 5 and built.fingerprint.startswith("sha256:")
+    before = models.logits(load_for_inference(folder, compute_type="fp32").model)
+    built.model.eval()
+    models.near(models.logits(built.model), before, 1e-6)
+
+
+@pytest.mark.parametrize("method", ["Full", "PiSSA"])
+def test_few_bits_are_not_trained_whole(folders, method):
+    _, folder = folders("dense", "wint4")
+    with pytest.raises(ConfigError, match=f"fine_tuning: {method}: the weights of .* are in wint4"):
+        build_model(folder, Adaptation({}), **{**KEYS, "fine_tuning": method})
+
+
+def test_who_needs_the_model_in_full_says_so(folders, tmp_path):
+    from erniekit.export.convert import convert_model
+
+    _, folder = folders("dense", "wint4")
+    with pytest.raises(CheckpointError, match="These weights are quantised"):
+        convert_model(folder, tmp_path / "x", layout="hf")
 
 
 def test_a_tensor_that_is_missing_is_named(folders, tmp_path):

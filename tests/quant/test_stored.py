@@ -8,7 +8,7 @@ from erniekit.ops import ccq
 from erniekit.ops.fp8 import E4M3
 from erniekit.ops.hadamard import hadamard, rotate_rows
 from erniekit.ops.number_formats import FORMATS as NUMBERS
-from erniekit.ops.number_formats import each_row
+from erniekit.ops.number_formats import each_row, encode
 from erniekit.ops.quantised import quantised_grouped_linear, quantised_linear
 from erniekit.quant.load import to_matrix
 from erniekit.quant.rtn import round_to_nearest
@@ -84,6 +84,19 @@ def test_errors_are_those_of_theory(format):
     if row.outputs != 1:
         largest = np.broadcast_to(largest.max(1, keepdims=True), largest.shape)
     np.testing.assert_allclose(matrix.scales, largest / number.largest, rtol=3e-7)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_made_while_training_is_what_is_converted(format):
+    """Rounded numbers are their own rounding: with the same scales they have the same codes, bit for bit."""
+    matrix, weight = made(format, (192, 20), clip=True)
+    row = FORMATS[format]
+    np.testing.assert_array_equal(to_matrix(matrix, "float32").numbers().numpy(), matrix.numbers())
+    if row.number in ccq.NUMBERS:
+        return
+    fake = matrix.numbers()
+    np.testing.assert_array_equal(encode(fake, matrix.scales, row.number, row.group), matrix.codes)
+    np.testing.assert_array_equal(encode(weight, matrix.scales, row.number, row.group), matrix.codes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

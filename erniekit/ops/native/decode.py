@@ -34,7 +34,11 @@ Matrix: TypeAlias = paddle.Tensor | QuantisedMatrix
 def reads_codes(matrix: QuantisedMatrix) -> bool:
     """Whether the kernels decode with a quantised matrix."""
     whole_groups = matrix.group % CODED_UNIT == 0 or matrix.group >= matrix.shape[-2]
-    plain = matrix.rounding is None and not matrix.rotation and matrix.columns is None
+    rounding = matrix.rounding
+    one_scale = rounding is None or (
+        rounding.number == "int8" and rounding.scale is not None and rounding.scale.size == 1
+    )
+    plain = one_scale and not matrix.rotation and matrix.columns is None
     return matrix.number in CODED and plain and whole_groups and len(matrix.shape) == 2
 
 
@@ -57,7 +61,10 @@ class CodedHead:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """The tensors of one layer, of one type; biases may be missing."""
+    """The tensors of one layer, of one type; biases may be missing.
+
+    key_scales, value_scales: fp32 [K, D] where keys and values are rounded to int8 before they are kept.
+    """
 
     attention_norm: paddle.Tensor  # [H]
     qkv: Matrix  # [H, X]
@@ -69,6 +76,8 @@ class LayerTable:
     gate_up_bias: paddle.Tensor | None
     down: Matrix  # [I, H]
     down_bias: paddle.Tensor | None
+    key_scales: paddle.Tensor | None = None
+    value_scales: paddle.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,17 +100,24 @@ class DecoderTable:
 
 
 class _Codes(ctypes.Structure):
-    _fields_ = [("scales", ctypes.c_void_p), ("group", ctypes.c_long), ("bits", ctypes.c_long)]
+    _fields_ = [
+        ("scales", ctypes.c_void_p),
+        ("group", ctypes.c_long),
+        ("bits", ctypes.c_long),
+        ("input_scale", ctypes.c_double),
+    ]
 
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
+_KV_SCALES = ("key_scales", "value_scales")
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((field.name, ctypes.c_void_p) for field in fields(LayerTable)),
+        *((field.name, ctypes.c_void_p) for field in fields(LayerTable) if field.name not in _KV_SCALES),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _KV_SCALES),
         *((f"{name}_codes", _Codes) for name in _MATRICES),
     ]
 
@@ -257,7 +273,9 @@ def _pointer(value: Matrix | CodedHead | None) -> int | None:
 def _codes(value: Matrix | CodedHead) -> _Codes:
     """How codes are to be read; of numbers nothing."""
     if isinstance(value, CodedHead):
-        return _Codes(value.scales.ctypes.data, value.panels.shape[1], FORMATS[HEAD_NUMBER].bits)
+        return _Codes(value.scales.ctypes.data, value.panels.shape[1], FORMATS[HEAD_NUMBER].bits, 0.0)
     if isinstance(value, QuantisedMatrix):
-        return _Codes(value.scales.data_ptr(), value.group, FORMATS[value.number].bits)
+        scale = None if value.rounding is None else value.rounding.scale
+        inputs = 0.0 if scale is None else float(scale)
+        return _Codes(value.scales.data_ptr(), value.group, FORMATS[value.number].bits, inputs)
     return _Codes()

@@ -1,7 +1,7 @@
 """Native decoding against the whole sequence in numpy: shapes, types, levels of instructions, threads."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from erniekit.ops.native.decode import (
     stream,
 )
 from erniekit.ops.quantised import QuantisedMatrix
+from erniekit.ops.rounding import Rounding
 
 if find_library().library is None:
     pytest.skip("native kernels do not run here", allow_module_level=True)
@@ -256,6 +257,59 @@ def test_a_head_of_codes_has_as_many_panels_as_it_needs() -> None:
     assert difference(found[0], last_logits(table, ids[0])) < 3e-4
 
 
+def rounded(x: np.ndarray, scale: float | np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(x / scale, -127, 127)) * scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inputs_rounded_to_int8(library: Library, dtype: str) -> None:
+    """One layer whose attention is its value, for a single token: products of rounded inputs by hand."""
+    shape = Shape(48, 2, 2, 16, 80, 60, layers=1)
+    table = make(shape, dtype, codes=("int4", None))
+    layer = table.layers[0]
+    scales = {"qkv": 0.02, "out": 0.01, "gate_up": 0.03, "down": 0.004}
+    for name, scale in scales.items():
+        getattr(layer, name).rounding = Rounding("int8", paddle.to_tensor([scale], dtype="float32"))
+    found = Decoding(library, table, rows=1, columns=1).feed(np.array([[7]]), np.zeros(1, dtype=int))
+
+    def product(x: np.ndarray, name: str) -> np.ndarray:
+        return rounded(x, scales[name]) @ wide(getattr(layer, name))
+
+    x = wide(table.embedding)[7]
+    value = product(normed(x, layer.attention_norm), "qkv")[-32:]
+    x = x + product(value, "out")
+    gate, up = np.split(product(normed(x, layer.mlp_norm), "gate_up"), 2)
+    x = x + product(gate / (1 + np.exp(-gate)) * up, "down")
+    expected = normed(x, table.final_norm) @ wide_head(table)
+    # A number near the middle of two may go either way.
+    assert difference(found[0], expected) < 2e-2
+    for name in scales:
+        getattr(layer, name).rounding = None
+    unrounded = Decoding(library, table, rows=1, columns=1).feed(np.array([[7]]), np.zeros(1, dtype=int))
+    assert difference(unrounded[0], expected) > 4e-2
+
+
+def test_keys_and_values_rounded_to_int8(library: Library) -> None:
+    shape = SHAPES[0]
+    table = make(shape, "float32")
+    ids = tokens(shape, 1, 3)
+    scales = np.random.default_rng(0).uniform(0.005, 0.02, (2, 2, 16)).astype(np.float32)
+    given = {
+        name: paddle.to_tensor(each)
+        for name, each in zip(("key_scales", "value_scales"), scales, strict=True)
+    }
+    rounding = replace(table, layers=[replace(layer, **given) for layer in table.layers])
+    plain, decoding = (Decoding(library, each, rows=1, columns=3) for each in (table, rounding))
+    plain.feed(ids, np.zeros(1, dtype=int))
+    decoding.feed(ids, np.zeros(1, dtype=int))
+    for name, each in zip(("keys", "values"), scales, strict=True):
+        exact, found = (getattr(side, name)[0].numpy()[0] for side in (plain, decoding))
+        expected = rounded(exact, each[:, None])
+        assert np.abs(found - expected).max() < 0.021
+        assert (np.abs(found - expected) < 1e-6).mean() > 0.99
+        assert np.abs(found - exact).max() > 1e-3
+
+
 def test_codes_that_the_kernels_do_not_read() -> None:
     weight = np.random.default_rng(0).normal(size=(96, 8)).astype(np.float32)
 
@@ -267,7 +321,11 @@ def test_codes_that_the_kernels_do_not_read() -> None:
 
     assert reads("int4", 32) and reads("int8", None) and reads("int8", 100)
     assert not reads("nf4", 64) and not reads("e4m3", None) and not reads("int4", 24)
-    assert not reads("int8", None, rotation=32) and not reads("int8", None, rounding=object())
+    one, two = (paddle.to_tensor(np.ones(size, np.float32)) for size in (1, 2))
+    assert reads("int8", None, rounding=Rounding("int8", one))
+    assert not reads("int8", None, rotation=32) and not reads("int8", None, rounding=Rounding("int8", two))
+    assert not reads("int8", None, rounding=Rounding("e4m3", one))
+    assert not reads("int8", None, rounding=Rounding("int8", None, tile=128))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -98,9 +98,14 @@ struct Token {
         if constexpr (planes) return ek_scratch<float>(ek_pool_thread(), 6, padded(n));
         else return to;
     }
-    void finish(F* from, X* to, long n, long bits) const {
+    void finish(F* from, X* to, long n, const DecodeCodes& codes) const {
         clear_rest(from, n);
-        if constexpr (planes) make_operand(from, n, bits, to);
+        const float scale = (float)codes.input_scale;
+        if constexpr (planes) {
+            make_operand(from, n, codes.bits, scale, to);
+        } else if constexpr (CODED) {
+            for (long i = 0; scale > 0.0f && i < n; i += VW) vstore(from + i, rounded(vload(from + i), vset(scale)));
+        }
     }
 
     // Sums of a block in the order of its columns.
@@ -165,7 +170,7 @@ struct Token {
             }
     }
 
-    void normalise(const void* weight, long bits) const {
+    void normalise(const void* weight, const DecodeCodes& codes) const {
         const T* w = (const T*)weight;
         for (long r = 0; r < d.rows; r++) {
             const float* x = shared.x + r * d.hidden;
@@ -181,13 +186,13 @@ struct Token {
                 const long n = d.hidden - i;
                 put<P>(to + i, vmul(stored<P>(vmul(vload_n(x + i, n), scale)), vload_n(w + i, n)), n);
             }
-            finish(to, operand, d.hidden, bits);
+            finish(to, operand, d.hidden, codes);
         }
     }
 
     // Inputs [first, last) of the output projection: chunks of every head joined,
     // sum_c e^(m_c - m) O_c / sum_c e^(m_c - m) l_c.
-    void join(long first, long last, X* operand, long bits) const {
+    void join(long first, long last, X* operand, const DecodeCodes& codes) const {
         const long stride = d.dim + 2;
         for (long r = 0; r < d.rows; r++, operand += In::stride(last - first)) {
             F* to = begin(operand, last - first);
@@ -212,7 +217,7 @@ struct Token {
                     put<P>(to + h * d.dim + i - first, vmul(o, scale), n);
                 }
             }
-            finish(to, operand, last - first, bits);
+            finish(to, operand, last - first, codes);
         }
     }
 
@@ -226,7 +231,7 @@ struct Token {
                 const vf g = vload(gate + i), silu = vdiv(g, vadd(vset(1.0f), vexp(vsub(vzero(), g))));
                 put<P>(to + i, vmul(silu, vload(up + i)), last - first - i);
             }
-            finish(to, operand, last - first, layer.down_codes.bits);
+            finish(to, operand, last - first, layer.down_codes);
         }
     }
 
@@ -236,6 +241,15 @@ struct Token {
         for (long i = 0; i < d.dim; i += 2) {
             to[i] = from[i] * turns[i] - from[i + 1] * turns[i + 1];
             to[i + 1] = from[i + 1] * turns[i] + from[i] * turns[i + 1];
+        }
+    }
+
+    // A key or value of this token to its column of the cache.
+    void keep(const float* from, const float* scales, long key, C* cache) const {
+        C* to = cache + d.column * d.dim;
+        for (long i = 0; i < d.dim; i += VW) {
+            const vf x = vload(from + i);
+            vstore_n(to + i, scales ? rounded(x, vload_n(scales + key * d.dim + i, d.dim - i)) : x, d.dim - i);
         }
     }
 
@@ -260,10 +274,10 @@ struct Token {
         if (stop == d.column + 1) {
             const float* k = read_range(qkv, shared.wide, layer.qkv_bias, r, (d.heads + key) * dim, dim, given);
             turn(k, turns, turned);
-            for (long i = 0; i < dim; i += VW) vstore_n(keys + d.column * dim + i, vload(turned + i), dim - i);
+            keep(turned, layer.key_scales, key, keys);
             const long at = (d.heads + d.key_heads + key) * dim;
             const float* v = read_range(qkv, shared.wide, layer.qkv_bias, r, at, dim, given);
-            for (long i = 0; i < dim; i += VW) vstore_n(values + d.column * dim + i, vload(v + i), dim - i);
+            keep(v, layer.value_scales, key, values);
         }
         const float* mine = read_range(qkv, shared.wide, layer.qkv_bias, r, key * group * dim, group * dim, given);
         for (long g = 0; g < group; g++) {
@@ -416,7 +430,7 @@ struct Token {
         } else if (at.phase == 2) {
             const long first = out.input(task), last = out.input_end(task);
             X* x = ek_scratch<X>(thread, 0, d.rows * In::stride(last - first));
-            join(first, last, x, layer.out_codes.bits);
+            join(first, last, x, layer.out_codes);
             product(out, layer.out, layer.out_codes, x, first, last - first, task, thread, shared.narrow, ahead);
         } else if (at.phase == 3) {
             product(wide, layer.gate_up, layer.gate_up_codes, normed, 0, d.hidden, task, thread, shared.wide, ahead);
@@ -435,7 +449,7 @@ struct Token {
         const DecodeLayer& layer = d.layers[at.layer];
         if (at.phase == 2) {
             add(out, layer.out_bias);
-            normalise(layer.mlp_norm, layer.gate_up_codes.bits);
+            normalise(layer.mlp_norm, layer.gate_up_codes);
         }
         if (at.phase == 4) {
             add(down, layer.down_bias);
@@ -445,8 +459,8 @@ struct Token {
 
     // For what comes first in a layer, or for the head.
     void normalise_before(long layer) const {
-        if (layer == d.num_layers) return normalise(d.final_norm, d.head_codes.bits);
-        normalise(d.layers[layer].attention_norm, d.layers[layer].qkv_codes.bits);
+        if (layer == d.num_layers) return normalise(d.final_norm, d.head_codes);
+        normalise(d.layers[layer].attention_norm, d.layers[layer].qkv_codes);
     }
 
     bool claim(long number) const {

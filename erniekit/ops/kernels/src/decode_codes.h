@@ -17,6 +17,11 @@
 namespace EK_NS {
 namespace {
 
+// Numbers as whole numbers up to 127 of their scales.
+EK_INLINE vf rounded(vf x, vf scale) {
+    return vmul(scale, vround(vmax(vmin(vdiv(x, scale), vset(127.0f)), vset(-127.0f))));
+}
+
 struct Coded {
     const uint8_t* codes;  // [rows * bits / 8, rounded up][columns]
     const float* scales;   // [(rows + group - 1) / group][columns]
@@ -41,15 +46,15 @@ EK_INLINE __m128i meeting(long bits) {
     return _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-// `n` numbers (zeros up to the padded length) as an operand.
-static void make_operand(const float* from, long n, long bits, CodedOperand* to) {
+// `n` numbers (zeros up to the padded length) as an operand; with a scale given, only whole numbers up to 127 of it.
+static void make_operand(const float* from, long n, long bits, float given, CodedOperand* to) {
     vf largest = vzero();
     for (long i = 0; i < n; i += VW) largest = vmax(largest, _mm512_abs_ps(vload(from + i)));
-    const float most = vlargest(largest);
-    const vf inverse = vset(most > 0.0f ? 32512.0f / most : 0.0f);
+    const float most = vlargest(largest), scale = given > 0.0f ? given : most > 0.0f ? most / 32512.0f : 1.0f;
     const __m128i order = meeting(bits);
     for (long i = 0; i < padded(n); i += VW) {
-        const __m512i q = _mm512_cvtps_epi32(vmul(vload(from + i), inverse));
+        const vf scaled = vdiv(vload(from + i), vset(scale)), end = vset(given > 0.0f ? 127.0f : 32512.0f);
+        const __m512i q = _mm512_cvtps_epi32(vmax(vmin(scaled, end), vsub(vzero(), end)));
         const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
         const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 8));
         const __m128i h = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(high), order);
@@ -57,7 +62,6 @@ static void make_operand(const float* from, long n, long bits, CodedOperand* to)
         _mm_storeu_si128((__m128i*)(to + 2 * i), _mm_unpacklo_epi32(h, l));
         _mm_storeu_si128((__m128i*)(to + 2 * i + 16), _mm_unpackhi_epi32(h, l));
     }
-    const float scale = most / 32512.0f;
     memcpy(to + 2 * padded(n), &scale, 4);
 }
 

@@ -6,10 +6,12 @@
 
 namespace EK_NS {
 
-// How the codes of a matrix are to be read; see `Coded`.
+// How the codes of a matrix are to be read, see `Coded`; and what its inputs are rounded to before, whole numbers up
+// to 127 times a scale, or 0 for none.
 struct DecodeCodes {
     const float* scales;
     long group, bits;
+    double input_scale;
 };
 
 // One layer: matrices [in, out], biases may be null; keys and values [rows][key heads][capacity][dim].
@@ -17,6 +19,7 @@ struct DecodeLayer {
     const void *attention_norm, *qkv, *qkv_bias, *out, *out_bias;
     const void *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
     void *keys, *values;
+    const float *key_scales, *value_scales;  // [key heads][dim] keys and values are rounded as inputs are; may be null
     DecodeCodes qkv_codes, out_codes, gate_up_codes, down_codes;
 };
 
