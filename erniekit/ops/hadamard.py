@@ -4,7 +4,9 @@ H = H_b / sqrt(b) on the diagonal, H_b of +1 and -1 by Sylvester's construction,
 x W = (x H)(H W): what is quantised are the products' rotated factors, which have no outliers.
 """
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,17 @@ def fitting_block(features: int, size: int) -> int:
     return size
 
 
-def rotate_rows(weight: np.ndarray, size: int) -> np.ndarray:
-    """H W of a matrix [..., I, O] in blocks of `size` rows."""
-    *lead, rows, columns = weight.shape
-    blocks = weight.reshape(*lead, rows // size, size, columns)
-    return (hadamard(size) @ blocks).reshape(weight.shape)
+def rotate_rows(weight: Any, size: int, stack: Callable[..., Any] = np.stack) -> Any:
+    """H W of a matrix [..., I, O] in blocks of `size` rows.
+
+    By sums and differences in a fixed order, so the result is the same to the last bit wherever it is made.
+
+    Args:
+        weight: an array, or with `stack` of Paddle one of its tensors.
+    """
+    shape, half = weight.shape, 1
+    while half < size:
+        pairs = weight.reshape([-1, 2, half, shape[-1]])
+        weight = stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        half *= 2
+    return (weight * float(np.float32(1 / np.sqrt(size)))).reshape(shape)

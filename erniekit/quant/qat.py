@@ -3,29 +3,40 @@
 In the forward pass a weight is what its codes and scales will stand for (`ops/number_formats.py`), its input
 what the scheme makes of it; gradients pass both roundings straight (Bengio et al. 2013): dx = g [W]^T and
 dW = x^T g. So what is evaluated is the quantised model, bit by bit, and what is trained are the full weights.
+Under LoRA [.] is of the merged weight, W + s A B, and A and B learn by its dW.
 
 A static scale of inputs is found while training: for the first `online` steps of rounding every product takes
 that of its own inputs, and the running mean of those is kept; then the kept one is used, and moves by
 `rate` of the difference in every step. It rests once `frozen`, so that the last evaluations are those of
-the finished model. An expert has a scale of its own; what has seen no tokens yet takes that of the moment.
+the finished model. An expert has a scale of its own; one that has seen no tokens takes the largest of the
+others.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import paddle
 
-from erniekit.errors import ConfigError
+from erniekit.errors import CheckpointError, ConfigError
 from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices
-from erniekit.ops import remake
+from erniekit.ops import ccq, remake
+from erniekit.ops.hadamard import rotate_rows
+from erniekit.ops.lora import merged_weight
 from erniekit.ops.low_precision import low_precision_grouped_linear, low_precision_linear
-from erniekit.ops.number_formats import FORMATS as NUMBERS
+from erniekit.ops.number_formats import dequantise, quantise
 from erniekit.ops.rounding import rotate
 from erniekit.ops.tiles import LARGEST, Grid, rounded, scales_of
-from erniekit.quant.schemes import SCHEMES, WeightFormat, formats_of
+from erniekit.quant.schemes import FORMATS, SCHEMES, WeightFormat, formats_of
+from erniekit.quant.stored import rotation_of, settled, settled_input
+from erniekit.quant.trained import TrainedScales, filled_up
+
+# Of gradients, where they are rounded.
+_GRADIENTS = Grid("e5m2", None, None)
 
 
 @dataclass
@@ -49,10 +60,14 @@ class Observer:
             self._largest = np.zeros_like(self.scales)
         self._largest[filled] = np.maximum(self._largest[filled], found)
 
-    def end_step(self) -> None:
-        """Move the kept scales by the largest of the step."""
+    def take(self) -> np.ndarray:
+        """The largest since the last call, 0 of what was not seen."""
         seen, self._largest = self._largest, None
-        if seen is None or self.frozen:
+        return np.zeros_like(self.scales) if seen is None else seen
+
+    def move(self, seen: np.ndarray) -> None:
+        """Move the kept scales by the largest of a step."""
+        if self.frozen:
             return
         self.steps += 1
         rate = np.float32(max(1 / self.steps, self.rate) if self.steps <= self.online else self.rate)
@@ -62,11 +77,10 @@ class Observer:
         self.scales[first] = seen[first]
 
     def of(self, found: np.ndarray, filled: np.ndarray, *, training: bool) -> np.ndarray:
-        """The scales to round by."""
+        """The scales to round by; those of the moment where nothing is known."""
         if training and not self.frozen and self.steps < self.online:
             return found
-        kept = self.scales[filled]
-        return np.where(kept > 0, kept, found)
+        return filled_up(self.scales)[filled] if self.scales.any() else found
 
 
 @dataclass
@@ -74,25 +88,38 @@ class FakeQuantised:
     """The arithmetic of one layer (`ops/low_precision.py: Arithmetic`).
 
     Args:
+        format: a row of FORMATS. rotation: features that a Hadamard matrix mixes, 0 for none.
         observer: of static scales of inputs; None without, or where tiles have their own.
         input_gradients, weight_gradients: round gradients to e5m2 in these products, and inputs as in the
             forward pass in the second.
     """
 
     layer: Any
-    format: WeightFormat
+    format: str
+    rotation: int
     observer: Observer | None
     input_gradients: bool = False
     weight_gradients: bool = False
     active: bool = True
 
+    @property
+    def row(self) -> WeightFormat:
+        """Of the table."""
+        return FORMATS[self.format]
+
+    @paddle.no_grad()
     def weight(self, weight_KN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
         """What the weight's codes stand for."""
-        chosen = self.format
-        grid = Grid(chosen.number, chosen.group, chosen.outputs)
-        if chosen.rotation:
-            weight_KN = _rotate_rows(weight_KN, chosen.rotation)
-        return rounded(weight_KN, grid, bounds=bounds)
+        row, dtype = self.row, weight_KN.dtype
+        if self.rotation:  # in fp32, as it is before it is written
+            weight_KN = rotate_rows(weight_KN.astype("float32"), self.rotation, paddle.stack).contiguous()
+        if row.number not in LARGEST:
+            return _by_table(weight_KN, row, 1 if bounds is None else len(bounds) - 1).astype(dtype)
+        grid = Grid(row.number, row.group, row.outputs)
+        # Files may keep a multiple of the scale, which gives it back but for its last bit.
+        found = scales_of(weight_KN, grid, bounds=bounds).numpy()
+        scales = paddle.to_tensor(settled(found, self.format, self.rotation))
+        return rounded(weight_KN, grid, bounds=bounds, scales=scales).astype(dtype)
 
     def input(self, x_MK: paddle.Tensor, kept: remake.Recipe, bounds: Any) -> tuple[paddle.Tensor, Any]:
         return self._rounded(x_MK, bounds, look=self.layer.training), kept
@@ -102,45 +129,44 @@ class FakeQuantised:
         x_MK = x_MK.reshape([-1, x_MK.shape[-1]])
         if not self.weight_gradients:
             return x_MK
-        numbers = self._rounded(x_MK, bounds, look=False)
-        return rotate(numbers, self.format.rotation) if self.format.rotation else numbers
+        return self.input_gradient(self._rounded(x_MK, bounds, look=False))
 
     def gradient(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
-        return rounded(grad_MN, Grid("e5m2", None, None)) if self.input_gradients else grad_MN
+        return rounded(grad_MN, _GRADIENTS) if self.input_gradients else grad_MN
 
     def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
-        return rounded(grad_MN, Grid("e5m2", None, None)) if self.weight_gradients else grad_MN
+        return rounded(grad_MN, _GRADIENTS) if self.weight_gradients else grad_MN
 
     def input_gradient(self, grad_MK: paddle.Tensor) -> paddle.Tensor:
-        return rotate(grad_MK, self.format.rotation) if self.format.rotation else grad_MK
+        return rotate(grad_MK, self.rotation) if self.rotation else grad_MK
 
+    @paddle.no_grad()
     def _rounded(self, x_MK: paddle.Tensor, bounds: Any, *, look: bool) -> paddle.Tensor:
-        activations = self.format.activations
-        if self.format.rotation:
-            x_MK = rotate(x_MK, self.format.rotation)
+        activations = self.row.activations
+        if self.rotation:
+            x_MK = rotate(x_MK, self.rotation)
         if activations is None or not x_MK.shape[0]:
             return x_MK
         if self.observer is None:
             return rounded(x_MK, Grid(activations.number, 1, activations.tile))
         filled = np.array([0]) if bounds is None else np.flatnonzero(np.diff(bounds))
-        found = _largest_by_group(x_MK, activations.number, bounds)
+        # Columns first, as tasks are many then.
+        by_column = scales_of(x_MK, Grid(activations.number, None, 1), bounds=bounds)
+        found = by_column.numpy().max(-1)
         if look:
             self.observer.look(found, filled)
         scales = self.observer.of(found, filled, training=self.layer.training)
-        given = paddle.to_tensor(scales.astype(np.float32)).unsqueeze(-1)
-        return rounded(x_MK, Grid(activations.number, None, None), bounds=bounds, scales=given)
+        given = paddle.to_tensor(settled_input(scales.astype(np.float32), self.format, self.rotation))
+        return rounded(x_MK, Grid(activations.number, None, None), bounds=bounds, scales=given.unsqueeze(-1))
 
 
-def _largest_by_group(x_MK: paddle.Tensor, number: str, bounds: Any) -> np.ndarray:
-    """max |x| over the largest number, of each group that has rows."""
-    by_column = scales_of(x_MK, Grid(number, None, 1), bounds=bounds)
-    found: np.ndarray = by_column.numpy().max(-1)
-    return found
-
-
-def _rotate_rows(weight_KN: paddle.Tensor, size: int) -> paddle.Tensor:
-    """H W, in blocks of `size` rows."""
-    return rotate(weight_KN.transpose([1, 0]), size).transpose([1, 0]).contiguous()
+def _by_table(weight_KN: paddle.Tensor, row: WeightFormat, matrices: int) -> paddle.Tensor:
+    """What codes stand for of formats that have no kernel."""
+    rows, columns = weight_KN.shape[0] // matrices, weight_KN.shape[1]
+    wide = weight_KN.astype("float32").numpy().reshape(matrices, rows, columns)
+    codes, scales = quantise(wide, row.number, row.group, row.outputs)
+    made = dequantise(codes, scales, row.number, row.group or rows, rows)
+    return paddle.to_tensor(made.reshape(-1, columns))
 
 
 @dataclass
@@ -148,19 +174,25 @@ class QuantisationAware:
     """The layers of a model that train for a scheme; rides along with the loss (`train/step_loss.py`).
 
     Args:
-        delay: steps before rounding begins. freeze_at: the step from which scales of inputs rest.
+        hadamard_block_size: features that Hadamard matrices mix; None where the scheme has none.
+        delay: steps before rounding begins. rests_from: the step from which scales of inputs rest.
+        step: the step that was begun last.
+        largest_of_all: gives the largest numbers over all processes, where there are several.
     """
 
     scheme: str
     layers: dict[str, FakeQuantised]
+    hadamard_block_size: int | None = None
     delay: int = 0
-    freeze_at: int | None = None
+    rests_from: int | None = None
     step: int = 0
-    last: dict[str, Any] = field(default_factory=dict)
+    largest_of_all: Callable[[np.ndarray], np.ndarray] | None = None
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Count a step, and begin or end what depends on it."""
         self.step += 1
+        for observer in self.observers.values():
+            observer.take()  # of a step that was skipped
         self._apply()
 
     def before_forward(self, model: Any) -> None: ...
@@ -168,18 +200,26 @@ class QuantisationAware:
     def after_forward(self, model: Any, batch: Any) -> tuple[()]:
         return ()
 
-    def after_update(self) -> None: ...
-
-    def end_step(self) -> None:
+    def after_update(self) -> None:
         """The micro-batches of the step have been seen."""
-        for layer in self.layers.values():
-            if layer.observer is not None and layer.active:
-                layer.observer.end_step()
+        observers = list(self.observers.values())
+        if not observers or self.step <= self.delay:
+            return
+        seen = [observer.take() for observer in observers]
+        if self.largest_of_all is not None:
+            ends = np.cumsum([len(part) for part in seen])[:-1]
+            seen = np.split(self.largest_of_all(np.concatenate(seen)), ends)
+        for observer, found in zip(observers, seen, strict=True):
+            observer.move(found)
+
+    @property
+    def observers(self) -> dict[str, Observer]:
+        """Of the layers with static scales of inputs."""
+        return {name: each.observer for name, each in self.layers.items() if each.observer is not None}
 
     def row(self) -> dict[str, Any]:
-        """Whether weights are rounded, and the range of the scales of inputs."""
-        scales = [layer.observer.scales for layer in self.layers.values() if layer.observer is not None]
-        known = np.concatenate([s[s > 0] for s in scales]) if scales else np.zeros(0)
+        """Whether numbers are rounded, and the range of the scales of inputs."""
+        known = np.array([s for each in self.observers.values() for s in each.scales if s > 0])
         found: dict[str, Any] = {"qat": int(self.step > self.delay)}
         if known.size:
             found |= {"qat_scale_min": float(known.min()), "qat_scale_max": float(known.max())}
@@ -188,120 +228,154 @@ class QuantisationAware:
     def lines(self) -> list[str]:
         """Nothing for people but in the step that begins or ends something."""
         found = []
-        if self.step == self.delay + 1 and self.delay:
-            found.append(f"qat: weights are rounded to {self.scheme} from this step on")
-        if self.step == self.freeze_at:
-            found.append("qat: scales of activations rest from this step on")
+        if self.step == self.delay + 1:
+            found.append(f"qat: products round to {self.scheme} from this step on")
+        if self.step == self.rests_from and self.observers:
+            found.append("qat: scales of inputs rest from this step on")
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the step, and by layer the scales of inputs and the steps seen."""
-        observers = {n: layer.observer for n, layer in self.layers.items() if layer.observer is not None}
-        return {
-            "scheme": self.scheme,
-            "step": self.step,
-            "scales": {name: each.scales.tolist() for name, each in observers.items()},
-            "steps": {name: each.steps for name, each in observers.items()},
-        }
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model in full, for a while."""
+        before = {name: layer.active for name, layer in self.layers.items()}
+        for layer in self.layers.values():
+            layer.active = False
+        try:
+            yield
+        finally:
+            for name, active in before.items():
+                self.layers[name].active = active
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def trained(self) -> TrainedScales:
+        """What a checkpoint keeps."""
+        return TrainedScales(
+            scheme=self.scheme,
+            step=self.step,
+            hadamard_block_size=self.hadamard_block_size,
+            scales={name: each.scales.tolist() for name, each in self.observers.items()},
+            steps={name: each.steps for name, each in self.observers.items()},
+        )
+
+    def go_on_from(self, trained: TrainedScales) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            ConfigError: it was trained for another scheme.
+            CheckpointError: it was trained for another scheme, or is of another model.
         """
-        if state["scheme"] != self.scheme:
-            raise ConfigError(
-                f"qat_scheme: {self.scheme}: the checkpoint was trained for {state['scheme']}; write "
-                f"qat_scheme: {state['scheme']}, or begin in another output_dir"
-            )
-        self.step = state["step"]
-        for name, layer in self.layers.items():
-            if layer.observer is not None:
-                layer.observer.scales[:] = np.array(state["scales"][name], np.float32)
-                layer.observer.steps = state["steps"][name]
+        if (trained.scheme, trained.hadamard_block_size) != (self.scheme, self.hadamard_block_size):
+            raise CheckpointError(f"the checkpoint was trained for {trained.scheme}, not for {self.scheme}")
+        if set(trained.scales) != set(self.observers):
+            raise CheckpointError("the checkpoint has scales of inputs of other matrices than the model")
+        self.step = trained.step
+        for name, observer in self.observers.items():
+            observer.scales[:] = np.array(trained.scales[name], np.float32)
+            observer.steps = trained.steps[name]
         self._apply()
 
     def _apply(self) -> None:
         for layer in self.layers.values():
-            layer.active = self.step > self.delay
-            if layer.observer is not None:
-                layer.observer.frozen = self.freeze_at is not None and self.step >= self.freeze_at
+            layer.active = max(self.step, 1) > self.delay
+        for observer in self.observers.values():
+            observer.frozen = self.rests_from is not None and self.step >= self.rests_from
 
 
 def train_for(
     model: Any,
-    roles: dict[str, str],
-    scheme: str,
+    roles: Mapping[str, str],
+    total_steps: int,
     *,
-    online: int = 200,
-    rate: float = 0.01,
-    delay: int = 0,
-    freeze_at: int | None = None,
+    qat_scheme: str,
+    qat_delay_steps: int = 0,
+    qat_rest_share: float = 0.1,
+    apply_hadamard: bool = True,
+    hadamard_block_size: int = 32,
+    apply_online_actscale_step: int = 200,
+    actscale_moving_rate: float = 0.01,
     quant_input_grad: bool = False,
     quant_weight_grad: bool = False,
-    rotation: int | None = None,
 ) -> QuantisationAware:
     """Have the matrices that a scheme quantises compute as they will.
 
     Args:
         roles: end of a module's name -> its role (`models/*/plan.py: ROLES`).
-        scheme: a row of SCHEMES.
-        rotation: features that a Hadamard matrix mixes, in place of the scheme's; 0 for none.
+        qat_scheme: a row of SCHEMES.
+        apply_hadamard: rotate where the scheme does, in blocks of `hadamard_block_size`.
 
     Raises:
-        ConfigError: the scheme keeps weights in a way that is not trained for.
+        ConfigError: the scheme keeps numbers in a way that is not trained for, or no step is left for it.
     """
-    formats = formats_of([name for name, _ in model.named_parameters()], roles, scheme)
-    row = SCHEMES[scheme]
-    untrained = sorted(
-        {f.number for f in formats.values() if f.number not in NUMBERS or f.number not in LARGEST}
-    )
-    if untrained or not formats:
+    if qat_scheme not in trainable():
         raise ConfigError(
-            f"qat_scheme: {scheme} keeps weights as {', '.join(untrained) or 'they are'}, which training "
-            f"does not emulate; schemes that it does: {', '.join(trainable())}"
+            f"qat_scheme: {qat_scheme} {why_not(qat_scheme)}; write one of {', '.join(trainable())}"
         )
-    made = QuantisationAware(scheme, {}, delay=delay, freeze_at=freeze_at)
+    rests_from = total_steps - int(total_steps * qat_rest_share) + 1
+    if qat_delay_steps + 1 >= rests_from:
+        raise ConfigError(
+            f"qat_delay_steps: {qat_delay_steps} leaves no step in which numbers are rounded and scales are "
+            f"found: of {total_steps} steps they rest from {rests_from} on (qat_rest_share); write less"
+        )
+    formats = formats_of([name for name, _ in model.named_parameters()], roles, qat_scheme)
+    names = {id(row): name for name, row in FORMATS.items()}
+    rotates = any(row.rotation for row in formats.values())
+    size = (hadamard_block_size if apply_hadamard else 0) if rotates else None
+    made = QuantisationAware(qat_scheme, {}, size, qat_delay_steps, rests_from)
     for module, layer in model.named_sublayers():
-        found = formats.get(f"{module}.weight")
-        if found is None or not isinstance(layer, (Linear, ExpertMatrices)):
+        row = formats.get(f"{module}.weight")
+        if row is None or not isinstance(layer, (Linear, ExpertMatrices)):
             continue
-        if rotation is not None:
-            found = WeightFormat(found.number, found.group, found.outputs, found.activations, rotation)
         observer = None
-        if found.activations is not None and found.activations.is_static:
+        if row.activations is not None and row.activations.is_static:
             experts = layer.weight.shape[0] if isinstance(layer, ExpertMatrices) else 1
-            observer = Observer(found.activations.number, online, rate, np.zeros(experts, np.float32))
-        arithmetic = FakeQuantised(layer, found, observer, quant_input_grad, quant_weight_grad)
+            observer = Observer(
+                *(row.activations.number, apply_online_actscale_step, actscale_moving_rate),
+                np.zeros(experts, np.float32),
+            )
+        format = names[id(row)]
+        rotation = rotation_of(format, layer.weight.shape[-2], size)
+        arithmetic = FakeQuantised(layer, format, rotation, observer, quant_input_grad, quant_weight_grad)
         made.layers[module] = arithmetic
         forward = _experts if isinstance(layer, ExpertMatrices) else _linear
         layer.forward = partial(forward, arithmetic, layer.forward)  # type: ignore[method-assign]
-    assert row.weights and made.layers
+    assert made.layers, f"{qat_scheme} quantises nothing of this model"
+    made._apply()
     return made
 
 
 def trainable() -> list[str]:
     """The schemes that training emulates."""
-    from erniekit.quant.schemes import FORMATS
+    return [name for name in SCHEMES if not why_not(name)]
 
-    return [
-        name
-        for name, row in SCHEMES.items()
-        if row.weights and all(FORMATS[each].number in LARGEST for each in row.used())
-    ]
+
+def why_not(scheme: str) -> str:
+    """Why training does not emulate a scheme; empty where it does."""
+    row = SCHEMES[scheme]
+    if not row.weights:
+        return "quantises nothing"
+    if any(FORMATS[each].number in ccq.NUMBERS for each in row.used()):
+        return "keeps weights in codes that take a search, which is too slow to repeat in every step"
+    if row.kv_cache is not None:
+        return "rounds keys and values, which training does not emulate"
+    return ""
+
+
+def _weight(layer: Any) -> paddle.Tensor:
+    """The weight with what an adapter adds to it."""
+    if not hasattr(layer, "lora_A") or not layer.active:
+        return layer.weight
+    return merged_weight(layer.weight, layer.lora_A, layer.lora_B, pieces=layer.columns, scale=layer.scale)
 
 
 def _linear(arithmetic: FakeQuantised, plain: Any, x: paddle.Tensor) -> paddle.Tensor:
+    layer = arithmetic.layer
     if not arithmetic.active:
         return plain(x)
-    layer = arithmetic.layer
-    return low_precision_linear(x, layer.weight, layer.bias, arithmetic)
+    return low_precision_linear(x, _weight(layer), layer.bias, arithmetic)
 
 
 def _experts(
     arithmetic: FakeQuantised, plain: Any, x_MI: paddle.Tensor, offsets: paddle.Tensor
 ) -> paddle.Tensor:
+    layer = arithmetic.layer
     if not arithmetic.active:
         return plain(x_MI, offsets)
-    return low_precision_grouped_linear(x_MI, arithmetic.layer.weight, offsets, arithmetic)
+    return low_precision_grouped_linear(x_MI, _weight(layer), offsets, arithmetic)
