@@ -60,6 +60,7 @@ class Assembled:
         fingerprint: of the weights under an adapter, as they are in files.
         scheme: what the frozen weights are quantised by.
         fp8: the layers that compute in FP8 (a `quant.fp8.Fp8Training`), or None.
+        qat: those that train for a scheme (a `quant.qat.QuantisationAware`), or None.
         spread: how the model lies over several processes.
     """
 
@@ -72,11 +73,14 @@ class Assembled:
     fingerprint: str | None = None
     scheme: str | None = None
     fp8: Any = None
+    qat: Any = None
     spread: "Distribution | None" = None
 
     def numbers_in_words(self) -> str:
         """Number types of weights and arithmetic."""
         words = _in_words(self.compute_dtype, self.scheme)
+        if self.qat is not None:
+            return f"{words}, rounded to {self.qat.scheme}"
         return words if self.fp8 is None else f"{words}, MLPs in fp8"
 
 
@@ -321,6 +325,46 @@ def apply_fp8(built: Assembled, *, use_fp8: bool, **switches: Any) -> Assembled:
     made = train_in_fp8(built.model, load_family(built.config).plan.ROLES, **switches)
     logger.info(f"fp8: {len(made.layers)} matrices of MLPs and experts compute block by block in FP8")
     return replace(built, fp8=made)
+
+
+def apply_qat(
+    built: Assembled, total_steps: int, resumed: Path | None = None, *, qat_scheme: str | None, **keys: Any
+) -> Assembled:
+    """Have the model train for a scheme where that is asked for.
+
+    Args:
+        resumed: the checkpoint that the run goes on from.
+        keys: keyword arguments of `quant.qat.train_for`.
+
+    Raises:
+        UnsupportedError: processes share matrices, whose scales are of the whole.
+        CheckpointError: the checkpoint is of another scheme, or of none.
+    """
+    if qat_scheme is None:
+        return built
+    from erniekit.quant.qat import train_for
+    from erniekit.quant.trained import TRAINED_FILE, read_trained
+
+    made = train_for(
+        built.model, load_family(built.config).plan.ROLES, total_steps, qat_scheme=qat_scheme, **keys
+    )
+    if built.spread is not None:
+        made.largest_of_all = _largest_over(built.spread.mesh.world)
+    if resumed is not None:
+        trained = read_trained(resumed)
+        if trained is None:
+            raise CheckpointError(f"{resumed} has no {TRAINED_FILE}: it was not trained with qat_scheme")
+        made.go_on_from(trained)
+    logger.info(f"qat: {len(made.layers)} matrices train for {qat_scheme} ({SCHEMES[qat_scheme].words})")
+    return replace(built, qat=made)
+
+
+def _largest_over(group: Any) -> Any:
+    import paddle
+
+    from erniekit.parallel import comm
+
+    return lambda found: comm.all_reduce(paddle.to_tensor(found), group, "max").numpy()
 
 
 def check_base(built: Assembled, folder: Path) -> None:

@@ -16,6 +16,7 @@ from erniekit.config.parallel import Parallel
 from erniekit.config.parallel_words import ParallelWords
 from erniekit.config.pipelining import Pipelining
 from erniekit.config.preference import Preference
+from erniekit.config.qat import Qat
 from erniekit.config.quantize import Quantize
 from erniekit.config.recompute import Recompute
 from erniekit.config.reporting import Reporting
@@ -38,6 +39,7 @@ SECTIONS: dict[str, type] = {
     "preference": Preference,
     "routing": Routing,
     "low_precision": LowPrecision,
+    "qat": Qat,
     "schedule": Schedule,
     "recompute": Recompute,
     "evaluation": Evaluation,
@@ -67,6 +69,7 @@ class Config:
     preference: Preference = field(default_factory=Preference)
     routing: Routing = field(default_factory=Routing)
     low_precision: LowPrecision = field(default_factory=LowPrecision)
+    qat: Qat = field(default_factory=Qat)
     schedule: Schedule = field(default_factory=Schedule)
     recompute: Recompute = field(default_factory=Recompute)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -36,10 +36,11 @@ class Model:
         "auto",
         "number type of weights and activations; auto is bf16 on a GPU and on a CPU whose native kernels "
         "multiply it (avx512bf16), fp32 elsewhere; the others keep frozen weights in 8, 4 or 2 bits (with "
-        "wint4/8 experts in 4 and the rest in 8) and compute as auto does",
+        "wint4/8 experts in 4 and the rest in 8) and compute as auto does; fp8 is upstream's word for "
+        "qat_scheme: fp8_tensor with use_lowprecision_moment and offload_optim",
         choices=("auto", "fp32", "bf16", *QUANTISED),
         synonyms={"bfloat16": "bf16", "float32": "fp32"},
-        not_built={"fp16": "training in fp16", "fp8": "fp8 training"},
+        not_built={"fp16": "training in fp16"},
     )
     fine_tuning: str = key(
         "Full",

@@ -27,8 +27,9 @@ class Quantize:
     quant_method: str = key(
         "gptq",
         "how numbers are rounded: to nearest (rtn), to nearest with inputs scaled for it (awq), or one "
-        "after the other so that later ones make up for the errors of earlier ones (gptq)",
-        choices=("rtn", "awq", "gptq"),
+        "after the other so that later ones make up for the errors of earlier ones (gptq); trained takes "
+        "scheme and scales of inputs from a checkpoint of qat_scheme, and needs no data",
+        choices=("rtn", "awq", "gptq", "trained"),
     )
     clip_search: bool = key(True, "look for scales that cut the largest numbers, where that lowers the error")
     smooth_alpha: float | None = key(

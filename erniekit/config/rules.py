@@ -52,6 +52,11 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
             yield key, f"of recompute: true, and recompute: {recompute} {does}"
     if not config.low_precision.use_fp8:
         yield from _fields(config.low_precision, "of use_fp8, which is false; write use_fp8: true")
+    if config.qat.qat_scheme is None:
+        yield from _fields(config.qat, "of qat_scheme, which is null; write qat_scheme: w4a8, say")
+    elif config.qat.qat_scheme != "fp8_tensor":
+        for key in ("apply_hadamard", "hadamard_block_size"):
+            yield key, f"of fp8_tensor, which rotates, and qat_scheme is {config.qat.qat_scheme}"
     if config.parallel.pipeline_parallel_degree <= 1:
         yield from _fields(
             config.pipelining, "of pipeline_parallel_degree above 1, and one device has all the layers"
@@ -65,8 +70,11 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
             yield key, f"of conversations in stage: SFT, and stage is {config.run.stage}"
 
 
+_OWN_REASONS = ("lora_path", "use_fp8", "qat_scheme")
+
+
 def _fields(section: Any, reason: str) -> RuleResult:
-    return ((field.name, reason) for field in fields(section) if field.name not in ("lora_path", "use_fp8"))
+    return ((field.name, reason) for field in fields(section) if field.name not in _OWN_REASONS)
 
 
 def features_not_built(config: Config) -> list[tuple[str, str]]:
@@ -302,6 +310,36 @@ def _fp8(config: Config) -> RuleResult:
         )
 
 
+def _qat(config: Config) -> RuleResult:
+    scheme, method, numbers = config.qat.qat_scheme, config.model.fine_tuning, config.model.compute_type
+    if scheme is None or not config.run.do_train:
+        return
+    given = f"qat_scheme: {scheme}"
+    if config.low_precision.use_fp8:
+        yield (
+            "qat_scheme",
+            f"{given} and use_fp8: true both say which numbers products are of; leave one of them out",
+        )
+    if numbers in QUANTISED:
+        yield (
+            "qat_scheme",
+            f"{given} trains weights for their rounding, and compute_type: {numbers} has them rounded "
+            "before; write compute_type: auto",
+        )
+    if method in ("DoRA", "PiSSA"):
+        yield (
+            "qat_scheme",
+            f"{given} rounds the weight with its adapter, which is not built with fine_tuning: {method}; "
+            "write fine_tuning: LoRA or Full",
+        )
+    elif method == "LoRA" and config.lora.lora_dropout:
+        yield (
+            "lora_dropout",
+            f"lora_dropout: {config.lora.lora_dropout:g} hides inputs from the adapter alone, and {given} "
+            "multiplies with the weight and the adapter as one; leave it out",
+        )
+
+
 def _quantize(config: Config) -> RuleResult:
     chosen, numbers = config.quantize, config.model.compute_type
     if numbers in QUANTISED:
@@ -323,7 +361,11 @@ def _quantize(config: Config) -> RuleResult:
             f"smooth_alpha: {chosen.smooth_alpha:g} and quant_method: awq both choose how inputs are "
             "scaled; write quant_method: rtn or gptq, or leave smooth_alpha out",
         )
-    if chosen.target_bits is not None and chosen.quant_scheme not in WEIGHTS_ALONE:
+    if chosen.quant_method == "trained":
+        for key in ("smooth_alpha", "target_bits", "rotation_block_size"):
+            if getattr(chosen, key) is not None:
+                yield key, f"{key} chooses what quant_method: trained takes from the checkpoint; leave it out"
+    elif chosen.target_bits is not None and chosen.quant_scheme not in WEIGHTS_ALONE:
         yield (
             "target_bits",
             f"target_bits mixes formats of weights alone, and quant_scheme: {chosen.quant_scheme} rounds "
@@ -437,5 +479,6 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _preference,
     _shares,
     _fp8,
+    _qat,
     _nothing_to_do,
 )

@@ -37,6 +37,7 @@ from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
+from erniekit.quant.trained import read_trained
 
 EXPORT_LAYOUTS, GGUF = ("hf", "paddle"), "gguf"
 _PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
@@ -175,6 +176,9 @@ def _export_whole(
         has_template = write_companions(
             source.companions, folder, source.config, copy_tokenizer=copy_tokenizer, chat_template=template
         )
+        trained = read_trained(source.checkpoint)
+        if trained is not None:
+            trained.save(folder)
         num_parameters = _compare_tensors(weights, source, folder, target)
         rows = probe_rows(source.companions, source.config.vocab_size, chat_template=template)
         # One model is in memory at a time.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from erniekit.quant.folder import KV_SUFFIXES, Quantisation, read_matrix, read_q
 from erniekit.quant.load import to_matrix
 from erniekit.quant.schemes import FORMATS, SCHEMES, formats_of
 from erniekit.quant.stored import SUFFIXES
+from erniekit.quant.trained import TRAINED_FILE, TrainedScales, read_trained
 
 _FACTS, _STATE = "block.json", "state.json"
 _BLOCKS, _WHOLE = "blocks", "whole"
@@ -59,13 +60,22 @@ def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedM
     if read_quantisation(source) is not None:
         raise ConfigError(f"{source} is quantised already; name the model in full")
     verify_source(source)
-    calibration = calibration_batches(config, source)
+    trained = _trained(source, method)
+    if trained is not None:
+        method = replace(
+            method,
+            quant_scheme=trained.scheme,
+            clip_search=False,
+            rotation_block_size=trained.hadamard_block_size,
+        )
+    calibration = calibration_batches(config, source) if trained is None else []
     held_out = held_out_batches(config, source)
-    run = _Run(config, method, source, destination, [arrays_of(batch) for batch in calibration])
+    run = _Run(config, method, source, destination, [arrays_of(batch) for batch in calibration], trained)
     tokens = sum(batch.num_tokens for batch in calibration)
     logger.info(
         f"quantising {source} in {method.quant_scheme} ({SCHEMES[method.quant_scheme].words}) by "
-        f"{method.in_words()}; {tokens:,} tokens calibrate"
+        f"{method.in_words()}"
+        + (f"; {tokens:,} tokens calibrate" if trained is None else f", in {trained.step:,} steps")
     )
     quantisation = run.choose()
     expected = run.full_states(held_out) if held_out else []
@@ -91,14 +101,38 @@ def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedM
     return done
 
 
+def _trained(source: Path, method: Method) -> TrainedScales | None:
+    """The scales of a checkpoint that was trained for its rounding, if they are asked for."""
+    trained = read_trained(source)
+    if method.quant_method == "trained":
+        if trained is None:
+            raise ConfigError(
+                f"quant_method: trained takes the scales that training with qat_scheme leaves in "
+                f"{TRAINED_FILE}, and {source} has none; write quant_method: rtn or gptq"
+            )
+        return trained
+    if trained is not None:
+        logger.warning(
+            f"{source} was trained for {trained.scheme}; quant_method: trained makes of it what was "
+            "evaluated while it was trained, and other methods something else"
+        )
+    return None
+
+
 class _Run:
     """The parts of one quantisation, and the place of what is finished of it."""
 
     def __init__(
-        self, config: Config, method: Method, source: Path, destination: Path, inputs: list[Any]
+        self,
+        config: Config,
+        method: Method,
+        source: Path,
+        destination: Path,
+        inputs: list[Any],
+        trained: TrainedScales | None = None,
     ) -> None:
         self.config, self.method, self.source, self.destination = config, method, source, destination
-        self.inputs = inputs
+        self.inputs, self.trained = inputs, trained
         self.model_config = read_model_config(source)
         self.family = load_family(self.model_config)
         self.weights = self.family.weights.open_weights(source, self.model_config)
@@ -156,7 +190,7 @@ class _Run:
             folder = self.work / f"{index:05d}"
             stream.fill(index)
             if not folder.exists():
-                result = quantise_block(stream, index, quantisation, self.method)
+                result = quantise_block(stream, index, quantisation, self.method, self.trained)
                 fact = {"errors": result.errors, "rare": result.rare}
                 with write_folder(folder) as part:
                     items = block_items(stream, index, result)
@@ -262,6 +296,7 @@ class _Run:
             "max_quality_drop": None,
             "quant_dir": None,
             "dtype": self.compute_dtype,
+            "trained": None if self.trained is None else asdict(self.trained),
         }
         found.update(json.dumps(settings, sort_keys=True).encode())
         for file in self.weights.tensors.files():

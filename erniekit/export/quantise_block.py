@@ -10,6 +10,7 @@ from erniekit.checkpoint.files import Item
 from erniekit.errors import DataError
 from erniekit.export.dtypes import convert
 from erniekit.export.stream import BlockStream
+from erniekit.ops.hadamard import rotate_rows
 from erniekit.quant.folder import KV_SUFFIXES, Quantisation
 from erniekit.quant.gptq import gptq
 from erniekit.quant.rtn import Inputs, output_error, round_to_nearest
@@ -17,6 +18,7 @@ from erniekit.quant.schemes import FORMATS
 from erniekit.quant.smooth import awq_factors, input_scale, smooth_factors, turned
 from erniekit.quant.statistics import InputWatch, KVWatch
 from erniekit.quant.stored import Quantised, named_tensors, settled_input, stacked
+from erniekit.quant.trained import TrainedScales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +65,23 @@ class BlockResult:
 
 
 def quantise_block(
-    stream: BlockStream, index: int, quantisation: Quantisation, method: Method
+    stream: BlockStream,
+    index: int,
+    quantisation: Quantisation,
+    method: Method,
+    trained: TrainedScales | None = None,
 ) -> BlockResult:
     """Choose the numbers of a block that has its weights; its states stay as they are.
+
+    Args:
+        trained: the scales of inputs that training has found, which need no data.
 
     Raises:
         DataError: a matrix whose inputs are rounded has seen none.
     """
     layers = stream.matrices(index)
+    if trained is not None:
+        return _as_trained(stream, index, quantisation, trained)
     kv = KVWatch() if quantisation.kv_cache is not None else None
     attention = stream.layer(index, stream.family.plan.WHOLE_ATTENTION)
     attention.kv_rounding = kv
@@ -96,6 +107,37 @@ def quantise_block(
                 name, weights.pop(name), format, inputs[name], quantisation, method
             )
     return BlockResult(matrices, {**others, **weights}, errors, rare, kv.largest if kv else None)
+
+
+def _as_trained(
+    stream: BlockStream, index: int, quantisation: Quantisation, trained: TrainedScales
+) -> BlockResult:
+    """Every matrix rounded as `quant/qat.py` did."""
+    layers = stream.matrices(index)
+    matrices, errors = {}, {}
+    for name, layer in layers.items():
+        if name not in quantisation.formats:
+            continue
+        format, weight = quantisation.formats[name], layer.weight.astype("float32").numpy()
+        rotation = quantisation.rotation(name, weight.shape[-2])
+        parts, lost = [], []
+        for expert, whole in enumerate(weight if weight.ndim == 3 else [weight]):
+            whole = rotate_rows(whole, rotation) if rotation else whole
+            part = round_to_nearest(whole, format, clip=False, rotation=rotation)
+            activations = FORMATS[format].activations
+            if activations is not None and activations.is_static:
+                scale = trained.input_scales(name.removesuffix(".weight"))[expert : expert + 1]
+                part = replace(part, input_scale=settled_input(scale, format, rotation))
+            parts.append(part)
+            lost.append(output_error(whole, part, None))
+        matrices[name] = stacked(parts) if weight.ndim == 3 else parts[0]
+        errors[name] = float(np.mean(lost))
+    others = {
+        name: parameter.astype("float32").numpy()
+        for name, parameter in stream.model.named_parameters()
+        if name.startswith(stream.prefix(index)) and name not in matrices
+    }
+    return BlockResult(matrices, others, errors)
 
 
 def _matrix(

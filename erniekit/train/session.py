@@ -26,7 +26,7 @@ from erniekit.data.pipeline import (
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.data.report import DataReport
 from erniekit.data.sets import TrainSamples
-from erniekit.errors import ConfigError
+from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config, read_vision_tokens
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 # but for those that change when or how fast something happens.
 DECIDING = (
     *("model", "train_data", "eval_data", "sequences", "batch"),
-    *("optimizer", "routing", "low_precision", "schedule", "evaluation"),
+    *("optimizer", "routing", "low_precision", "qat", "schedule", "evaluation"),
 )
 NOT_DECIDING = (
     *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
@@ -97,6 +97,7 @@ def train_session(loaded: "LoadedConfig") -> int:
         lambda: state_of_run(config), lambda: free_memory(device), own_place()[1], **asdict(config.parallel)
     )
     mesh = _mesh(config, loaded)
+    _check_qat(config, mesh)
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -123,6 +124,8 @@ def train_session(loaded: "LoadedConfig") -> int:
     pipeline = plan if plan is not None and plan.is_cut else None
     built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
     built = assemble.apply_fp8(built, **asdict(config.low_precision))
+    total_steps = _total_steps(config, loader)
+    built = assemble.apply_qat(built, total_steps, start.path if start else None, **asdict(config.qat))
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0], plan
     )
@@ -270,11 +273,7 @@ def _needed_batches(
     packing = {**_packing(config), "dataloader_num_workers": 0}
     sharers = _sharers(config, mesh)
     probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, *sharers, **packing)
-    batch = config.batch
-    steps = plan_steps(
-        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
-    )
-    for _ in range(steps):
+    for _ in range(_total_steps(config, loader)):
         yield from probe.next_step()
     if held_out is not None:
         yield from _batches(config, held_out, mesh)
@@ -311,10 +310,17 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     if built.spread is not None:
         for routers in companions:
             share_routers(routers, built.spread, sequence_parallel=config.parallel.sequence_parallel)
-    companions += [each for each in (built.fp8, moving_reference(objective)) if each is not None]
+    companions += [each for each in (built.fp8, built.qat, moving_reference(objective)) if each is not None]
     # Preference training leaves the blocks of multi-token prediction out.
     depths = 0 if config.run.stage == "DPO" else built.config.num_nextn_predict_layers
     return StepLoss(objective, companions, depths, **own)
+
+
+def _total_steps(config: Config, loader: Loader) -> int:
+    batch = config.batch
+    return plan_steps(
+        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
+    )
 
 
 def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
@@ -396,6 +402,19 @@ def _build_model(
     )
 
 
+def _check_qat(config: Config, mesh: Mesh | None) -> None:
+    """Refuse processes that share matrices, whose scales are of the whole."""
+    if config.qat.qat_scheme is None or mesh is None:
+        return
+    layout = mesh.layout
+    if max(layout.tensor, layout.pipeline, layout.expert) > 1 or config.parallel.sharding == "stage3":
+        raise UnsupportedError(
+            f"qat_scheme: {config.qat.qat_scheme} is not built for processes that share matrices or layers "
+            "(tensor_parallel_degree, pipeline_parallel_degree, expert_parallel_degree, sharding: stage3); "
+            "write sharding: stage1, which shares the states of the optimizer"
+        )
+
+
 def _check_ahead(config: Config, folder: Path) -> None:
     """Refuse new blocks of multi-token prediction that nothing would train."""
     asked, untrained = config.model.num_nextn_predict_layers or 0, config.routing.multi_token_pred_lambda == 0
@@ -422,10 +441,7 @@ def _build_trainer(
     objective: Objective,
     engine: PipelineEngine | None = None,
 ) -> Trainer:
-    batch, model = config.batch, config.model
-    total_steps = plan_steps(
-        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
-    )
+    model, total_steps = config.model, _total_steps(config, loader)
     reporting = asdict(config.reporting)
     policy = NonFinitePolicy(**{key: reporting.pop(key) for key in ("on_nonfinite", "max_skipped_steps")})
     flops = training_flops(

@@ -227,7 +227,7 @@ class Trainer:
             model_items=self.contents.items(),
             optimizer_items=self.optimizer.state_items(),
             state=state,
-            write_files=self.contents.write_files,
+            write_files=self.contents.writer(),
             asynchronous=self.saving.asynchronous,
             model_basename=self.contents.basename,
         )
@@ -245,7 +245,7 @@ class Trainer:
             self.progress.step,
             tensors=[weights, optimizer_tensors(self.optimizer, names, self.team)],
             state=state,
-            write_files=self.contents.write_files,
+            write_files=self.contents.writer(),
             asynchronous=self.saving.asynchronous,
         )
 

@@ -8,9 +8,10 @@ from erniekit.ops.kernels import library
 from erniekit.ops.native.matmul import TYPES, contiguous, takes
 from erniekit.ops.native.memory import empty
 from erniekit.ops.number_formats import FORMATS
+from erniekit.ops.products import product
 from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
-# The formats that the kernels read; others go through Paddle's operators.
+# The formats that the kernels read; of others one matrix at a time is made into numbers.
 NUMBERS = ("int8", "int4", "nf4")
 
 
@@ -23,8 +24,10 @@ def quantised_product_native(
     turned: bool = False,
 ) -> paddle.Tensor:
     """As `quantised_product_reference`, which also serves mixed types."""
-    if matrix.number not in NUMBERS or not takes(x_MK, bias) or x_MK.dtype != matrix.dtype:
+    if not takes(x_MK, bias) or x_MK.dtype != matrix.dtype:
         return quantised_product_reference(x_MK, matrix, bias=bias, offsets=offsets, turned=turned)
+    if matrix.number not in NUMBERS:
+        return _of_numbers(x_MK, matrix, bias, offsets, turned)
     *_, rows, columns = matrix.shape
     inner, outer = (columns, rows) if turned else (rows, columns)
     assert x_MK.shape[1] == inner, (x_MK.shape, matrix.shape, turned)
@@ -54,3 +57,24 @@ def quantised_product_native(
         *(*data, turned, out.data_ptr()),
     )
     return out
+
+
+def _of_numbers(
+    x_MK: paddle.Tensor,
+    matrix: QuantisedMatrix,
+    bias: paddle.Tensor | None,
+    offsets: paddle.Tensor | None,
+    turned: bool,
+) -> paddle.Tensor:
+    """The product that training emulates (`quant/qat.py`), sum by sum."""
+    if offsets is None:
+        return product(x_MK, matrix.numbers(), bias=bias, turned=turned)
+    bounds = offsets.tolist()
+    parts = [
+        product(x_MK[start:stop], matrix.numbers(expert), turned=turned)
+        for expert, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        if stop > start
+    ]
+    if not parts:
+        return empty([0, matrix.shape[-2 if turned else -1]], dtype=x_MK.dtype)
+    return paddle.concat(parts)

@@ -1,0 +1,106 @@
+"""Training for a scheme from end to end: what was evaluated is what `erniekit quantize` makes."""
+
+import math
+
+import pytest
+
+from erniekit.config.load import load_config
+from erniekit.errors import ConfigError, RunError
+from erniekit.export.export import export_model
+from erniekit.export.quantise import quantise_model
+from erniekit.ops.backend import use_kernels
+from erniekit.quant.trained import read_trained
+from erniekit.testing.tiny_checkpoint import tiny_moe_config
+from erniekit.testing.tiny_run import write_pairs, write_run
+from erniekit.train.reporting import read_log
+from erniekit.train.session import eval_session, train_session
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    yield
+    use_kernels("auto")
+
+
+def train(path, *overrides):
+    return train_session(load_config(path, overrides, verb="train"))
+
+
+def last_evaluation(path):
+    return [row for row in read_log(path.parent / "out" / "train_log.jsonl") if "eval_loss" in row][-1]
+
+
+def quantised(path, source, *overrides):
+    """The folder that `erniekit quantize` makes of a checkpoint."""
+    words = [f"model_name_or_path={source}", "quant_method=trained", "overwrite_output_dir=true", *overrides]
+    config = load_config(path, words, verb="quantize").config
+    return quantise_model(config, source, path.parent / "out")
+
+
+def evaluated(path, folder, *overrides):
+    config = load_config(path, [f"model_name_or_path={folder}", *overrides], verb="eval").config
+    return eval_session(config, folder).loss
+
+
+EXACT = {"compute_type": "fp32", "max_steps": 6, "eval_steps": 3, "save_steps": 6}
+
+
+@pytest.mark.parametrize("kernels_word", ["auto", "paddle"])
+@pytest.mark.parametrize(
+    ("scheme", "numbers"),
+    [
+        ("w4a8", tiny_moe_config(moe_num_shared_experts=1)),
+        ("fp8_tensor", tiny_moe_config()),
+        ("w8a8", None),
+        ("wint4_g64", None),
+        ("fp8_block", None),
+        ("int2", None),
+    ],
+)
+def test_evaluation_is_that_of_the_converted_model(tmp_path, scheme, numbers, kernels_word):
+    keys = {**EXACT, "qat_scheme": scheme, "apply_online_actscale_step": 2, "kernels": kernels_word}
+    path = write_run(tmp_path, numbers, **keys)
+    assert train(path) == 0
+    checkpoint = tmp_path / "out" / "checkpoint-6"
+    trained = read_trained(checkpoint)
+    assert (trained.scheme, trained.step) == (scheme, 6)
+    done = quantised(path, checkpoint)
+    assert done.quantisation.scheme == scheme and done.num_tokens == 0
+    loss = last_evaluation(path)["eval_loss"]
+    assert evaluated(path, checkpoint) != loss  # in full
+    assert evaluated(path, done.folder) == loss
+
+
+def test_adapters_train_for_the_merged_model(tmp_path):
+    keys = {"qat_scheme": "w4a8", "fine_tuning": "LoRA", "lora_rank": 4, "apply_online_actscale_step": 2}
+    path = write_run(tmp_path, tiny_moe_config(), **EXACT, **keys)
+    assert train(path) == 0
+    checkpoint = tmp_path / "out" / "checkpoint-6"
+    export_model(checkpoint, tmp_path, export_dir=str(tmp_path / "merged"))
+    assert read_trained(tmp_path / "merged") == read_trained(checkpoint)
+    done = quantised(path, tmp_path / "merged")
+    # NumPy merges what Paddle merged: a bit may differ, and with it a number that lies between two.
+    loss = last_evaluation(path)["eval_loss"]
+    assert evaluated(path, done.folder) == pytest.approx(loss, rel=1e-4)
+    assert abs(evaluated(path, tmp_path / "merged") - loss) > 1e-3 * loss
+
+
+@pytest.mark.parametrize("tuning", ["Full", "LoRA"])
+def test_preference_training_against_the_model_in_full(tmp_path, tuning):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
+    keys = {"stage": "DPO", "train_dataset_path": str(pairs), "eval_dataset_path": str(pairs)}
+    keys |= {"qat_scheme": "wint4", "fine_tuning": tuning, "learning_rate": 0.001}
+    path = write_run(tmp_path, **{**EXACT, **keys})
+    assert train(path) == 0
+    first = next(row for row in read_log(tmp_path / "out" / "train_log.jsonl") if "loss" in row)
+    assert first["loss"] != pytest.approx(math.log(2), abs=1e-7)  # rounded, and the reference is not
+    assert read_trained(tmp_path / "out" / "checkpoint-6").scheme == "wint4"
+
+
+def test_what_is_refused(tmp_path):
+    path = write_run(tmp_path, **EXACT)
+    with pytest.raises(ConfigError, match="quant_method: trained takes the scales that training"):
+        quantised(path, tmp_path / "model")
+    assert train(path, "max_steps=2", "save_steps=1", "qat_scheme=w8a8") == 0
+    with pytest.raises(RunError, match="qat_scheme"):
+        train(path, "max_steps=2", "qat_scheme=w4a8")
