@@ -70,16 +70,18 @@ def expand_aliases(entries: Iterable[Entry]) -> tuple[dict[str, Entry], list[Pro
             if beside is not None and _leaves_open(beside):
                 del plain[means.key]
             meant[means.key] = means
-    return _with_fp8(meant | plain), problems
+    return _with_fp8(meant | plain, meant.get(COMPUTE_TYPE)), problems
 
 
-def _with_fp8(entries: dict[str, Entry]) -> dict[str, Entry]:
+def _with_fp8(entries: dict[str, Entry], switched: Entry | None) -> dict[str, Entry]:
+    """With what compute_type: fp8 means; `switched` is a compute_type that an alias said beside it."""
     asked = entries.get(COMPUTE_TYPE)
     if asked is None or str(asked.value).lower() != "fp8":
         return entries
+    numbers = "bf16" if switched is not None and str(switched.value).lower() == "bf16" else "auto"
     meant = {
         key: replace(asked, alias=COMPUTE_TYPE, key=key, value=value, spelling=value)
-        for key, value in {COMPUTE_TYPE: "auto", **FP8}.items()
+        for key, value in {COMPUTE_TYPE: numbers, **FP8}.items()
     }
     return meant | {key: entry for key, entry in entries.items() if key != COMPUTE_TYPE}
 

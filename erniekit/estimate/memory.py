@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erniekit.estimate import native_memory
+from erniekit.estimate.low_precision import Added
 from erniekit.estimate.recompute import layer_kinds, rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.estimate.state import Held, model_bytes
 from erniekit.parallel.recomputation import Recomputation
@@ -84,6 +85,7 @@ def training_memory(
     scheme: str | None = None,
     held: Held | None = None,
     depths: int | None = None,
+    added: Added | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
 
@@ -102,6 +104,7 @@ def training_memory(
         scheme: what frozen weights are quantised by.
         held: what one of several processes holds, where it is not all of `config`.
         depths: blocks of multi-token prediction that are trained; None for all that there are.
+        added: what arithmetic in few bits keeps besides.
     """
     narrow = compute_type != "fp32"
     width, tokens = (2 if narrow else 4), rows * seq_len
@@ -110,6 +113,8 @@ def training_memory(
     num_states: float = held.states if held else num_trained
     weights += width * adapter.num_parameters if adapter else 0
     beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32 if adapter else 0.0
+    if added is not None:
+        weights, beside = weights + added.always, beside + added.token
     at_work = config if depths is None else config.with_ahead(depths)
     if native:
         changing = native_memory.moments(

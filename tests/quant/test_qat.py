@@ -290,7 +290,11 @@ def test_adapters_are_rounded_with_the_weight(build):
     plain = build()
     other = models.apply(plain)
     models.disturb(other)
-    with made.off(), lora.adapters_off(model), lora.adapters_off(plain):  # the reference of preference training
+    with (
+        made.off(),
+        lora.adapters_off(model),
+        lora.adapters_off(plain),
+    ):  # the reference of preference training
         assert loss_of(model).item() == loss_of(plain).item() != loss.item()
 
 

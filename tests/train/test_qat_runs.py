@@ -5,7 +5,7 @@ import math
 import pytest
 
 from erniekit.config.load import load_config
-from erniekit.errors import ConfigError, RunError
+from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import export_model
 from erniekit.export.quantise import quantise_model
 from erniekit.ops.backend import use_kernels
@@ -102,5 +102,8 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="quant_method: trained takes the scales that training"):
         quantised(path, tmp_path / "model")
     assert train(path, "max_steps=2", "save_steps=1", "qat_scheme=w8a8") == 0
-    with pytest.raises(RunError, match="qat_scheme"):
+    with pytest.raises(ConfigError, match='qat_scheme: "w8a8" before, "w4a8" now'):
         train(path, "max_steps=2", "qat_scheme=w4a8")
+    other = ["max_steps=4", f"output_dir={tmp_path / 'other'}", "qat_scheme=wint4"]
+    with pytest.raises(CheckpointError, match="trained for w8a8, not for wint4"):
+        train(path, *other, f"resume_from_checkpoint={tmp_path / 'out' / 'checkpoint-2'}")
