@@ -23,10 +23,12 @@ BY_TILE, BY_BLOCK = 1 + 4 / TILE, 1 + 4 / TILE**2
 class Added:
     """Bytes that are there besides (negative: less).
 
-    token: of each that waits for its backward pass. always: whatever happens.
+    token: of each that waits for its backward pass. working: of each in the layer that is under way.
+    always: whatever happens.
     """
 
     token: float = 0.0
+    working: float = 0.0
     always: float = 0.0
 
 
@@ -44,15 +46,17 @@ def fp8_bytes(
     Args:
         width: bytes of a number in storage.
     """
-    token = numbers = 0.0
+    token = working = numbers = 0.0
     for layer in layer_kinds(config):
         for rows, inner, matrices in _mlps(config, layer, shared=fp8_shared_expert):
+            # The rounded gradient of gate and up, and those made of their bytes again.
+            working = max(working, rows * 2 * inner * width * (2 if fp8_swiglu_input else 1))
             if fp8_swiglu_input:
                 token += rows * 2 * inner * (BY_TILE - width)
             if fp8_dequant_input:
                 token += rows * (config.hidden_size + inner) * BY_TILE
             numbers += matrices * 3 * inner * config.hidden_size
-    return Added(token, numbers * BY_BLOCK if fp8_offline_quant_weight else 0.0)
+    return Added(token, working, numbers * BY_BLOCK if fp8_offline_quant_weight else 0.0)
 
 
 def _mlps(config: Any, layer: int, *, shared: bool) -> list[tuple[float, int, int]]:

@@ -128,6 +128,7 @@ def training_memory(
             attention_dropout=attention_dropout,
             recomputation=recomputation,
             adapter_bytes=beside,
+            working_bytes=added.working if added is not None else 0.0,
             held=held,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)

@@ -119,7 +119,7 @@ def _added(config: Config, built: assemble.Assembled, recomputation: Recomputati
     )
     # Of layers that are run again little is kept either way.
     again = recomputation is not None and not recomputation.is_nothing()
-    return Added(always=found.always) if again else found
+    return Added(working=found.working, always=found.always) if again else found
 
 
 def adapter_size(built: assemble.Assembled) -> AdapterSize | None:

@@ -19,7 +19,8 @@ def found(config, **switches):
 def test_dense():
     # hidden 32, inner 48, 2 layers
     config = tiny_config()
-    assert found(config) == Added(0, 0)
+    assert found(config) == Added(0, 96 * 2, 0)
+    assert found(config, fp8_swiglu_input=True).working == 2 * 96 * 2
     assert found(config, fp8_swiglu_input=True).token == pytest.approx(2 * 96 * (BYTE - 2))
     assert found(config, fp8_dequant_input=True).token == pytest.approx(2 * (32 + 48) * BYTE)
     weights = found(config, fp8_offline_quant_weight=True)
