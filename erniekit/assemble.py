@@ -556,7 +556,7 @@ def _spread_out(
             for adapted in applied.layers.values():
                 adapted.draw()
         applied.spread(held)
-    return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread)
+    return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread=spread)
 
 
 def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
