@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from erniekit.config.load import load_config
@@ -11,7 +12,7 @@ from erniekit.export.quantise import quantise_model
 from erniekit.ops.backend import use_kernels
 from erniekit.quant.trained import read_trained
 from erniekit.testing.tiny_checkpoint import tiny_moe_config
-from erniekit.testing.tiny_run import write_pairs, write_run
+from erniekit.testing.tiny_run import run_erniekit, write_pairs, write_run
 from erniekit.train.reporting import read_log
 from erniekit.train.session import eval_session, train_session
 
@@ -107,3 +108,20 @@ def test_what_is_refused(tmp_path):
     other = ["max_steps=4", f"output_dir={tmp_path / 'other'}", "qat_scheme=wint4"]
     with pytest.raises(CheckpointError, match="trained for w8a8, not for wint4"):
         train(path, *other, f"resume_from_checkpoint={tmp_path / 'out' / 'checkpoint-2'}")
+
+
+def test_two_processes_find_the_scales_of_one(tmp_path):
+    keys = {**EXACT, "qat_scheme": "w8a8", "apply_online_actscale_step": 0, "actscale_moving_rate": 0.3}
+    numbers = tiny_moe_config()
+    alone = write_run(tmp_path / "one", numbers, **keys)
+    assert train(alone) == 0
+    both = write_run(tmp_path / "two", numbers, **keys, gradient_accumulation_steps=1, nproc_per_node=2)
+    done = run_erniekit("train", str(both), timeout=300, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    one, two = (read_trained(path.parent / "out" / "checkpoint-6") for path in (alone, both))
+    assert one.steps == two.steps
+    for name, scales in one.scales.items():
+        np.testing.assert_allclose(two.scales[name], scales, rtol=1e-5)
+    assert last_evaluation(both)["eval_loss"] == pytest.approx(last_evaluation(alone)["eval_loss"], rel=1e-5)
+    done = run_erniekit("train", str(both), "tensor_parallel_degree=2", f"output_dir={tmp_path / 'three'}")
+    assert done.returncode == 2 and "not built for processes that share matrices" in done.stderr
