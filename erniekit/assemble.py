@@ -12,23 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniekit.checkpoint.adapter_files import is_adapter, open_adapter
-from erniekit.checkpoint.files import open_tensors
 from erniekit.checkpoint.fingerprint import Fingerprint
 from erniekit.checkpoint.raw import load_weights
 from erniekit.checkpoint.sources import base_folder
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
+from erniekit.low_precision import PADDLE_TYPES, build_kept, build_quantised, scheme_of
 from erniekit.models.registry import load_family, read_model_config
 from erniekit.optim.freeze import apply_freeze
 from erniekit.parallel.recomputation import Recomputation
-from erniekit.quant.folder import Quantisation, read_quantisation
-from erniekit.quant.schemes import FORMATS, SCHEMES, WHILE_READ, role_of
+from erniekit.quant.folder import read_quantisation
+from erniekit.quant.schemes import WHILE_READ
 
 if TYPE_CHECKING:
     from erniekit.parallel.distribute import Distribution
     from erniekit.parallel.mesh import Mesh
 
-PADDLE_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # fine_tuning -> the layer that takes the place of a linear one; None trains the model as it is.
 ADAPTERS: dict[str, str | None] = {
     "full": None,
@@ -312,61 +311,6 @@ def apply_recomputation(
     )
 
 
-def apply_fp8(built: Assembled, *, use_fp8: bool, **switches: Any) -> Assembled:
-    """Have the model's MLPs and experts compute in FP8 where that is asked for.
-
-    Args:
-        switches: keyword arguments of `quant.fp8.train_in_fp8`.
-    """
-    if not use_fp8:
-        return built
-    from erniekit.quant.fp8 import train_in_fp8
-
-    made = train_in_fp8(built.model, load_family(built.config).plan.ROLES, **switches)
-    logger.info(f"fp8: {len(made.layers)} matrices of MLPs and experts compute block by block in FP8")
-    return replace(built, fp8=made)
-
-
-def apply_qat(
-    built: Assembled, total_steps: int, resumed: Path | None = None, *, qat_scheme: str | None, **keys: Any
-) -> Assembled:
-    """Have the model train for a scheme where that is asked for.
-
-    Args:
-        resumed: the checkpoint that the run goes on from.
-        keys: keyword arguments of `quant.qat.train_for`.
-
-    Raises:
-        UnsupportedError: processes share matrices, whose scales are of the whole.
-        CheckpointError: the checkpoint is of another scheme, or of none.
-    """
-    if qat_scheme is None:
-        return built
-    from erniekit.quant.qat import train_for
-    from erniekit.quant.trained import TRAINED_FILE, read_trained
-
-    made = train_for(
-        built.model, load_family(built.config).plan.ROLES, total_steps, qat_scheme=qat_scheme, **keys
-    )
-    if built.spread is not None:
-        made.largest_of_all = _largest_over(built.spread.mesh.world)
-    if resumed is not None:
-        trained = read_trained(resumed)
-        if trained is None:
-            raise CheckpointError(f"{resumed} has no {TRAINED_FILE}: it was not trained with qat_scheme")
-        made.go_on_from(trained)
-    logger.info(f"qat: {len(made.layers)} matrices train for {qat_scheme} ({SCHEMES[qat_scheme].words})")
-    return replace(built, qat=made)
-
-
-def _largest_over(group: Any) -> Any:
-    import paddle
-
-    from erniekit.parallel import comm
-
-    return lambda found: comm.all_reduce(paddle.to_tensor(found), group, "max").numpy()
-
-
 def check_base(built: Assembled, folder: Path) -> None:
     """Refuse an adapter that was trained on other weights; one from elsewhere does not say.
 
@@ -423,15 +367,15 @@ def _build(
     config = read_model_config(folder)
     kept = read_quantisation(folder) if load else None
     if kept is not None:
-        scheme = _scheme_of(kept, scheme, folder, adapted=adapted)
+        scheme = scheme_of(kept, scheme, folder, adapted=adapted)
     _require_memory(config, compute_dtype, scheme, folder)
     family = load_family(config)
     fingerprint = None
     if kept is not None:
-        model, fingerprint = _build_kept(folder, config, compute_dtype, kept)
+        model, fingerprint = build_kept(folder, config, compute_dtype, kept)
     elif scheme is not None:
         assert load, f"compute_type: {scheme} without weights"
-        model, fingerprint = _build_quantised(folder, config, compute_dtype, scheme)
+        model, fingerprint = build_quantised(folder, config, compute_dtype, scheme)
     elif load:
         model = family.build(config, dtype=compute_dtype)
         items = family.weights.load_weights(folder, config)
@@ -443,50 +387,6 @@ def _build(
         model.initialise_weights()
     release_free_memory()
     return Assembled(model, config, compute_dtype, 0, 0, fingerprint=fingerprint, scheme=scheme)
-
-
-def _scheme_of(kept: Quantisation, asked: str | None, folder: Path, *, adapted: bool) -> str:
-    """The scheme of a quantised folder, if that is what may be done with it."""
-    if asked not in (None, kept.scheme):
-        raise ConfigError(
-            f"compute_type: {asked}: {folder} is quantised already, as {kept.scheme}; write compute_type: "
-            "auto"
-        )
-    rounds = [name for name, format in kept.formats.items() if FORMATS[format].activations is not None]
-    if adapted and rounds:
-        raise UnsupportedError(
-            f"{folder}: an adapter over {kept.scheme}, which rounds the inputs of {rounds[0]}, is not "
-            "built yet; use one that was quantised with a scheme of weights alone, such as wint4"
-        )
-    return kept.scheme
-
-
-def _build_kept(folder: Path, config: Any, compute_dtype: str, kept: Quantisation) -> tuple[Any, str]:
-    """The model of a quantised folder, and the fingerprint of its weights."""
-    import paddle
-
-    from erniekit.quant import load
-
-    family = load_family(config)
-    with paddle.LazyGuard():
-        model = family.build(config, dtype=compute_dtype)
-    shapes = family.weights.memory_shapes(config)
-    names = {
-        name: family.weights.matrix_names(name, shape, config)
-        for name, shape in shapes.items()
-        if role_of(name, family.plan.ROLES) is not None
-    }
-    taken = Fingerprint()
-    matrices = load.apply(
-        *(model, kept, open_tensors(folder), names),
-        attention=family.plan.WHOLE_ATTENTION,
-        dtype=PADDLE_TYPES[compute_dtype],
-    )
-    for _ in taken.watch(matrices):
-        pass
-    load_weights(model, taken.watch(family.weights.load_weights(folder, config, set(kept.formats))))
-    _tell_quantised(model, kept.scheme)
-    return model, taken.text()
 
 
 def _spread_out(
@@ -557,35 +457,6 @@ def _spread_out(
                 adapted.draw()
         applied.spread(held)
     return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread=spread)
-
-
-def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
-    """The model with its weights quantised while they are read, and their fingerprint."""
-    import paddle
-
-    from erniekit.quant import weight_only
-
-    family = load_family(config)
-    with paddle.LazyGuard():  # no memory for parameters before they have a value
-        model = family.build(config, dtype=compute_dtype)
-    taken = Fingerprint()
-    items = taken.watch(family.weights.load_weights(folder, config))
-    dtype = PADDLE_TYPES[compute_dtype]
-    load_weights(model, weight_only.apply(model, family.plan.ROLES, scheme, items, dtype=dtype))
-    _tell_quantised(model, scheme)
-    return model, taken.text()
-
-
-def _tell_quantised(model: Any, scheme: str) -> None:
-    from erniekit.quant.weight_only import quantised_matrices
-
-    matrices = quantised_matrices(model)
-    logger.info(
-        f"quantised: {len(matrices)} weights in {scheme} ({SCHEMES[scheme].words}), "
-        f"{sum(m.num_bytes for m in matrices.values()) / 2**20:,.0f} MiB, "
-        f"{8 * sum(m.num_bytes for m in matrices.values()) / sum(m.size for m in matrices.values()):.2f} "
-        f"bits a weight; {', '.join(dict.fromkeys(n.split('.')[-2] for n in matrices))}"
-    )
 
 
 def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:

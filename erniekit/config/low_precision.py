@@ -10,7 +10,10 @@ from erniekit.config.fields import key
 class LowPrecision:
     """Training in FP8: the matrices of MLPs and experts, block by block, as ERNIE 4.5 was pre-trained."""
 
-    configures: ClassVar[tuple[str, ...]] = ("erniekit.assemble:apply_fp8", "erniekit.quant.fp8:train_in_fp8")
+    configures: ClassVar[tuple[str, ...]] = (
+        "erniekit.low_precision:apply_fp8",
+        "erniekit.quant.fp8:train_in_fp8",
+    )
 
     use_fp8: bool = key(
         False, "multiply MLPs and experts in FP8: tiles of 128 numbers, blocks of 128 x 128 of the weights"

@@ -16,7 +16,10 @@ TRAINED = (
 class Qat:
     """Quantisation-aware training: products over the numbers that a scheme keeps, gradients past rounding."""
 
-    configures: ClassVar[tuple[str, ...]] = ("erniekit.assemble:apply_qat", "erniekit.quant.qat:train_for")
+    configures: ClassVar[tuple[str, ...]] = (
+        "erniekit.low_precision:apply_qat",
+        "erniekit.quant.qat:train_for",
+    )
 
     qat_scheme: str | None = key(
         None,

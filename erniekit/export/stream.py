@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import paddle
 
-from erniekit.assemble import PADDLE_TYPES
 from erniekit.checkpoint.files import TensorFolder
 from erniekit.checkpoint.raw import to_tensor
+from erniekit.low_precision import PADDLE_TYPES
 from erniekit.models.registry import load_family
 from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices

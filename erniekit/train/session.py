@@ -29,6 +29,7 @@ from erniekit.data.sets import TrainSamples
 from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
+from erniekit.low_precision import apply_fp8, apply_qat
 from erniekit.models.registry import load_family, read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
@@ -123,9 +124,9 @@ def train_session(loaded: "LoadedConfig") -> int:
     plan = _plan(config, folder, mesh, samples.report, device)
     pipeline = plan if plan is not None and plan.is_cut else None
     built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
-    built = assemble.apply_fp8(built, **asdict(config.low_precision))
+    built = apply_fp8(built, **asdict(config.low_precision))
     total_steps = _total_steps(config, loader)
-    built = assemble.apply_qat(built, total_steps, start.path if start else None, **asdict(config.qat))
+    built = apply_qat(built, total_steps, start.path if start else None, **asdict(config.qat))
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0], plan
     )
