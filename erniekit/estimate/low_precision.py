@@ -32,6 +32,9 @@ class Added:
     always: float = 0.0
 
 
+NOTHING = Added()
+
+
 def fp8_bytes(
     config: Any,
     *,

@@ -7,7 +7,7 @@ from erniekit import assemble
 from erniekit.config.config import Config
 from erniekit.data.report import DataReport
 from erniekit.estimate.flops import training_flops
-from erniekit.estimate.low_precision import Added, fp8_bytes
+from erniekit.estimate.low_precision import NOTHING, Added, fp8_bytes
 from erniekit.estimate.memory import AdapterSize, training_memory
 from erniekit.estimate.recompute import (
     GIB,
@@ -104,7 +104,7 @@ def step_memory(
     )
 
 
-def _added(config: Config, built: assemble.Assembled, recomputation: Recomputation | None) -> Added | None:
+def _added(config: Config, built: assemble.Assembled, recomputation: Recomputation | None) -> Added:
     """What arithmetic in few bits keeps."""
     width = BYTES[built.compute_dtype]
     if built.qat is not None and built.adapter is not None:
@@ -112,7 +112,7 @@ def _added(config: Config, built: assemble.Assembled, recomputation: Recomputati
         sizes = [layers[name].weight.size for name in built.qat.layers if name in layers]
         return Added(always=width * sum(map(int, sizes)))
     if built.fp8 is None:
-        return None
+        return NOTHING
     names = ("fp8_dequant_input", "fp8_swiglu_input", "fp8_shared_expert", "fp8_offline_quant_weight")
     found = fp8_bytes(
         built.config, width=width, **{name: getattr(config.low_precision, name) for name in names}

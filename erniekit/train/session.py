@@ -124,9 +124,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     plan = _plan(config, folder, mesh, samples.report, device)
     pipeline = plan if plan is not None and plan.is_cut else None
     built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
-    built = apply_fp8(built, **asdict(config.low_precision))
-    total_steps = _total_steps(config, loader)
-    built = apply_qat(built, total_steps, start.path if start else None, **asdict(config.qat))
+    built = _in_few_bits(config, built, _total_steps(config, loader), start.path if start else None)
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0], plan
     )
@@ -322,6 +320,13 @@ def _total_steps(config: Config, loader: Loader) -> int:
     return plan_steps(
         loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
     )
+
+
+def _in_few_bits(
+    config: Config, built: assemble.Assembled, total_steps: int, resumed: Path | None
+) -> assemble.Assembled:
+    built = apply_fp8(built, **asdict(config.low_precision))
+    return apply_qat(built, total_steps, resumed, **asdict(config.qat))
 
 
 def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
