@@ -46,7 +46,9 @@ def evaluated(path, folder, *overrides):
 EXACT = {"compute_type": "fp32", "max_steps": 6, "eval_steps": 3, "save_steps": 6}
 
 
-@pytest.mark.parametrize("kernels_word", ["auto", "paddle"])
+@pytest.mark.parametrize(
+    ("kernels_word", "numbers_of"), [("auto", "fp32"), ("paddle", "fp32"), ("auto", "bf16")]
+)
 @pytest.mark.parametrize(
     ("scheme", "numbers"),
     [
@@ -58,8 +60,9 @@ EXACT = {"compute_type": "fp32", "max_steps": 6, "eval_steps": 3, "save_steps": 
         ("int2", None),
     ],
 )
-def test_evaluation_is_that_of_the_converted_model(tmp_path, scheme, numbers, kernels_word):
+def test_evaluation_is_that_of_the_converted_model(tmp_path, scheme, numbers, kernels_word, numbers_of):
     keys = {**EXACT, "qat_scheme": scheme, "apply_online_actscale_step": 2, "kernels": kernels_word}
+    keys |= {"compute_type": numbers_of}
     path = write_run(tmp_path, numbers, **keys)
     assert train(path) == 0
     checkpoint = tmp_path / "out" / "checkpoint-6"
