@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--work", required=True)
     parser.add_argument("--type", required=True, help="as compute_type")
     parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--beside", help="another type, whose prompts are timed in turns with this one's")
     options = parser.parse_args()
     from erniekit.cli.launch import require_paddle
 
@@ -58,6 +59,9 @@ def main() -> None:
         result["tokens_per_s"].append((work["tokens"] - 1) / rest)
         result["bandwidth"] += read_memory()
     peak = peak_rss_bytes() - STREAMED_BYTES
+    if options.beside:
+        other = load_for_inference(Path(work["folder"]), compute_type=options.beside).model
+        result["prefill_ratios"] = prefill_ratios(built.model, other, work["prompt"], 3 * work["repeats"])
     decoder = CachedDecoder(built.model, [work["prompt"]], num_columns=len(work["prompt"]))
     if work["scored"]:
         result["losses"] = score(built.model, work["scored"])
@@ -71,6 +75,20 @@ def main() -> None:
             "peak_rss_bytes": peak,
         }
     )
+
+
+def prefill_ratios(model: Any, other: Any, prompt: list[int], repeats: int) -> list[float]:
+    """How many times as fast a prompt goes through `model` as through `other`, time after time."""
+    from erniekit.generate.engine import CachedDecoder
+
+    def seconds(chosen: Any) -> float:
+        decoder = CachedDecoder(chosen, [prompt], num_columns=len(prompt))
+        started = time.perf_counter()
+        decoder.prefill()
+        return time.perf_counter() - started
+
+    seconds(other)
+    return [seconds(other) / seconds(model) for _ in range(repeats)]
 
 
 def score(model: Any, ids: list[int]) -> list[float]:

@@ -15,7 +15,7 @@ everything else (it needs the right to).
 
 The last line is one JSON object: `ratio_q8` and `ratio_q4` are tokens/s of wint8 over Q8_0 and of wint4
 over Q4_0, `ratio_q4_g64` those of wint4_g64 over Q4_0, `prefill_ratio_...` the same of prompts, and
-`prefill_ratio_bf16` the slowest scheme's prompts over those of bf16.
+`prefill_ratios_bf16` those of every scheme over bf16, in turns in one process.
 """
 
 import argparse
@@ -92,7 +92,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sides(options: argparse.Namespace, folder: Path, temporary: Path) -> dict[str, Side]:
-    sides = {name: Side(sys.executable, "decode_ours.py", ["--type", name]) for name in options.ours}
+    sides = {}
+    for name in options.ours:
+        beside = ["--beside", "bf16"] if name.startswith("wint") else []
+        sides[name] = Side(sys.executable, "decode_ours.py", ["--type", name, *beside])
     llama = find_llama(options.llama)
     for name in options.llama_types if llama else ():
         path = write_for_llama(folder, temporary, name)
@@ -144,12 +147,15 @@ def summarise(work: Work, sides: dict[str, Side], where: dict[str, Any]) -> dict
         both = ours in figures and other in figures
         return round(figures[ours][figure] / figures[other][figure], 4) if both else None
 
-    schemes = [name for name in figures if name.startswith("wint")]
-    to_bf16 = [ratio("prefill_tokens_per_s", name, "bf16") for name in schemes]
+    to_bf16 = {
+        name: round(side.median("prefill_ratios"), 4)
+        for name, side in sides.items()
+        if "prefill_ratios" in side.results[0]
+    }
     return {
         **{f"ratio_{name}": ratio("tokens_per_s", *pair) for name, pair in PAIRS.items()},
         **{f"prefill_ratio_{name}": ratio("prefill_tokens_per_s", *pair) for name, pair in PAIRS.items()},
-        "prefill_ratio_bf16": min((value for value in to_bf16 if value is not None), default=None),
+        "prefill_ratios_bf16": to_bf16,
         "sides": figures,
         "prompt_tokens": len(work.prompt),
         "tokens": work.tokens,

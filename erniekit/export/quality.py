@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
 from erniekit.data.pack import Batch
 from erniekit.errors import DataError
@@ -98,14 +97,13 @@ def compare(
         states = [array.reshape(-1, array.shape[-1])[inside] for array in (one, other)]
         for start in range(0, len(labels), _CHUNK):
             part = slice(start, start + _CHUNK)
-            logs = [F.log_softmax(head.logits(paddle.to_tensor(array[part])), axis=-1) for array in states]
-            divergence += float((logs[0].exp() * (logs[0] - logs[1])).sum())
+            logs = [_log_softmax(head.logits(paddle.to_tensor(array[part])).numpy()) for array in states]
+            divergence += float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(dtype=np.float64))
             same += int((logs[0].argmax(-1) == logs[1].argmax(-1)).sum())
             kept = np.flatnonzero(labels[part] >= 0)
-            if len(kept):
-                places = paddle.to_tensor(np.stack([kept, labels[part][kept]], axis=1))
-                loss -= float(paddle.gather_nd(logs[0], places).sum())
-                other_loss -= float(paddle.gather_nd(logs[1], places).sum())
+            own = (kept, labels[part][kept])
+            loss -= float(logs[0][own].sum(dtype=np.float64))
+            other_loss -= float(logs[1][own].sum(dtype=np.float64))
             num_labels += len(kept)
         num_tokens += len(labels)
     if not num_labels:
@@ -118,3 +116,10 @@ def compare(
         num_labels,
         num_tokens,
     )
+
+
+def _log_softmax(logits_NV: np.ndarray) -> np.ndarray:
+    """In place; Paddle's own takes hundreds of times longer on a CPU."""
+    logits_NV -= logits_NV.max(1, keepdims=True)
+    logits_NV -= np.log(np.exp(logits_NV).sum(1, keepdims=True))
+    return logits_NV

@@ -148,6 +148,8 @@ class _Run:
             clean_leftovers(self.work)
             kept = json.loads(state.read_text(encoding="utf-8"))
             if kept["asked"] == asked:
+                # The model's own files may be there, if the run ended after them.
+                check_destination(self.destination, self.source, overwrite=True)
                 number = sum(path.name.isdigit() for path in self.work.iterdir())
                 logger.info(f"going on: {number} blocks are quantised already")
                 return self._quantisation(kept["formats"])

@@ -32,7 +32,7 @@ def test_it_times_schemes_and_scores_a_text(
     # Weights are random: the text is unlikely, and equally so with 8 bits.
     assert full["perplexity"] > 50 and abs(eight["perplexity"] / full["perplexity"] - 1) < 0.1
     assert full["perplexity"] != eight["perplexity"]
-    assert figures["ratio_q8"] is None and figures["prefill_ratio_bf16"] > 0
+    assert figures["ratio_q8"] is None and figures["prefill_ratios_bf16"]["wint8"] > 0
 
 
 def test_ratios_by_hand(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_ratios_by_hand(benchmark: ModuleType, capsys: pytest.CaptureFixture[str
     ours = {"bandwidth": [1e9], "bytes_per_token": 10_000_000}
     sides = {
         "bf16": side(50, 1000, 3.0, **ours),
-        "wint8": side(90, 1100, 3.0, **ours),
+        "wint8": side(90, 1100, 3.0, **ours, prefill_ratios=[1.2, 0.9, 1.1]),
         "wint4_g64": side(120, 900, 3.2, **ours),
         "q8_0": side(60, 500, 3.1),
         "q4_0": side(80, 600, 3.3),
@@ -53,7 +53,7 @@ def test_ratios_by_hand(benchmark: ModuleType, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     figures = json.loads(told.splitlines()[-1])
     assert (figures["ratio_q8"], figures["ratio_q4"], figures["ratio_q4_g64"]) == (1.5, None, 1.5)
-    assert (figures["prefill_ratio_q8"], figures["prefill_ratio_bf16"]) == (2.2, 0.9)
+    assert (figures["prefill_ratio_q8"], figures["prefill_ratios_bf16"]) == (2.2, {"wint8": 1.1})
     assert figures["sides"]["q4_0"]["perplexity"] == round(math.exp(3.3), 4)
     assert f"| llama.cpp q8_0 | 60.0 |  | 500 | {math.exp(3.1):.3f} | 1.00 |" in told
     assert benchmark.report(work, sides, benchmark.machine(), ["it broke"]) == 1

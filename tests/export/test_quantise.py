@@ -82,6 +82,11 @@ def test_the_same_bytes_after_an_interruption(tmp_path, monkeypatch):
     assert sorted(path.name for path in blocks.iterdir()) == ["00000", "00001", "state.json"]
     with pytest.raises(ConfigError, match="from other data, another model, or with other settings"):
         quantised_folder(tmp_path / "two", config, **{**keys, "smooth_alpha": 0.4})
+    (tmp_path / "two/out/quantized").mkdir()
+    (tmp_path / "two/out/quantized/mine.txt").write_text("not an export's")
+    with pytest.raises(CheckpointError, match="holds mine.txt, which no export writes"):
+        quantised_folder(tmp_path / "two", config, **keys)
+    (tmp_path / "two/out/quantized/mine.txt").unlink()
     _, again = quantised_folder(tmp_path / "two", config, **keys)
     assert calls == [0, 1, 2, 2, 3] and not blocks.exists()
     assert content(again.folder) == expected

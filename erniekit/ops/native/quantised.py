@@ -12,7 +12,7 @@ from erniekit.ops.products import product
 from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
 # The formats that the kernels read; of others one matrix at a time is made into numbers.
-NUMBERS = ("int8", "int4", "nf4")
+NUMBERS = ("int8", "int4", "nf4", "int2", "e4m3")
 
 
 def quantised_product_native(
@@ -35,8 +35,8 @@ def quantised_product_native(
     out = empty([x_MK.shape[0], outer], dtype=x_MK.dtype)
     bits = FORMATS[matrix.number].bits
     size = (rows, columns, matrix.group)
-    assert matrix.table is not None
-    data = (matrix.codes.data_ptr(), matrix.scales.data_ptr(), matrix.table.data_ptr())
+    table = None if matrix.number == "int8" or matrix.table is None else matrix.table.data_ptr()
+    data = (matrix.codes.data_ptr(), matrix.scales.data_ptr(), table)
     if offsets is None:
         library.load().declare(
             "ek_quantised_gemm",

@@ -28,8 +28,8 @@ struct Coded {
     long columns, group, bits;
 };
 
-// Columns that are worked on at once, what group and parts of the rows are multiples of, and byte rows.
-enum { kCodedColumns = EK_LEVEL >= 3 ? 64 : 2 * VW, kCodedUnit = 16 };
+// Columns that are worked on at once. Groups end at multiples of 16 rows, or with the matrix.
+enum { kCodedColumns = EK_LEVEL >= 3 ? 64 : 2 * VW };
 
 EK_INLINE long byte_row(long k, long bits) { return k * bits / 8; }
 EK_INLINE long byte_rows(long steps, long bits) { return (steps * bits + 7) / 8; }
@@ -84,25 +84,22 @@ EK_INLINE void unpack_bytes(const uint8_t* w, long stride, long count, __mmask64
     out[3] = _mm512_unpackhi_epi16(b, d);
 }
 
-// One block of columns, 16 rows or fewer: sums [R][2][4][16] += u q.
+// One block of columns, 4 byte rows or fewer: sums [R][2][4][16] += u q.
 template <int BITS, bool WHOLE>
 EK_INLINE void coded_block(const uint8_t* w, long stride, long count, __mmask64 mask, const CodedOperand* x,
                            long x_stride, long vectors, int32_t* sums) {
-    enum { QUADS = BITS / 2, EACH = 8 / BITS };  // of byte rows; rows in a byte
-    __m512i u[4][4];
-    for (int q = 0; q < QUADS; q++) {
-        __m512i bytes[4];
-        unpack_bytes<WHOLE>(w + 4 * q * stride, stride, WHOLE ? 4 : count - 4 * q, mask, BITS == 8, bytes);
-        for (int j = 0; j < EACH; j++)
-            for (int v = 0; v < 4; v++)
-                u[q * EACH + j][v] = BITS == 8 ? bytes[v]
-                                               : _mm512_and_si512(_mm512_srli_epi16(bytes[v], j * BITS),
-                                                                  _mm512_set1_epi8((1 << (BITS & 7)) - 1));
-    }
+    enum { EACH = 8 / BITS };
+    __m512i bytes[4], u[EACH][4];
+    unpack_bytes<WHOLE>(w, stride, count, mask, BITS == 8, bytes);
+    for (int j = 0; j < EACH; j++)
+        for (int v = 0; v < 4; v++)
+            u[j][v] = BITS == 8 ? bytes[v]
+                                : _mm512_and_si512(_mm512_srli_epi16(bytes[v], j * BITS),
+                                                   _mm512_set1_epi8((1 << (BITS & 7)) - 1));
     for (long r = 0; r < vectors; r++, x += x_stride, sums += 128) {
         __m512i s[8];
         for (int i = 0; i < 8; i++) s[i] = _mm512_loadu_si512(sums + 16 * i);
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < EACH; j++) {
             int high, low;
             memcpy(&high, x + 8 * j, 4);
             memcpy(&low, x + 8 * j + 4, 4);
@@ -116,7 +113,7 @@ EK_INLINE void coded_block(const uint8_t* w, long stride, long count, __mmask64 
     }
 }
 
-// `steps` <= 16 rows over all columns.
+// As many rows as 4 byte rows hold, or fewer, over all columns: few enough that they are asked for in time.
 template <int BITS>
 EK_APART void coded_sweep(const uint8_t* w, long stride, long steps, long columns, const CodedOperand* x,
                           long x_stride, long vectors, int32_t* sums, Ahead* ahead) {
@@ -125,7 +122,7 @@ EK_APART void coded_sweep(const uint8_t* w, long stride, long steps, long column
     long c = 0;
     for (; c + 64 <= columns; c += 64, sums += 128 * vectors) {
         mine.step(count);
-        if (steps == kCodedUnit) coded_block<BITS, true>(w + c, stride, count, ~0ull, x, x_stride, vectors, sums);
+        if (count == 4) coded_block<BITS, true>(w + c, stride, count, ~0ull, x, x_stride, vectors, sums);
         else coded_block<BITS, false>(w + c, stride, count, ~0ull, x, x_stride, vectors, sums);
     }
     if (c < columns) {
@@ -191,8 +188,9 @@ static void multiply_coded(const Coded& w, long k, long inputs, long c, long col
     for (long first = 0; first < inputs;) {
         const long group = (k + first) / w.group, last = smaller(inputs, (group + 1) * w.group - k);
         memset(sums, 0, sizeof(int32_t) * 2 * round_up(columns, 64) * vectors);
-        for (long i = first; i < last; i += kCodedUnit)
-            coded_rows(w, w.codes + byte_row(k + i, w.bits) * w.columns + c, smaller(kCodedUnit, last - i), columns,
+        const long pass = 4 * 8 / w.bits;
+        for (long i = first; i < last; i += pass)
+            coded_rows(w, w.codes + byte_row(k + i, w.bits) * w.columns + c, smaller(pass, last - i), columns,
                        x + 2 * (at + i), x_stride, vectors, sums, ahead);
         coded_fold(sums, w, w.scales + group * w.columns + c, columns, x, x_stride, size, at + first, last - first,
                    vectors, out);
