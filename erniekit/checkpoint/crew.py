@@ -111,6 +111,9 @@ def _agree(crew: Crew, path: Path, work: Callable[[], object] | None) -> None:
         problem = str(explain(error, path))
     except CheckpointError as error:
         problem = str(error)
+    except Exception as error:  # ours; the others must not wait for what does not come
+        crew.gather(f"{path}: {type(error).__name__}: {error}")
+        raise
     problems = [found for found in crew.gather(problem) if found is not None]
     if problems:
         raise CheckpointError(problems[0])

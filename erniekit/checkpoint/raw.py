@@ -31,7 +31,12 @@ def to_tensor(array: Any, dtype: str) -> "paddle.Tensor":
     return tensor
 
 
+def word_of(tensor: "paddle.Tensor") -> str:
+    """Safetensors word of a tensor's type."""
+    words = {"paddle.float32": "F32", "paddle.bfloat16": "BF16", "paddle.float16": "F16"}
+    return words[str(tensor.dtype)]
+
+
 def to_raw(tensor: "paddle.Tensor") -> tuple[str, Any]:
     """Safetensors word and raw bits of a tensor (bf16 as uint16)."""
-    words = {"paddle.float32": "F32", "paddle.bfloat16": "BF16", "paddle.float16": "F16"}
-    return words[str(tensor.dtype)], tensor.numpy()
+    return word_of(tensor), tensor.numpy()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from erniekit.cli.launch import has_parent
 from erniekit.config.load import LoadedConfig, load_config, load_overrides
 from erniekit.config.overrides import is_override
 from erniekit.errors import ConfigError
@@ -11,7 +12,8 @@ from erniekit.errors import ConfigError
 def read_config(argv: Sequence[str], verb: str) -> LoadedConfig:
     """The configuration of `argv`: a path first (it may be absent), then key=value, --key value, --key=value.
 
-    Keys that are accepted without effect are told once, on standard error.
+    Keys that are accepted without effect are told once, on standard error: where this process is one of
+    several, by the one that starts them.
 
     Raises:
         ConfigError: nothing is given, or something is wrong with it.
@@ -24,7 +26,7 @@ def read_config(argv: Sequence[str], verb: str) -> LoadedConfig:
         loaded = load_config(first, rest, verb=verb)
     else:
         loaded = load_overrides(argv, verb=verb)
-    if loaded.notices:
+    if loaded.notices and not has_parent():
         from erniekit.log import logger
 
         logger.info("accepted without effect here:")

@@ -69,9 +69,6 @@ def _show(result: "EvaluationResult", folder: Path, *, as_json: bool) -> None:
         shown = {"model": str(folder), **figures, **summary(result.routers)}
         console.print_json(json.dumps(shown))
         return
-    console.print(
-        f"held-out loss {result.loss:.4f}, perplexity {result.perplexity:.3f}, token accuracy "
-        f"{result.accuracy:.1%} over {result.num_tokens} tokens"
-    )
+    console.print(result.in_words())
     for line in table(result.routers) if result.routers else ():
         console.print(line, markup=False, highlight=False)

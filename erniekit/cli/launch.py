@@ -72,6 +72,11 @@ def is_rank() -> bool:
     return "PADDLE_TRAINER_ID" in os.environ
 
 
+def has_parent() -> bool:
+    """Whether this process is a rank that `start_ranks` of another one has started."""
+    return _PARENT in os.environ
+
+
 def num_processes() -> int:
     """Processes of the run that this one is in."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
@@ -96,16 +101,16 @@ def this_node() -> Node:
         ConfigError: several machines without an address to meet at, or a number that none of them has.
     """
     given = os.environ
-    count = int(given.get("NNODES") or given.get("SLURM_STEP_NUM_NODES") or 1)
-    number = int(next((given[name] for name in _NODE_RANKS if given.get(name)), 0)) if count > 1 else 0
-    host, port = given.get("MASTER_ADDR"), given.get("MASTER_PORT")
+    count = _number_of("NNODES", "SLURM_STEP_NUM_NODES", otherwise=1)
+    number = _number_of(*_NODE_RANKS, otherwise=0) if count > 1 else 0
+    host, port = given.get("MASTER_ADDR"), _number_of("MASTER_PORT", otherwise=0) if count > 1 else 0
     if count > 1 and not (host and port):
         raise ConfigError(
             f"the run is on {count} machines (NNODES), and MASTER_ADDR and MASTER_PORT do not say where they "
             "meet: set both alike on all machines, to the address of the first and a free port of it. Under "
             "Slurm: MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)"
         )
-    tasks = int(given.get("SLURM_STEP_NUM_TASKS") or count)
+    tasks = _number_of("SLURM_STEP_NUM_TASKS", otherwise=count)
     if "NNODES" not in given and tasks > count:
         raise ConfigError(
             f"Slurm starts {tasks} tasks on {count} machines, and one on each machine starts the others: "
@@ -116,6 +121,16 @@ def this_node() -> Node:
     if count == 1:
         return Node(0, 1, f"127.0.0.1:{_free_port()}")
     return Node(number, count, f"{host}:{port}")
+
+
+def _number_of(*names: str, otherwise: int) -> int:
+    """Of the first of some variables that is set."""
+    for name in names:
+        if text := os.environ.get(name):
+            if not text.isdecimal():
+                raise ConfigError(f"{name}={text} (environment): write a whole number")
+            return int(text)
+    return otherwise
 
 
 def rank_environments(node: Node, here: int) -> dict[int, dict[str, str]]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from erniekit.errors import PeerError
+from erniekit.errors import ConfigError, PeerError
 from erniekit.log import logger
+from erniekit.train.signals import AGAIN_SECONDS
 
 _POLL_SECONDS = 0.05
 _CAUSE_SECONDS = 2.0  # in which the cause of a lost peer shows
@@ -46,6 +47,7 @@ class Watch:
     ranks: list[Rank] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
     ended: list[Rank] = field(default_factory=list)
+    since: float = 0.0  # of the last signal
 
     def run(self, command: Sequence[str], places: Mapping[int, tuple[Mapping[str, str], Path | None]]) -> int:
         """Start every rank and return the exit code of the run when all have ended.
@@ -55,11 +57,16 @@ class Watch:
 
         Returns:
             0; 2 when a rank found the input wrong; 1 when one failed; 128 + signal when interrupted.
+
+        Raises:
+            ConfigError: there is no place for what a rank says.
         """
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for number, (environment, log) in places.items():
                 self.ranks.append(_start(number, command, environment, log))
+            if self.signals:  # some have not heard it; none has begun
+                return 128 + self.signals[0]
             return self._wait()
         finally:
             self._end(0.0)
@@ -91,6 +98,8 @@ class Watch:
         first = causes[0]
         if first.code in (_WRONG_INPUT, PeerError.exit_code):  # which all find, and rank 0 has told
             first = next((rank for rank in causes if rank.number == 0), first)
+        if first.code == _WRONG_INPUT and first.log is None:
+            return _WRONG_INPUT  # told where the user looks, and nothing is to be added
         what = f"failed first ({_said(first.code)})"
         if first.code == PeerError.exit_code:
             what = "lost a process whose end was not seen on this machine"
@@ -134,7 +143,10 @@ class Watch:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """Every rank hears the signal: the first one lets it save and end, the second ends it at once."""
+        if self.signals and time.monotonic() - self.since < AGAIN_SECONDS:
+            return
         self.signals.append(number)
+        self.since = time.monotonic()
         for rank in self.ranks:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)
@@ -144,8 +156,14 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str], 
     if log is None:
         process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
         return Rank(number, process, None)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("wb")
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {log.parent.parent} cannot be written ({error.strerror}); name another"
+        ) from error
+    with file:
         # In a session of its own, so that an interrupt of the terminal comes through the parent alone.
         process = subprocess.Popen(
             command,

@@ -22,7 +22,8 @@ def run(argv: list[str]) -> int:
     loaded = read_config(argv, "train")
     code = start_ranks(
         ["train", *argv],
-        nproc_per_node=loaded.config.parallel.nproc_per_node,
+        # What only evaluates is one process.
+        nproc_per_node=loaded.config.parallel.nproc_per_node if loaded.config.run.do_train else 1,
         device=loaded.config.run.device,
         output_dir=loaded.config.run.output_dir,
     )

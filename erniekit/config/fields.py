@@ -73,7 +73,8 @@ def rule_of(declared: "Field[Any]") -> Rule:
 def describe_limits(rule: Rule) -> str:
     """What a key allows, in words: `one of a, b`, `at least 1`; empty where the type says all."""
     if rule.choices:
-        return rule.choices[0] if len(rule.choices) == 1 else "one of " + ", ".join(rule.choices)
+        words = [choice or "nothing" for choice in rule.choices]
+        return words[0] if len(words) == 1 else "one of " + ", ".join(words)
     bounds = (
         ("at least", rule.minimum),
         ("above", rule.above),

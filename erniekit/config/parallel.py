@@ -17,7 +17,7 @@ def _shards(degree: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """How training and evaluation are spread over devices; what the degrees leave open is data parallel."""
+    """How training, with its evaluations, is spread over devices; what the degrees leave is data parallel."""
 
     configures: ClassVar[tuple[str, ...]] = ("erniekit.train.devices:require_devices",)
 

@@ -38,7 +38,7 @@ class Run:
     ddp_timeout: int = key(
         600,
         "seconds that a process of several waits for another before it names it and ends; a checkpoint has "
-        "to be written within them",
+        "to be written within them, and read through by the first one when a run goes on",
         minimum=1,
     )
     stage: str = key(

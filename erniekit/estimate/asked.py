@@ -71,15 +71,21 @@ def asked_spread(config: Config, numbers: Any, num_devices: int | None = None) -
     given = {f"{axis}_parallel_degree": getattr(keys, f"{axis}_parallel_degree") for axis in _AXES}
     needed = prod(max(1, given[f"{axis}_parallel_degree"]) for axis in _AXES[:-1])
     layout = choose_layout(num_devices or needed, **given, moe_group=keys.moe_group, sharding=keys.sharding)
+    check_fit(config, numbers, layout)
+    return spread_of(config, layout)
+
+
+def check_fit(config: Config, numbers: Any, layout: Layout) -> None:
+    """Raises ConfigError where a model with these numbers cannot be laid out so, with every reason."""
     sizes = {
         name: value[0] if isinstance(value, tuple) else value
         for name, value in vars(numbers).items()
         if isinstance(value, int | tuple) and value
-    } | {"max_seq_len": config.sequences.max_seq_len}
-    wrong = misfits(layout, sizes)
+    }
+    known = {"moe_num_experts": 0, "max_seq_len": config.sequences.max_seq_len}
+    wrong = misfits(layout, known | sizes)
     if wrong:
         raise ConfigError("; ".join(wrong))
-    return spread_of(config, layout)
 
 
 def spread_of(config: Config, layout: Layout) -> Spread:

@@ -221,7 +221,7 @@ def _changes(estimate: Estimate, numbers: Any) -> Iterator[tuple[str, Spread, Wo
         words = f"per_device_train_batch_size: 1, gradient_accumulation_steps: {fewer.micro_batches}"
         yield words, spread, fewer, machine
     for stage in range(spread.sharding_stage + 1, 4):
-        if spread.sharding > 1:
+        if spread.sharding > 1 and spread.pipeline == 1:  # what goes together, see `config/rules.py`
             yield f"{also}sharding: stage{stage}", replace(spread, sharding_stage=stage), lean, machine
     if not (workload.offload_optimizer or machine.on_cpu):
         yield f"{also}offload_optim: true", spread, replace(lean, offload_optimizer=True), machine
@@ -231,14 +231,16 @@ def _changes(estimate: Estimate, numbers: Any) -> Iterator[tuple[str, Spread, Wo
         if workload.micro_batches % times == 0:
             less = replace(lean, micro_batches=workload.micro_batches // times)
             wider = replace(spread, sharding=spread.sharding * times)
+            beside = "" if spread.sharding > 1 else f"sharding: stage{spread.sharding_stage}, "
             words = (
-                f"{also}sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
+                f"{also}{beside}sharding_parallel_degree: {wider.sharding}, gradient_accumulation_steps: "
                 f"{less.micro_batches} ({wider.world_size} devices)"
             )
             yield words, wider, less, machine
-        longer = replace(spread, pipeline=spread.pipeline * times)
-        words = f"{also}pipeline_parallel_degree: {longer.pipeline} ({longer.world_size} devices)"
-        yield words, longer, lean, machine
+        if spread.sharding == 1 or spread.sharding_stage == 1:
+            longer = replace(spread, pipeline=spread.pipeline * times)
+            words = f"{also}pipeline_parallel_degree: {longer.pipeline} ({longer.world_size} devices)"
+            yield words, longer, lean, machine
 
 
 def search(

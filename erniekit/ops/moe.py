@@ -191,7 +191,24 @@ def grouped_linear_reference(
     assert bounds[-1] == x_MI.shape[0], (bounds, x_MI.shape)
     if gradients.are_put_off() and not weight.stop_gradient and paddle.is_grad_enabled():
         return _LaterGroups.apply(x_MI, weight, remake.keep(x_MI), bounds)
+    if x_MI.shape[0] == 0:
+        return _Zeros.apply(x_MI, weight, [0, weight.shape[2]], dtype)
     return to_storage(_over_tiles(x_MI, weight, bounds), dtype)
+
+
+class _Zeros(PyLayer):
+    """Zeros, still a function of two tensors: where rows travel, all processes meet in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, one: paddle.Tensor, other: paddle.Tensor, shape: list[int], dtype: paddle.dtype
+    ) -> paddle.Tensor:
+        ctx.wanted = [None if each.stop_gradient else (each.shape, each.dtype) for each in (one, other)]
+        return paddle.zeros(shape, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, _: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        return tuple(None if each is None else paddle.zeros(each[0], dtype=each[1]) for each in ctx.wanted)
 
 
 def _over_tiles(
@@ -307,7 +324,7 @@ def combine_rows_reference(
     num_tokens, top_k = weights_Nk.shape
     dtype = y_MH.dtype
     if y_MH.shape[0] == 0:
-        return paddle.zeros([num_tokens, y_MH.shape[1]], dtype=dtype)
+        return _Zeros.apply(y_MH, weights_Nk, [num_tokens, y_MH.shape[1]], dtype)
     y32_MH = y_MH.astype("float32") if dtype != paddle.float32 else y_MH
     kept_Nk = (slots.places_Nk >= 0).astype("float32")
     out_NH = None

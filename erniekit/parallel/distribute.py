@@ -33,6 +33,7 @@ class Distribution:
         names: of all parameters of the whole model, in its order.
         cut: where the model was cut into stages of a pipeline.
         ranges: what was kept of parameters that are not here as a whole, until somebody shares them.
+        sequence_parallel: the processes of the tensor group have different columns of the stream.
     """
 
     mesh: Mesh
@@ -43,6 +44,7 @@ class Distribution:
     names: tuple[str, ...] = ()
     cut: Cut | None = None
     ranges: dict[str, Any] = field(default_factory=dict, compare=False)
+    sequence_parallel: bool = False
 
     def counts(self, name: str) -> bool:
         """Whether this process is the one to save and count what it holds of a parameter."""
@@ -57,7 +59,7 @@ class Distribution:
     def seed_here(self, seed: int) -> int:
         """What `seed` is in each of the processes that have different columns of the same rows."""
         place, mesh = self.mesh.context.rank, self.mesh
-        if self.partial:
+        if self.sequence_parallel:
             place = place * mesh.tensor.size + mesh.tensor.rank
         return of_place(seed, place)
 
@@ -155,5 +157,6 @@ def distribute(
     if sequence_parallel:
         partial |= set(shapes) - {*over_tensor, *over_experts}
     return Distribution(
-        mesh, placements, frozenset(over_experts), frozenset(partial), split, tuple(shapes), cut
+        *(mesh, placements, frozenset(over_experts), frozenset(partial), split, tuple(shapes), cut),
+        sequence_parallel=sequence_parallel,
     )

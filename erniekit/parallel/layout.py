@@ -247,10 +247,13 @@ def misfits(layout: Layout, numbers: Mapping[str, int]) -> list[str]:
     if layers and layout.pipeline > layers:
         found.append(
             f"pipeline_parallel_degree: {layout.pipeline} is more than num_hidden_layers: {layers}; every "
-            "stage needs one"
+            "pipeline rank needs one"
         )
     if layout.expert > 1 and "moe_num_experts" in numbers and not numbers["moe_num_experts"]:
-        found.append(f"expert_parallel_degree: {layout.expert} is for models with experts, and this has none")
+        found.append(
+            f"moe_group: {layout.moe_group} spreads experts over {layout.expert} processes, and this model "
+            "has none; leave moe_group and expert_parallel_degree out"
+        )
     return found
 
 

@@ -6,7 +6,6 @@ counting need no more than these blocks and who answers for them, so they are th
 to split, and what was saved under one plan is read under any other.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,25 +115,6 @@ def placed_items(items: Iterable[Item], placements: Mapping[str, Placement]) -> 
     for name, word, array in items:
         if name in placements:
             yield name, word, placements[name].take(array)
-
-
-def share_out(sizes: Sequence[int], count: int) -> list[int]:
-    """Which of `count` processes each item goes to, so that none holds much more than the others.
-
-    The largest come first, each to the one that holds least (Graham's rule: at most 4/3 of the best).
-    """
-    held = [0] * count
-    owners = [0] * len(sizes)
-    for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
-        owner = min(range(count), key=lambda process: (held[process], process))
-        owners[item] = owner
-        held[owner] += sizes[item]
-    return owners
-
-
-def num_elements(placement: Placement) -> int:
-    """Numbers that this process holds."""
-    return sum(math.prod(block.shape) for block in placement.blocks)
 
 
 def _window(start: Shape, shape: Shape) -> tuple[slice, ...]:

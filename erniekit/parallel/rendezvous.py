@@ -67,6 +67,8 @@ class Store:
         self, rank: int, size: int, *, patience: float, store: "core.TCPStore | None" = None
     ) -> None:
         self.rank, self.size, self.patience = rank, size, patience
+        if store is None and rank == 0:
+            _require_free(master_endpoint()[1])
         self._store = store if store is not None else open_store(*master_endpoint(), rank == 0, patience)
 
     def publish(self, key: str, value: str) -> None:
@@ -176,6 +178,19 @@ def open_store(host: str, port: int, is_master: bool, patience: float) -> "core.
                 ) from error
             time.sleep(_POLL_SECONDS)
     return core.TCPStore(host, port, is_master, 1, _STORE_SECONDS)
+
+
+def _require_free(port: int) -> None:
+    """Raises ConfigError where somebody listens on the port: Paddle would abort the process."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just been closed is free
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(
+                f"MASTER_PORT: {port} cannot be listened on, on the machine of rank 0 ({error.strerror}); "
+                "set a free port, the same on all machines"
+            ) from error
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -57,9 +57,7 @@ class Cut:
 
 
 def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> Cut:
-    """Leave of `model` what the stages `own` need.
-
-    A model that was built under `paddle.LazyGuard` gets memory for what stays only.
+    """Leave of `model` what the stages `own` need; takes no memory for it, see `distribute`.
 
     Args:
         plan: the family's module: BLOCKS, EMBEDDING, HEAD, FINAL_NORM, WHOLE_ATTENTION, AHEAD_BLOCKS.
@@ -82,9 +80,6 @@ def cut_model(model: Any, plan: Any, stages: Stages, own: Sequence[int]) -> Cut:
         _place(model, plan.HEAD, None)
     if not (first or (last and shared)):
         _place(model, plan.EMBEDDING, Absent(plan))
-    for parameter in model.parameters():
-        if not parameter._is_initialized():
-            parameter.initialize()
     copies = frozenset(name for name, _ in model.named_parameters() if name.startswith(f"{plan.EMBEDDING}."))
     return Cut(stages, shared, copies if last and shared and not first else frozenset())
 

@@ -74,7 +74,7 @@ def choose_stages(
     if num_stages > len(blocks):
         raise ConfigError(
             f"pipeline_parallel_degree times virtual_pp_degree is {num_stages}, and the model has "
-            f"{len(blocks)} blocks: a stage needs one"
+            f"{len(blocks)} blocks: a stage needs one; write degrees whose product is {len(blocks)} or less"
         )
     method = pp_seg_method.strip() if isinstance(pp_seg_method, str) else list(pp_seg_method)
     if method == "auto":

@@ -38,6 +38,13 @@ class EvaluationResult:
             f"eval_{name}": value for name, value in self.more.items()
         }
 
+    def in_words(self) -> str:
+        """The figures for people."""
+        return (
+            f"held-out loss {self.loss:.4f}, perplexity {self.perplexity:.3f}, token accuracy "
+            f"{self.accuracy:.1%} over {self.num_tokens} tokens"
+        )
+
 
 def evaluate(
     model: Any,

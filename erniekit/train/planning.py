@@ -10,7 +10,7 @@ from erniekit import assemble
 from erniekit.config.config import Config
 from erniekit.data.report import DataReport
 from erniekit.errors import UnsupportedError
-from erniekit.estimate.asked import asked_model, asked_pipelining, asked_workload, spread_of
+from erniekit.estimate.asked import asked_model, asked_pipelining, asked_workload, check_fit, spread_of
 from erniekit.estimate.machines import MACHINES, Machine
 from erniekit.estimate.parallel import Estimate
 from erniekit.estimate.plan_words import lines
@@ -74,9 +74,10 @@ def plan_run(
         machine: of each process; without it one of which nothing is known here but its kind.
 
     Raises:
-        ConfigError: the cut or the schedule does not fit the model or the micro-batches of a step, or
-            `recompute: auto` finds nothing that fits.
+        ConfigError: the layout, the cut or the schedule does not fit the model or the micro-batches of a
+            step, or `recompute: auto` finds nothing that fits.
     """
+    check_fit(config, numbers, layout)
     machine = machine or MACHINES["cpu" if on_cpu() else "H800"]
     model, pipelining = asked_model(config, numbers), asked_pipelining(config)
     known = {

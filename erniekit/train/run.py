@@ -88,11 +88,10 @@ def open_run(
     """
     path = Path(output_dir)
     if crew is not None and not crew.is_first:
-        error, start = crew.gather(None)[0]
+        error, start = crew.gather(None)[0]  # verified: once for all
         if error is not None:
             raise error
-        store = CheckpointStore(path, save_total_limit=save_total_limit, crew=crew)
-        return RunFolder(path, store, None if start is None else store.open(start))
+        return RunFolder(path, CheckpointStore(path, save_total_limit=save_total_limit, crew=crew), start)
     try:
         found = _open_folder(path, resolved, settings, overwrite_output_dir, resume_from_checkpoint)
     except ErnieKitError as error:
@@ -100,7 +99,7 @@ def open_run(
             crew.gather((error, None))
         raise
     if crew is not None:
-        crew.gather((None, None if found is None else found.path))
+        crew.gather((None, found))
     return RunFolder(path, CheckpointStore(path, save_total_limit=save_total_limit, crew=crew), found)
 
 

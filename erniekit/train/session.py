@@ -91,7 +91,8 @@ def train_session(loaded: "LoadedConfig") -> int:
     run = config.run
     work = choose_work(stage=run.stage, do_train=run.do_train, do_eval=run.do_eval)
     if not work.train:
-        eval_session(config, find_model(config), locate_adapters(lora_path=config.lora.lora_path))
+        found = eval_session(config, find_model(config), locate_adapters(lora_path=config.lora.lora_path))
+        logger.info(found.in_words())
         return 0
     device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
     require_devices(
@@ -173,9 +174,12 @@ def eval_session(config: Config, folder: Path, adapters: Sequence[Path] = ()) ->
         adapters: the first one is put on the model.
     """
     run = config.run
-    device = assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
-    # Weights alone: assemble looks whether they fit.
-    require_devices(lambda: None, lambda: free_memory(device), **asdict(config.parallel))
+    assemble.set_device(device=run.device, seed=run.seed, kernels=run.kernels)
+    degrees = [f"{k}: {v}" for k, v in asdict(config.parallel).items() if k.endswith("_degree") and v > 1]
+    if degrees:
+        logger.info(
+            f"evaluated in one process, whose memory has to do: {', '.join(degrees)} are for training"
+        )
     reader = reader_of(config, folder)
     samples = open_eval_samples(reader, **asdict(config.eval_data))
     objective: Objective

@@ -12,7 +12,7 @@ import numpy as np
 from erniekit.checkpoint.adapter_files import PEFT_BASENAME
 from erniekit.checkpoint.crew import SharedTensors
 from erniekit.checkpoint.header import TensorInfo
-from erniekit.checkpoint.raw import to_raw
+from erniekit.checkpoint.raw import to_raw, word_of
 from erniekit.checkpoint.shared_files import Part
 from erniekit.models.registry import load_family
 from erniekit.parallel.placement import whole
@@ -30,10 +30,9 @@ def model_tensors(model: Any, config: Any, team: Team) -> SharedTensors:
         stored.name: place
         for place, stored in enumerate(stored for group in targets.values() for stored in group)
     }
-    words = {name: to_raw(parameter)[0] for name, parameter in own.items()}
     specs = [
-        (places[stored.name], (stored.name, words[name], stored.shape))
-        for name in own
+        (places[stored.name], (stored.name, word_of(parameter), stored.shape))
+        for name, parameter in own.items()
         for stored in targets[name]
     ]
 

@@ -1,9 +1,16 @@
-"""Interruptions: the first signal lets the step end and saves; the second one ends at once."""
+"""Interruptions: the first signal lets the step end and saves; the second one ends at once.
+
+Who ends a whole group of processes (`timeout`, Slurm) sends one signal several times: to a process and to its
+group, or to a rank and to its parent, which passes it on. What comes so soon is the first one still.
+"""
 
 import signal
+import time
 from types import FrameType, TracebackType
 
 from erniekit.log import logger
+
+AGAIN_SECONDS = 1.0  # after which a signal is the second one
 
 
 def exit_code_of(number: int) -> int:
@@ -16,6 +23,7 @@ class StopOnSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._previous: dict[int, signal.Handlers | object] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -31,6 +39,8 @@ class StopOnSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if time.monotonic() - self._since < AGAIN_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.received = number
+        self.received, self._since = number, time.monotonic()
         logger.warning("stopping after this step and saving; once more to stop at once without saving")

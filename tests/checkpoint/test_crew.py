@@ -88,6 +88,19 @@ def test_an_error_of_the_first_one_at_the_end_is_heard_by_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_defect_of_one_is_heard_by_all_and_keeps_its_traceback(tmp_path):
+    def work(member):
+        held = shares(member)
+        if member.index == 1:
+            held = [SharedTensors("model", {}, held[0].specs, lambda: [Part("unknown", (), WHOLE)])]
+        return save(member, tmp_path, 2, tensors=held)
+
+    first, second = run_all(2, work)
+    assert isinstance(first, CheckpointError) and "KeyError: 'unknown'" in str(first)
+    assert isinstance(second, KeyError)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_heard_by_all(tmp_path):
     (tmp_path / "file").write_text("")
     for error in run_all(2, lambda member: save(member, tmp_path / "file" / "run", 2)):

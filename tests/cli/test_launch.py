@@ -127,6 +127,15 @@ def test_several_machines(empty, names):
         launch.this_node()
 
 
+@pytest.mark.parametrize("name", ["NNODES", "NODE_RANK", "MASTER_PORT"])
+def test_what_is_no_number_is_named(empty, name):
+    numbers = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4000"}
+    for each, value in {**numbers, name: "2:4"}.items():
+        empty.setenv(each, value)
+    with pytest.raises(ConfigError, match=f"{name}=2:4 .* write a whole number"):
+        launch.this_node()
+
+
 def test_one_task_a_machine_under_slurm(empty):
     for name, value in {"NUM_NODES": "2", "NUM_TASKS": "8"}.items():
         empty.setenv(f"SLURM_STEP_{name}", value)

@@ -54,6 +54,7 @@ def test_what_does_not_fit_says_what_to_change(configuration, capsys):
         (("devices=6",), "run.yaml:4:1: pipeline_parallel_degree"),
         (("tensor_parallel_degree=4",), "tensor_parallel_degree: 4 does not divide num_key_value_heads: 2"),
         (("pipeline_parallel_degree=8",), "pipeline_parallel_degree: 8 is more than num_hidden_layers: 4"),
+        (("devices=4", "expert_parallel_degree=2"), "this model has none; leave moe_group and"),
         (("memory_gb=much",), "memory_gb=much: write a number above 0"),
         (("machine=A10",), "machine=A10: write one of H800"),
         (("efficiency=60",), "at most 1"),

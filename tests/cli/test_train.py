@@ -26,6 +26,19 @@ def test_one_file_serves_train_eval_and_preview(tmp_path):
     assert json.loads(after.stdout)["loss"] != json.loads(before.stdout)["loss"]
 
 
+def test_what_only_evaluates_is_one_process_whatever_the_degrees(tmp_path):
+    words = (str(write_run(tmp_path, max_steps=1)), "nproc_per_node=2", "tensor_parallel_degree=2")
+    found = [
+        run_erniekit("eval", *words, "--json"),
+        run_erniekit("train", *words, "do_train=false", "do_eval=true"),
+    ]
+    for done in found:
+        assert done.returncode == 0, done.stderr
+        assert "evaluated in one process" in done.stderr and "tensor_parallel_degree: 2" in done.stderr
+    assert not (tmp_path / "out" / "logs").exists()
+    assert f"held-out loss {json.loads(found[0].stdout)['loss']:.4f}, perplexity" in found[1].stderr
+
+
 def test_a_wrong_row_is_told_with_its_place(tmp_path):
     run = write_run(tmp_path)
     data = tmp_path / "train.jsonl"

@@ -11,6 +11,7 @@ from erniekit.config.fields import Rule, describe_limits
         (Rule(help="h"), ""),
         (Rule(help="h", choices=("a", "b")), "one of a, b"),
         (Rule(help="h", choices=("a",)), "a"),
+        (Rule(help="h", choices=("", "a")), "one of nothing, a"),
         (Rule(help="h", minimum=1), "at least 1"),
         (Rule(help="h", above=0, maximum=1), "above 0 and at most 1"),
         (Rule(help="h", minimum=0, below=1), "at least 0 and below 1"),

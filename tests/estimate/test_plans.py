@@ -9,6 +9,7 @@ from erniekit.estimate.machines import GIB, MACHINES
 from erniekit.estimate.plans import (
     Model,
     Pipelining,
+    _changes,
     automatic,
     choose_pipelining,
     make_plan,
@@ -50,6 +51,18 @@ def test_remedies_fit_and_keep_the_sequences():
     found = dict(remedies(MODEL, tight, Pipelining()))
     assert found and all(plan.fits and plan.tokens == tight.tokens for plan in found.values())
     assert "recompute: true, use_recompute_loss_fn: true" in found
+
+
+@pytest.mark.parametrize("spread", [Spread(sharding=2, pipeline=2), Spread(sharding=2, sharding_stage=2)])
+def test_remedies_are_what_a_run_may_ask_for(spread):
+    """A pipeline goes with stage 1 alone."""
+    tight = make_plan(MODEL, spread, LONG, MACHINE.changed(memory=0.3 * GIB), Pipelining())
+    changes = [changed for _, changed, _, _ in _changes(tight, CONFIG)]
+    assert all(one.pipeline == 1 or one.sharding_stage == 1 for one in changes)
+    assert any(one.sharding > 2 for one in changes)
+    alone = make_plan(MODEL, Spread(), LONG, MACHINE, Pipelining())
+    words = [told for told, _, _, _ in _changes(alone, CONFIG) if "sharding_parallel_degree" in told]
+    assert words and all("sharding: stage1, sharding_parallel_degree" in told for told in words)
 
 
 def test_automatic_recomputation_is_no_more_than_needed():

@@ -208,6 +208,22 @@ def _beside(figures: Figures, peer: str, words: str) -> str:
     return table(rows) + said
 
 
+def parallel(figures: Figures) -> str:
+    """Plans, then schedules of a pipeline by their first rank; measured beside predicted."""
+    plans = [["plan", "s a step", "a process sends a step, MB", "peak, MiB", "predicted"]]
+    for plan in figures["plans"]:
+        sent = ", ".join(f"{axis} {both['measured'] / 1e6:.1f}" for axis, both in plan["sent"].items())
+        memory = [f"{plan['memory'][key] / 2**20:.0f}" for key in ("measured", "predicted")]
+        plans.append([plan["name"], f"{plan['seconds']:.2f}", sent or "nothing", *memory])
+    schedules = [["schedule", "bubble", "simulated", "activations, MiB", "simulated"]]
+    for schedule in figures["schedules"]:
+        rank = schedule["ranks"][0]
+        bubbles = [f"{rank[key]:.0%}" for key in ("bubble", "simulated_bubble")]
+        held = [f"{rank[key] / 2**20:.1f}" for key in ("activations", "simulated_activations")]
+        schedules.append([schedule["name"], *bubbles, *held])
+    return table(plans) + "\n" + table(schedules)
+
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "train_step": train_step,
     "ops": ops,
@@ -221,4 +237,5 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "dpo_step": dpo_step,
     "lora_step": lora_step,
     "methods": methods,
+    "parallel": parallel,
 }

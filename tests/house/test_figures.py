@@ -109,6 +109,27 @@ SAMPLES: dict[str, dict] = {
         "length": 512,
     },
 }
+SAMPLES["parallel"] = {
+    "plans": [
+        {
+            "name": "tensor 2",
+            "seconds": 0.512,
+            "sent": {"tensor": {"measured": 2_000_000, "predicted": 2_000_000}},
+            "memory": {"measured": 100 << 20, "predicted": 105 << 20},
+        }
+    ],
+    "schedules": [
+        {
+            "name": "1f1b",
+            "ranks": [
+                {
+                    **{"bubble": 0.11, "simulated_bubble": 0.17},
+                    **{"activations": 45 << 20, "simulated_activations": 44 << 20},
+                }
+            ],
+        }
+    ],
+}
 SAMPLES["profile_paddle"] = SAMPLES["profile_native"]
 EXPECTED = {
     "train_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "1.62 times", "58% of 900", "0.49 of torch's"],
@@ -139,6 +160,7 @@ EXPECTED = {
     ],
     "lora_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "| peft fp32 |", "1.90 times", "0.34 of"],
     "methods": ["| Full | 134,515,008 | 269 | 2600 | 371 | 3.894 | 2.700 |", "20 steps"],
+    "parallel": ["| tensor 2 | 0.51 | tensor 2.0 | 100 | 105 |", "| 1f1b | 11% | 17% | 45.0 | 44.0 |"],
     "dpo_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "| TRL fp32 |", "2.50 times", "0.33 of"],
 }
 

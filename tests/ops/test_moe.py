@@ -224,3 +224,17 @@ def test_sorted_rows_can_be_made_again() -> None:
     again = remake.restore(remake.keep(rows))
     assert again is not rows
     assert again.tolist() == rows.tolist() == [[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("trained", ["rows", "weight"])
+def test_no_rows_are_still_a_function_of_what_is_trained(trained: str) -> None:
+    """Processes that had rows wait for the others in the backward pass."""
+    x, weight = paddle.zeros([0, 4]), paddle.ones([2, 4, 3])
+    chosen = x if trained == "rows" else weight
+    chosen.stop_gradient = False
+    y = moe.grouped_linear_reference(x, weight, paddle.zeros([3], dtype="int64"))
+    slots = moe.sort_slots(paddle.zeros([0, 2], dtype="int64"), 2)
+    out = moe.combine_rows_reference(y, paddle.zeros([0, 2]), slots)
+    assert y.shape == [0, 3] and out.shape == [0, 3] and not out.stop_gradient
+    paddle.concat([out, paddle.ones([1, 3])]).sum().backward()
+    assert chosen.grad.shape == chosen.shape and float(chosen.grad.abs().sum()) == 0.0

@@ -150,7 +150,10 @@ def test_models_that_do_not_fit() -> None:
     assert misfits(Layout(pipeline=29), experts)[0].startswith(
         "pipeline_parallel_degree: 29 is more than num_hidden"
     )
-    assert "this has none" in misfits(Layout(data=2, expert=2, moe_group="world"), {"moe_num_experts": 0})[0]
+    assert misfits(Layout(data=2, expert=2, moe_group="world"), {"moe_num_experts": 0}) == [
+        "moe_group: world spreads experts over 2 processes, and this model has none; leave moe_group and "
+        "expert_parallel_degree out"
+    ]
     assert misfits(Layout(tensor=5), {"moe_intermediate_size": 12}) != []
     assert misfits(Layout(tensor=5, expert=5, moe_group="mp"), {"moe_intermediate_size": 12}) == []
     assert misfits(Layout(context=2, data=3), {"global_batch_size": 4}) == [

@@ -1,5 +1,6 @@
 """Where processes meet: the environment, and who did not come, came late or came as another."""
 
+import socket
 import threading
 from collections.abc import Callable
 
@@ -107,3 +108,13 @@ def test_absent_ranks_are_named() -> None:
 def test_a_first_rank_that_never_starts_is_named() -> None:
     with pytest.raises(PeerError, match="^rank 0 was not to be reached at 127.0.0.1:"):
         open_store("127.0.0.1", free_port(), False, 0.3)
+
+
+def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("PADDLE_MASTER", f"127.0.0.1:{port}")
+        with pytest.raises(ConfigError, match=f"MASTER_PORT: {port} cannot be listened on"):
+            Store(0, 2, patience=0.3)

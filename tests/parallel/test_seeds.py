@@ -86,11 +86,11 @@ def streams() -> list[Any]:
     for layout in (Layout(tensor=2), Layout(tensor=2, expert=2, moe_group="mp")):
         model = build("experts")
         adapt(model, "lora", lora_dropout=0.5, lora_target=("all-linear", "experts"))
-        distribute(model, plan, open_mesh(layout, world))
+        spread = distribute(model, plan, open_mesh(layout, world))
         fill(model)
         model.set_dropout(0.3, 0.3)
         model.train()
-        begin_micro_batch(3)
+        begin_micro_batch(spread.seed_here(3))
         columns = paddle.arange(8).expand([2, 8])
         out = model(paddle.arange(16).reshape([2, 8]), columns, paddle.zeros([2, 8], "int32"))
         attention = model.model.layers[0].self_attn

@@ -141,5 +141,6 @@ def test_what_is_cut_takes_no_memory() -> None:
     parameters = dict(model.named_parameters())
     assert gone and not any(parameter._is_initialized() for parameter in parameters.values())
     cut_model(model, plan, STAGES, (0, 1))
-    assert all(parameter._is_initialized() for parameter in model.parameters())
-    assert not any(parameters[name]._is_initialized() for name in gone)
+    assert not set(gone).intersection(name for name, _ in model.named_parameters())
+    # What stays may wait for its memory too: quantised weights take the place of some of it.
+    assert not any(parameter._is_initialized() for parameter in parameters.values())

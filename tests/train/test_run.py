@@ -4,9 +4,12 @@ import os
 import pytest
 import yaml
 
+from erniekit.checkpoint import store
 from erniekit.checkpoint.store import Checkpoint
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.run import choose_work, open_run, plan_steps, require_same_rows
+from tests.checkpoint.crews import run_all
+from tests.checkpoint.test_crew import save
 
 SETTINGS = {"learning_rate": 0.1, "freeze": [], "seed": 1}
 
@@ -38,6 +41,20 @@ def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     start(tmp_path, {**SETTINGS, "seed": 2}, overwrite_output_dir=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["erniekit.yaml", "notes.txt"]
+
+
+def test_several_processes_read_a_checkpoint_through_once(tmp_path, monkeypatch):
+    start(tmp_path)
+    run_all(2, lambda member: save(member, tmp_path, 4))
+    verified = []
+    real = store.verify
+    monkeypatch.setattr(store, "verify", lambda path: (verified.append(path), real(path)))
+    found = run_all(2, lambda member: start(tmp_path, crew=member))
+    assert [run.start_from for run in found] == [Checkpoint(4, tmp_path / "checkpoint-4")] * 2
+    assert verified == [tmp_path / "checkpoint-4"]
+    (tmp_path / "checkpoint-4" / "config.json").write_text("{ }")
+    for run in run_all(2, lambda member: start(tmp_path, crew=member)):
+        assert run.start_from is None
 
 
 def test_none_never_continues(tmp_path):

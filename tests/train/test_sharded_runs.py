@@ -11,6 +11,8 @@ from erniekit.checkpoint.files import open_tensors
 from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import run_erniekit, write_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.several]
+
 STEPS = 6
 KEYS = {
     **{"compute_type": "fp32", "max_steps": STEPS, "eval_steps": 2, "logging_steps": 1, "save_steps": 2},
@@ -48,7 +50,6 @@ def back_to(out: Path, step: int) -> None:
         shutil.rmtree(out / f"checkpoint-{later}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_sharded_run_goes_on_under_any_plan(kind: str, tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", nproc_per_node=2, **KEYS, **MODELS[kind])
@@ -76,7 +77,6 @@ def test_a_sharded_run_goes_on_under_any_plan(kind: str, tmp_path: Path) -> None
         assert found[key] == pytest.approx(value, rel=1e-5 if key[1] == "grad_norm" else 1e-6), key
 
 
-@pytest.mark.slow
 def test_another_number_of_sequences_in_a_step_is_refused_with_what_to_write(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", **KEYS)
     train(path, "max_steps=2")
@@ -85,7 +85,6 @@ def test_another_number_of_sequences_in_a_step_is_refused_with_what_to_write(tmp
     assert "Write gradient_accumulation_steps: 1 to go on" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan",
     [

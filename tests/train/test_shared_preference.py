@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from erniekit.data.pack import collate
 from erniekit.parallel.layout import Layout
@@ -12,6 +13,8 @@ from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.parallel.plans import fill, gradients_of
 from tests.train.pairs import random_pair, settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.several]
 
 HERE = "tests.train.test_shared_preference"
 PATIENCE = 480

@@ -11,7 +11,10 @@ import pytest
 from erniekit.checkpoint.adapter_files import OWN_FILE, PEFT_BASENAME, PEFT_CONFIG
 from erniekit.checkpoint.files import open_tensors
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
-from erniekit.testing.tiny_run import WORDS, run_erniekit, write_pairs, write_run
+from erniekit.testing.tiny_run import WORDS, write_pairs, write_run
+from tests.train.together import run_together
+
+pytestmark = [pytest.mark.slow, pytest.mark.several]
 
 SHARED = {"compute_type": "fp32", "max_steps": 4, "eval_steps": 2, "logging_steps": 1}
 LORA = {"fine_tuning": "LoRA", "lora_rank": 4}
@@ -80,46 +83,66 @@ def compare(one: list[dict[str, Any]], two: list[dict[str, Any]], tolerance: flo
         ]
 
 
-@pytest.mark.slow
+def write(folder: Path, case: str, **more: Any) -> Path:
+    """The configuration of a case, with its data."""
+    keys = {**SHARED, **CASES[case][0], **more}
+    path = write_run(folder, **keys)
+    if keys.get("stage") == "DPO":
+        write_pairs(folder / "train.jsonl", 40)
+        write_pairs(folder / "eval.jsonl", 8, seed=1)
+    if keys.get("stage") == "PT":
+        random = np.random.default_rng(2)
+        for name in ("train.jsonl", "eval.jsonl"):
+            texts = [{"text": " ".join(random.choice(WORDS, 20))} for _ in range(40)]
+            (folder / name).write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def outs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, Path]]:
+    """By case the folders of one process, of two, and of two of which one went on alone after two steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    one, two, again = {}, {}, {}
+    for case, (_, plan, replicas) in CASES.items():
+        place = folder / case.replace(" ", "-").replace(",", "")
+        alone = {key: value for key, value in plan.items() if key == "pad_to_max_seqlen"}
+        one[case] = write(place / "one", case, gradient_accumulation_steps=2 * replicas, **alone)
+        two[case] = write(place / "two", case, nproc_per_node=2, gradient_accumulation_steps=2, **plan)
+    run_together(1, {case: (path, []) for case, path in one.items()})
+    run_together(2, {case: (path, []) for case, path in two.items()})
+    for case, (_, plan, replicas) in CASES.items():
+        left = two[case].parent / "left"
+        shutil.copytree(two[case].parent / "out", left)
+        shutil.rmtree(left / "checkpoint-4")
+        again[case] = [f"output_dir={left}", "nproc_per_node=1", *alone_of(plan, replicas)]
+    run_together(1, {case: (two[case], words) for case, words in again.items()})
+    return {
+        case: (one[case].parent / "out", two[case].parent / "out", two[case].parent / "left")
+        for case in CASES
+    }
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
-    what, plan, replicas = CASES[case]
-    keys = {**SHARED, **what}
-    alone = {key: value for key, value in plan.items() if key == "pad_to_max_seqlen"}
-    one = write_run(tmp_path / "one", gradient_accumulation_steps=2 * replicas, **keys, **alone)
-    two = write_run(tmp_path / "two", nproc_per_node=2, gradient_accumulation_steps=2, **keys, **plan)
-    for path in (one, two):
-        if keys.get("stage") == "DPO":
-            write_pairs(path.parent / "train.jsonl", 40)
-            write_pairs(path.parent / "eval.jsonl", 8, seed=1)
-        if keys.get("stage") == "PT":
-            random = np.random.default_rng(2)
-            for name in ("train.jsonl", "eval.jsonl"):
-                texts = [{"text": " ".join(random.choice(WORDS, 20))} for _ in range(40)]
-                (path.parent / name).write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
-        done = run_erniekit("train", str(path), timeout=300)
-        assert done.returncode == 0, done.stderr
-    outs = [path.parent / "out" for path in (one, two)]
+def test_two_processes_train_as_one(case: str, outs: dict[str, tuple[Path, Path, Path]]) -> None:
+    what, keys = CASES[case][0], {**SHARED, **CASES[case][0]}
+    one, two, left = outs[case]
     # Quantised weights are computed with in bf16, in which a sum of two parts is rounded at other places.
     narrow = keys["compute_type"] != "fp32"
-    compare(*(rows_of(out) for out in outs), 3e-3 if narrow else 1e-6)
+    compare(rows_of(one), rows_of(two), 3e-3 if narrow else 1e-6)
     basename = PEFT_BASENAME if "fine_tuning" in what else "model"
     if basename == PEFT_BASENAME:
         for name in (PEFT_CONFIG, OWN_FILE):
-            written = [(out / "checkpoint-4" / name).read_text(encoding="utf-8") for out in outs]
-            assert written[1].replace(str(tmp_path / "two"), str(tmp_path / "one")) == written[0]
+            written = [(out / "checkpoint-4" / name).read_text(encoding="utf-8") for out in (one, two)]
+            assert written[1].replace(str(two.parent), str(one.parent)) == written[0]
     for name in () if narrow else (basename, "optimizer"):
-        expected, found = (open_tensors(out / "checkpoint-4", name) for out in outs)
+        expected, found = (open_tensors(out / "checkpoint-4", name) for out in (one, two))
         assert list(expected.names()) == list(found.names())
         for tensor in expected.names():
             np.testing.assert_allclose(
                 found.read(tensor), expected.read(tensor), rtol=1e-3, atol=1e-5, err_msg=tensor
             )
-    # One process goes on from what two have saved.
-    shutil.rmtree(outs[1] / "checkpoint-4")
-    done = run_erniekit("train", str(two), "nproc_per_node=1", *alone_of(plan, replicas), timeout=300)
-    assert done.returncode == 0, done.stderr
-    compare(rows_of(outs[0]), rows_of(outs[1]), 3e-3 if narrow else 1e-5)
+    # One process went on from what two have saved.
+    compare(rows_of(one), rows_of(left), 3e-3 if narrow else 1e-5)
 
 
 def alone_of(plan: dict[str, Any], replicas: int) -> list[str]:

@@ -81,7 +81,6 @@ OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 WHOLE_ATTENTION = "self_attn"
 EXPERTS_LAYER = "mlp"
-NORMS = ("input_layernorm", "post_attention_layernorm", "model.norm")
 
 
 def stays_fp32(parameter: str) -> bool:

@@ -22,6 +22,7 @@ _LENGTH = struct.Struct("<q")
 _HELLO = struct.Struct("<16sii")  # token of the group, index of the sender, channel
 _SIGNALS, _DATA = 0, 1
 _FLUSH_SECONDS = 5.0
+_GREETING_SECONDS = 30.0
 
 
 class Links:
@@ -131,13 +132,16 @@ class Links:
         while (source, channel) not in self._incoming:
             try:
                 link, _ = self._listener.accept()
-                link.settimeout(self.patience)
-                token, index, kind = _HELLO.unpack(_read(link, bytearray(_HELLO.size)))
             except TimeoutError as error:
                 raise self._late(source) from error
-            except ConnectionError:  # a peer that ended between connecting and greeting
+            try:
+                link.settimeout(min(_GREETING_SECONDS, self.patience))
+                token, index, kind = _HELLO.unpack(_read(link, bytearray(_HELLO.size)))
+            except OSError:  # a peer that ended before it greeted, or a stranger who says nothing
+                link.close()
                 continue
             if token == self._token:
+                link.settimeout(self.patience)
                 self._incoming[index, kind] = link
             else:  # not one of ours
                 link.close()

@@ -5,6 +5,8 @@ takes about half a second to open a group. Here every member writes what it give
 of its own, all meet, and each reads what it needs from the others: an all-to-all is one write and one
 read of every byte. Sums are taken in the order of the members, so that all get the same bits.
 
+Sums and gathered tensors go through in parts of a few MiB, so pieces stay small beside what they carry.
+
 The pieces are anonymous files (`memfd`): the others open them through /proc, and nothing is left when a
 process is killed. Each member has two and takes turns. A piece is written again only two calls later;
 every member that enters the meeting of the call in between has finished reading the earlier one.
@@ -14,6 +16,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -24,6 +27,7 @@ from erniekit.parallel.transport.memory_views import bytes_of, combine, num_byte
 
 _SMALL = 32 * 1024  # bytes up to which every member sums everything, to meet once instead of twice
 _PAGE = 1 << 16
+_PART = 4 << 20  # bytes of a member in one call, where a call can be taken apart
 CALLS = ("all_reduce", "all_gather", "all_gather_unequal", "reduce_scatter", "all_to_all", "broadcast")
 
 
@@ -55,37 +59,40 @@ class SharedMemory:
 
     def all_reduce(self, tensor: paddle.Tensor, op: str) -> None:
         data = bytes_of(tensor)
-        if not data.size:
-            return
-        pieces = self._publish("all_reduce", data, [])
+        for start in range(0, data.size, _PART):
+            self._all_reduce(data[start : start + _PART], tensor.dtype, op, data.size)
+
+    def _all_reduce(self, data: np.ndarray, dtype: Any, op: str, total: int) -> None:
+        pieces = self._publish("all_reduce", [data], [], total)
         for index in range(self._size):
-            self._expect_size(index, data.size)
+            self._expect_size(index, total)
         sources = [self._read(piece, 0, data.size) for piece in pieces]
         if data.size <= _SMALL:
-            combine(sources, data, tensor.dtype, op)
+            combine(sources, data, dtype, op)
             return
         bounds = _bounds(data.size, self._size)
         low, high = bounds[self._index], bounds[self._index + 1]
         # Of my piece only I read this part, so the result may take its place.
-        combine([source[low:high] for source in sources], sources[self._index][low:high], tensor.dtype, op)
+        combine([source[low:high] for source in sources], sources[self._index][low:high], dtype, op)
         self._links.barrier()
         for source, start, end in zip(sources, bounds[:-1], bounds[1:], strict=True):
             _copy(data[start:end], source[start:end])
 
     def all_gather(self, tensor: paddle.Tensor) -> paddle.Tensor:
         data = bytes_of(tensor)
-        pieces = self._publish("all_gather", data, [])
         rows = tensor.shape[0] if tensor.shape else 1
         out = paddle.empty([self._size * rows, *tensor.shape[1:]], dtype=tensor.dtype)
-        into = bytes_of(out)
-        for index, piece in enumerate(pieces):
-            self._expect_size(index, data.size)
-            start = index * data.size
-            _copy(into[start : start + data.size], self._read(piece, 0, data.size))
+        into = bytes_of(out).reshape([self._size, data.size])
+        for start in range(0, max(data.size, 1), _PART):
+            part = data[start : start + _PART]
+            pieces = self._publish("all_gather", [part], [], data.size)
+            for index, piece in enumerate(pieces):
+                self._expect_size(index, data.size)
+                _copy(into[index, start : start + part.size], self._read(piece, 0, part.size))
         return out
 
     def all_gather_unequal(self, tensor: paddle.Tensor) -> list[paddle.Tensor]:
-        pieces = self._publish("all_gather_unequal", bytes_of(tensor), [tensor.shape[0]])
+        pieces = self._publish("all_gather_unequal", [bytes_of(tensor)], [tensor.shape[0]])
         found = []
         for piece in pieces:
             out = paddle.empty([int(self._words(piece)[2]), *tensor.shape[1:]], dtype=tensor.dtype)
@@ -94,16 +101,23 @@ class SharedMemory:
         return found
 
     def reduce_scatter(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        data = bytes_of(tensor)
-        pieces = self._publish("reduce_scatter", data, [])
         out = paddle.empty([tensor.shape[0] // self._size, *tensor.shape[1:]], dtype=tensor.dtype)
         into = bytes_of(out)
-        if not into.size:
+        if not num_bytes(tensor):
+            self._publish("reduce_scatter", [], [])
             return out
-        for index in range(self._size):
-            self._expect_size(index, data.size)
-        start = self._index * into.size
-        combine([self._read(piece, start, into.size) for piece in pieces], into, tensor.dtype, "sum")
+        data = bytes_of(tensor).reshape([self._size, into.size])
+        step = max(64, _PART // self._size // 64 * 64)
+        for start in range(0, into.size, step):
+            part = into[start : start + step]
+            # What each member gets of it, one after the other.
+            pieces = self._publish(
+                "reduce_scatter", [row[start : start + step] for row in data], [], data.size
+            )
+            for index in range(self._size):
+                self._expect_size(index, data.size)
+            own = self._index * part.size
+            combine([self._read(piece, own, part.size) for piece in pieces], part, tensor.dtype, "sum")
         return out
 
     def all_to_all(
@@ -112,7 +126,7 @@ class SharedMemory:
         out = paddle.empty([sum(recv_counts), *tensor.shape[1:]], dtype=tensor.dtype)
         row = num_bytes(tensor[:1]) if tensor.shape[0] else num_bytes(out[:1]) if out.shape[0] else 0
         starts = np.concatenate([[0], np.cumsum(send_counts)]) * row
-        pieces = self._publish("all_to_all", bytes_of(tensor), starts.tolist())
+        pieces = self._publish("all_to_all", [bytes_of(tensor)], starts.tolist())
         into, end = bytes_of(out), 0
         for index, (piece, count) in enumerate(zip(pieces, recv_counts, strict=True)):
             start, stop = (int(word) for word in self._words(piece)[2 + self._index : 4 + self._index])
@@ -127,24 +141,36 @@ class SharedMemory:
 
     def broadcast(self, tensor: paddle.Tensor, source: int) -> None:
         data = bytes_of(tensor)
-        pieces = self._publish("broadcast", data if self._index == source else data[:0], [source])
-        if self._index != source:
+        for start in range(0, max(data.size, 1), _PART):
+            part = data[start : start + _PART]
+            pieces = self._publish("broadcast", [part] if self._index == source else [], [source], data.size)
             self._expect_size(source, data.size)
-            _copy(data, self._read(pieces[source], 0, data.size))
+            if self._index != source:
+                _copy(part, self._read(pieces[source], 0, part.size))
 
     def barrier(self) -> None:
         self._links.barrier()
 
-    def _publish(self, name: str, data: np.ndarray, words: Sequence[int]) -> "list[_Piece]":
-        """Write into this call's own piece, meet, and return the pieces of all members."""
+    def _publish(
+        self, name: str, parts: Sequence[np.ndarray], words: Sequence[int], total: int | None = None
+    ) -> "list[_Piece]":
+        """Write into this call's own piece, meet, and return the pieces of all members.
+
+        Args:
+            total: bytes of the tensor that `parts` are of, where they are not all of it.
+        """
         turn = self._call % 2
         self._call += 1
         own = self._own[turn]
-        own.reach(self._header + data.size)
+        size = sum(part.size for part in parts)
+        own.reach(self._header + size)
         header = self._words(own)
-        header[0], header[1] = 16 * self._call + CALLS.index(name), data.size
+        header[0], header[1] = 16 * self._call + CALLS.index(name), size if total is None else total
         header[2 : 2 + len(words)] = words
-        _copy(self._read(own, 0, data.size), data)
+        start = 0
+        for part in parts:
+            _copy(self._read(own, start, part.size), part)
+            start += part.size
         self._links.barrier()
         pieces = [pair[turn] for pair in self._others]
         for index, piece in enumerate(pieces):

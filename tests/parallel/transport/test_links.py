@@ -1,5 +1,6 @@
 """Messages and barriers between members that live in one process here, on both kinds of sockets."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from erniekit.errors import PeerError, RunError
+from erniekit.parallel.transport import links as links_module
 from erniekit.parallel.transport.links import Links
 
 
@@ -31,7 +33,7 @@ def at_once(*functions: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_messages_in_order_and_barriers(size: int, host: str | None) -> None:
     made = members(size, host)
-    came, left = [0] * 20, []
+    came, left = [0] * 20, list[object]()
 
     def work(mine: Links) -> None:
         for turn in range(20):
@@ -81,4 +83,17 @@ def test_a_stranger_is_not_let_in() -> None:
     two.send(0, b"right")
     assert one.receive(1) == b"right"
     for links in (one, two, stranger):
+        links.close()
+
+
+def test_a_stranger_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links_module, "_GREETING_SECONDS", 0.2)
+    one, two = members(2, "127.0.0.1", patience=60)
+    host, _, port = one.address.rpartition(":")
+    began = time.monotonic()
+    with socket.create_connection((host, int(port))):
+        two.send(0, b"right")
+        assert one.receive(1) == b"right"
+    assert time.monotonic() - began < 50
+    for links in (one, two):
         links.close()
