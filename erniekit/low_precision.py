@@ -65,6 +65,21 @@ def apply_qat(
     return replace(built, qat=made)
 
 
+def check_qat(qat_scheme: str | None, layout: Any, sharding: str) -> None:
+    """Refuse processes that share matrices, whose scales are of the whole.
+
+    Raises:
+        UnsupportedError: they do.
+    """
+    shared = max(layout.tensor, layout.pipeline, layout.expert) > 1 or sharding == "stage3"
+    if qat_scheme is not None and shared:
+        raise UnsupportedError(
+            f"qat_scheme: {qat_scheme} is not built for processes that share matrices or layers "
+            "(tensor_parallel_degree, pipeline_parallel_degree, expert_parallel_degree, sharding: stage3); "
+            "write sharding: stage1, which shares the states of the optimizer"
+        )
+
+
 def _largest_over(group: Any) -> Any:
     import paddle
 

@@ -4,7 +4,8 @@ import pytest
 
 from erniekit.assemble import Assembled
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
-from erniekit.low_precision import apply_fp8, apply_qat, scheme_of
+from erniekit.low_precision import apply_fp8, apply_qat, check_qat, scheme_of
+from erniekit.parallel.layout import Layout
 from erniekit.quant.folder import Quantisation
 from erniekit.testing.tiny_checkpoint import tiny_config
 from tests.adapters import models
@@ -41,3 +42,15 @@ def test_schemes_of_quantised_folders(tmp_path):
         scheme_of(weights, "wint8", tmp_path, adapted=False)
     with pytest.raises(UnsupportedError, match=r"rounds the inputs of a\.weight"):
         scheme_of(Quantisation("w8a8", {"a.weight": "w8a8"}), None, tmp_path, adapted=True)
+
+
+def test_processes_that_share_matrices():
+    check_qat(None, Layout(tensor=2), "stage3")
+    check_qat("w8a8", Layout(data=2, sharding=2), "stage1")
+    for layout, sharding in (
+        (Layout(tensor=2), ""),
+        (Layout(pipeline=2), ""),
+        (Layout(sharding=2), "stage3"),
+    ):
+        with pytest.raises(UnsupportedError, match="qat_scheme: w8a8 is not built for processes that share"):
+            check_qat("w8a8", layout, sharding)

@@ -26,10 +26,10 @@ from erniekit.data.pipeline import (
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
 from erniekit.data.report import DataReport
 from erniekit.data.sets import TrainSamples
-from erniekit.errors import ConfigError, UnsupportedError
+from erniekit.errors import ConfigError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
-from erniekit.low_precision import apply_fp8, apply_qat
+from erniekit.low_precision import apply_fp8, apply_qat, check_qat
 from erniekit.models.registry import load_family, read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
@@ -99,7 +99,8 @@ def train_session(loaded: "LoadedConfig") -> int:
         lambda: state_of_run(config), lambda: free_memory(device), own_place()[1], **asdict(config.parallel)
     )
     mesh = _mesh(config, loaded)
-    _check_qat(config, mesh)
+    if mesh is not None:
+        check_qat(config.qat.qat_scheme, mesh.layout, config.parallel.sharding)
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -410,19 +411,6 @@ def _build_model(
         # A reference is computed with the model before anything is shared.
         in_ranges=config.parallel.sharding == "stage3" and config.run.stage != "DPO",
     )
-
-
-def _check_qat(config: Config, mesh: Mesh | None) -> None:
-    """Refuse processes that share matrices, whose scales are of the whole."""
-    if config.qat.qat_scheme is None or mesh is None:
-        return
-    layout = mesh.layout
-    if max(layout.tensor, layout.pipeline, layout.expert) > 1 or config.parallel.sharding == "stage3":
-        raise UnsupportedError(
-            f"qat_scheme: {config.qat.qat_scheme} is not built for processes that share matrices or layers "
-            "(tensor_parallel_degree, pipeline_parallel_degree, expert_parallel_degree, sharding: stage3); "
-            "write sharding: stage1, which shares the states of the optimizer"
-        )
 
 
 def _check_ahead(config: Config, folder: Path) -> None:
