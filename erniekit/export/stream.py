@@ -128,7 +128,7 @@ class BlockStream:
     @paddle.no_grad()
     def finish(self) -> list[np.ndarray]:
         """The hidden states fp32 [B, T, H] of every batch after the last norm."""
-        norm = self.family.plan.NORMS[-1]
+        norm = self.family.plan.FINAL_NORM
         self._fill([f"{norm}.weight"])
         layer = dict(self.model.named_sublayers())[norm]
         return [layer(*state[:2])[1].astype("float32").numpy() for state in self._states]

@@ -99,8 +99,6 @@ def train_session(loaded: "LoadedConfig") -> int:
         lambda: state_of_run(config), lambda: free_memory(device), own_place()[1], **asdict(config.parallel)
     )
     mesh = _mesh(config, loaded)
-    if mesh is not None:
-        check_qat(config.qat.qat_scheme, mesh.layout, config.parallel.sharding)
     folder = find_model(config)
     reader = reader_of(config, folder)
     samples = open_train_samples(reader, run.seed, **asdict(config.train_data))
@@ -338,9 +336,11 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
     """The places of the processes, where there are several."""
     if own_place()[1] == 1:
         return None
-    return open_processes(
+    mesh = open_processes(
         asdict(config.parallel), run_identity(config.values()), ddp_timeout=config.run.ddp_timeout
     )
+    check_qat(config.qat.qat_scheme, mesh.layout, config.parallel.sharding)
+    return mesh
 
 
 def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
