@@ -23,7 +23,7 @@ from erniekit.parallel import comm
 from erniekit.parallel.ranges import length_of
 from erniekit.parallel.worker import Task, Worker
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
