@@ -2,14 +2,16 @@
 
     python benchmarks/parallel.py
     python benchmarks/parallel.py --only plans
+    python benchmarks/parallel.py --only sharding
 
 Every plan trains a model of random weights for a few steps, each process on one thread, over the same rows.
 Its first loss is that of one process. Bytes sent in a step and the largest resident size of the first process
-stand beside what `erniekit plan` predicts. Processes share
-the cores of one machine: times compare plans there, and say nothing of many machines.
+stand beside what `erniekit plan` predicts. Processes share the cores of one machine: times compare plans
+there, and say nothing of many machines.
 
 Of a pipeline, the bubble of the first rank is measured and simulated with the durations that were measured
-in the step, and its activations are counted. The last line is one JSON object; the exit status is 1 when
+in the step, and its activations are counted. Of sharding, bytes of tensors are counted in each process, by
+stage (the table of docs/parallel.md). The last line is one JSON object; the exit status is 1 when
 losses differ, bytes are not those predicted, or memory is further off than `--tolerance`.
 """
 
@@ -63,13 +65,16 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "memory_capped": {"virtual_pp_degree": 2, "pipeline_activation_cap": 3},
 }
 
+# Processes and stage; without sharding all hold what one does.
+SHARED = ((1, 0), (2, 1), (2, 2), (2, 3), (4, 1), (4, 2), (4, 3))
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run all plans and schedules; returns 1 when something is not as predicted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("plans", "schedules"), help="one part")
+    parser.add_argument("--only", choices=("plans", "schedules", "sharding"), help="one part")
     parser.add_argument("--steps", type=int, default=3, help="steps, of which the first is not timed")
     parser.add_argument("--tolerance", type=float, default=0.1, help="largest error of memory")
     options = parser.parse_args(argv)
@@ -84,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         if options.only in (None, "schedules"):
             summary["schedules"] = [runs.schedule(name) for name in SCHEDULES]
             say(table(schedule_rows(summary["schedules"])))
+        if options.only in (None, "sharding"):
+            summary["sharding"] = [runs.sharding(count, stage) for count, stage in SHARED]
+            say(table(sharding_rows(summary["sharding"])))
     for problem in problems:
         say(problem)
     say(json.dumps({**summary, "problems": len(problems), "machine": where}))
@@ -185,6 +193,14 @@ class Runs:
         say(f"{name}: bubble {found[0]['bubble']:.1%}, simulated {found[0]['simulated_bubble']:.1%}")
         return {"name": name, "ranks": found}
 
+    def sharding(self, count: int, stage: int) -> dict[str, float]:
+        """Bytes of tensors of the process that holds most, of a model of its own."""
+        from erniekit.testing.distributed import run_distributed
+
+        found = run_distributed("erniekit.testing.held:measure_sharding", count, [stage], timeout=240)
+        most: dict[str, float] = max((each[stage] for each in found), key=lambda each: each["peak"])
+        return {"processes": count, "stage": stage, **most}
+
 
 def wrong(rows: list[dict[str, Any]], tolerance: float) -> list[str]:
     """What is not as in one process, or not as predicted."""
@@ -229,6 +245,18 @@ def schedule_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return found
+
+
+def sharding_rows(rows: list[dict[str, float]]) -> list[list[str]]:
+    """A table of stages, MiB."""
+    kinds = ("weights", "gradients", "states", "peak")
+    return [
+        ["processes", "stage", *kinds],
+        *(
+            [f"{row[k]:g}" for k in ("processes", "stage")] + [f"{row[k] / 2**20:.1f}" for k in kinds]
+            for row in rows
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -37,6 +37,17 @@ def test_tables(parallel):
     heading, found = parallel.schedule_rows([{"name": "1f1b", "ranks": [rank]}])
     assert found == ["1f1b", "1.00", "30.0%", "25.0%", "3.0", "2.5", "2"] and len(heading) == len(found)
 
+    held = {
+        "processes": 2,
+        "stage": 1,
+        "weights": 89 * 2**20,
+        "gradients": 0.0,
+        "states": 2**20,
+        "peak": 1.5 * 2**20,
+    }
+    heading, found = parallel.sharding_rows([held])
+    assert found == ["2", "1", "89.0", "0.0", "1.0", "1.5"] and len(heading) == len(found)
+
 
 def test_every_plan_names_a_model_and_its_processes(parallel):
     for kind, count, replicas, _ in parallel.PLANS.values():

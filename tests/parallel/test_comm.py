@@ -7,6 +7,8 @@ import pytest
 
 from erniekit.testing.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.parallel.test_comm"
 TYPES = ("float32", "bfloat16", "int64", "int32", "float64")
 

@@ -13,6 +13,8 @@ from erniekit.parallel.comm import Group
 from erniekit.parallel.context import OwnColumns, apply_context_parallel
 from erniekit.testing.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.parallel.test_context"
 HEADS = {"as many": (4, 4), "some": (4, 2), "one": (2, 1)}
 

@@ -12,6 +12,8 @@ from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.parallel.plans import adapt, batches_of, fill, gradients_of, step_loss_of
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.parallel.test_distribute"
 # Of a machine with much other work.
 PATIENCE = 480

@@ -23,6 +23,8 @@ from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import command, run_erniekit, write_run
 from tests.house.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 STRIKE = """
 import os, re, signal, sys, time
 rank, fault = os.environ.get("PADDLE_TRAINER_ID"), os.environ.get("FAULT", "")

@@ -5,6 +5,8 @@ import pytest
 from erniekit.errors import ConfigError
 from erniekit.testing.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 
 def sum_along_axes() -> dict[str, float]:
     import paddle

@@ -14,6 +14,8 @@ from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.parallel.plans import batches_of, fill, gradients_of, step_loss_of
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.parallel.test_pipeline"
 SCHEDULES: dict[str, dict[str, Any]] = {
     "1f1b": {"name": "1f1b"},

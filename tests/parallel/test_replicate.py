@@ -7,6 +7,8 @@ import pytest
 
 from erniekit.testing.distributed import run_distributed
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.parallel.test_replicate"
 SHAPES = {"both": [3], "second only": [2, 2], "none": [2], "frozen": [2], "large": [41, 3], "one": [1]}
 SUMS = {"both": 3.0, "second only": 5.0, "large": 3.0, "one": 3.0}

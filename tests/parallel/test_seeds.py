@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+import pytest
 from paddle import nn
 
 from erniekit.ops.dropout import dropout
@@ -14,6 +15,8 @@ from erniekit.parallel.segment import recomputed
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_config
 from tests.parallel.plans import adapt, fill
+
+pytestmark = pytest.mark.slow
 
 HERE = "tests.parallel.test_seeds"
 PLAN = SimpleNamespace(BLOCKS="body.blocks", AHEAD_BLOCKS="body.ahead")

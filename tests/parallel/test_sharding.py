@@ -3,11 +3,14 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from erniekit.parallel.layout import Layout
 from erniekit.testing.distributed import run_distributed
 from tests.parallel.plans import batches_of, fill, step_loss_of
 from tests.parallel.test_distribute import PATIENCE, adapted, begin, build, padded
+
+pytestmark = pytest.mark.slow
 
 HERE = "tests.parallel.test_sharding"
 # Two processes cannot share seven evenly: one computes a micro-batch that counts nothing.

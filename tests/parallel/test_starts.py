@@ -13,6 +13,8 @@ from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import command, run_erniekit, write_run
 from tests.house.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 PLAN = ("expert_parallel_degree=2", "moe_group=dp")
 
 
