@@ -65,8 +65,8 @@ def apply_qat(
     return replace(built, qat=made)
 
 
-def check_qat(qat_scheme: str | None, layout: Any, sharding: str) -> None:
-    """Refuse processes that share matrices, whose scales are of the whole.
+def check_qat(qat_scheme: str | None, layout: Any, sharding: str, *, learned: bool = False) -> None:
+    """Refuse processes that share matrices, whose scales are of the whole; all where scales are learned.
 
     Raises:
         UnsupportedError: they do.
@@ -77,6 +77,10 @@ def check_qat(qat_scheme: str | None, layout: Any, sharding: str) -> None:
             f"qat_scheme: {qat_scheme} is not built for processes that share matrices or layers "
             "(tensor_parallel_degree, pipeline_parallel_degree, expert_parallel_degree, sharding: stage3); "
             "write sharding: stage1, which shares the states of the optimizer"
+        )
+    if qat_scheme is not None and learned:
+        raise UnsupportedError(
+            "qat_learn_scales: true is not built for several processes; train with one, or leave it out"
         )
 
 

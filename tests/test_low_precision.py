@@ -47,6 +47,8 @@ def test_schemes_of_quantised_folders(tmp_path):
 def test_processes_that_share_matrices():
     check_qat(None, Layout(tensor=2), "stage3")
     check_qat("w8a8", Layout(data=2, sharding=2), "stage1")
+    with pytest.raises(UnsupportedError, match="qat_learn_scales: true is not built for several"):
+        check_qat("w8a8", Layout(data=2), "", learned=True)
     for layout, sharding in (
         (Layout(tensor=2), ""),
         (Layout(pipeline=2), ""),

@@ -34,6 +34,9 @@ class Qat:
     qat_rest_share: float = key(
         0.1, "share of the steps, at the end, in which the scales of inputs rest", minimum=0, below=1
     )
+    qat_learn_scales: bool = key(
+        False, "learn the scales of weights (LSQ) in place of those by which the largest number is exact"
+    )
     apply_hadamard: bool = key(True, "fp8_tensor: mix features by Hadamard matrices before rounding")
     hadamard_block_size: int = key(
         32,

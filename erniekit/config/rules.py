@@ -315,6 +315,18 @@ def _qat(config: Config) -> RuleResult:
     if scheme is None or not config.run.do_train:
         return
     given = f"qat_scheme: {scheme}"
+    if config.qat.qat_learn_scales and method == "LoRA":
+        yield (
+            "qat_learn_scales",
+            "qat_learn_scales: true learns scales by the gradients of whole weights, and fine_tuning: LoRA "
+            "keeps none; leave it out, or write fine_tuning: Full",
+        )
+    if config.qat.qat_learn_scales and scheme.startswith("fp8"):
+        yield (
+            "qat_learn_scales",
+            f"qat_learn_scales: true moves the steps between numbers, and those of {given} follow from "
+            "exponents; leave it out, or train for a scheme of int8, int4, int2 or nf4",
+        )
     if config.low_precision.use_fp8:
         yield (
             "qat_scheme",

@@ -298,13 +298,13 @@ class _Run:
             "max_quality_drop": None,
             "quant_dir": None,
             "dtype": self.compute_dtype,
-            "trained": None if self.trained is None else asdict(self.trained),
+            "trained": None if self.trained is None else self.trained.facts(),
         }
         found.update(json.dumps(settings, sort_keys=True).encode())
         for file in self.weights.tensors.files():
             status = file.stat()
             found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        for arrays in self.inputs:
+        for arrays in [*self.inputs, self.trained.weights if self.trained is not None else {}]:
             for name, array in arrays.items():
                 found.update(f"{name} {array.shape}".encode())
                 found.update(array.tobytes())

@@ -116,17 +116,20 @@ def _as_trained(
     layers = stream.matrices(index)
     matrices, errors = {}, {}
     for name, layer in layers.items():
+        module = name.removesuffix(".weight")
         if name not in quantisation.formats:
             continue
         format, weight = quantisation.formats[name], layer.weight.astype("float32").numpy()
         rotation = quantisation.rotation(name, weight.shape[-2])
+        learned = trained.weight_scales(module)
         parts, lost = [], []
         for expert, whole in enumerate(weight if weight.ndim == 3 else [weight]):
             whole = rotate_rows(whole, rotation) if rotation else whole
-            part = round_to_nearest(whole, format, clip=False, rotation=rotation)
+            scales = learned if learned is None or learned.ndim == 2 else learned[expert]
+            part = round_to_nearest(whole, format, clip=False, rotation=rotation, scales=scales)
             activations = FORMATS[format].activations
             if activations is not None and activations.is_static:
-                scale = trained.input_scales(name.removesuffix(".weight"))[expert : expert + 1]
+                scale = trained.input_scales(module)[expert : expert + 1]
                 part = replace(part, input_scale=settled_input(scale, format, rotation))
             parts.append(part)
             lost.append(output_error(whole, part, None))

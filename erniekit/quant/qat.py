@@ -28,9 +28,10 @@ from erniekit.ops import ccq, remake
 from erniekit.ops.hadamard import rotate_rows
 from erniekit.ops.lora import merged_weight
 from erniekit.ops.low_precision import low_precision_grouped_linear, low_precision_linear
-from erniekit.ops.number_formats import dequantise, quantise
+from erniekit.ops.number_formats import absmax_scales, dequantise, encode
 from erniekit.ops.rounding import rotate
 from erniekit.ops.tiles import LARGEST, Grid, rounded, scales_of
+from erniekit.quant.learned import LearnedScales
 from erniekit.quant.schemes import FORMATS, SCHEMES, WeightFormat, formats_of
 from erniekit.quant.stored import rotation_of, settled, settled_input
 from erniekit.quant.trained import TrainedScales, filled_up
@@ -90,6 +91,7 @@ class FakeQuantised:
     Args:
         format: a row of FORMATS. rotation: features that a Hadamard matrix mixes, 0 for none.
         observer: of static scales of inputs; None without, or where tiles have their own.
+        learned: scales of the weight; None where the largest numbers are exact.
         input_gradients, weight_gradients: round gradients to e5m2 in these products, and inputs as in the
             forward pass in the second.
     """
@@ -100,6 +102,7 @@ class FakeQuantised:
     observer: Observer | None
     input_gradients: bool = False
     weight_gradients: bool = False
+    learned: LearnedScales | None = None
     active: bool = True
 
     @property
@@ -113,11 +116,12 @@ class FakeQuantised:
         row, dtype = self.row, weight_KN.dtype
         if self.rotation:  # in fp32, as it is before it is written
             weight_KN = rotate_rows(weight_KN.astype("float32"), self.rotation, paddle.stack).contiguous()
+        learned = None if self.learned is None else self.learned.scales()
         if row.number not in LARGEST:
-            return _by_table(weight_KN, row, 1 if bounds is None else len(bounds) - 1).astype(dtype)
+            return _by_table(weight_KN, row, 1 if bounds is None else len(bounds) - 1, learned).astype(dtype)
         grid = Grid(row.number, row.group, row.outputs)
+        found = scales_of(weight_KN, grid, bounds=bounds).numpy() if learned is None else learned
         # Files may keep a multiple of the scale, which gives it back but for its last bit.
-        found = scales_of(weight_KN, grid, bounds=bounds).numpy()
         scales = paddle.to_tensor(settled(found, self.format, self.rotation))
         return rounded(weight_KN, grid, bounds=bounds, scales=scales).astype(dtype)
 
@@ -140,6 +144,22 @@ class FakeQuantised:
     def input_gradient(self, grad_MK: paddle.Tensor) -> paddle.Tensor:
         return rotate(grad_MK, self.rotation) if self.rotation else grad_MK
 
+    def begin(self) -> None:
+        """Rounding begins, or goes on."""
+        if self.active and self.learned is not None:
+            self.learned.begin()
+
+    def make_gradients(self) -> None:
+        """The backward passes of a step are done."""
+        if self.active and self.learned is not None:
+            self.learned.make_gradients(self._whole)
+
+    def _whole(self, weight: paddle.Tensor) -> paddle.Tensor:
+        """What a weight in its own shape stands for."""
+        *lead, rows, columns = weight.shape
+        bounds = np.arange(lead[0] + 1, dtype=np.int64) * rows if lead else None
+        return self.weight(weight.reshape([-1, columns]), bounds).reshape(weight.shape)
+
     @paddle.no_grad()
     def _rounded(self, x_MK: paddle.Tensor, bounds: Any, *, look: bool) -> paddle.Tensor:
         activations = self.row.activations
@@ -160,11 +180,17 @@ class FakeQuantised:
         return rounded(x_MK, Grid(activations.number, None, None), bounds=bounds, scales=given.unsqueeze(-1))
 
 
-def _by_table(weight_KN: paddle.Tensor, row: WeightFormat, matrices: int) -> paddle.Tensor:
+def _by_table(
+    weight_KN: paddle.Tensor, row: WeightFormat, matrices: int, learned: np.ndarray | None
+) -> paddle.Tensor:
     """What codes stand for of formats that have no kernel."""
     rows, columns = weight_KN.shape[0] // matrices, weight_KN.shape[1]
     wide = weight_KN.astype("float32").numpy().reshape(matrices, rows, columns)
-    codes, scales = quantise(wide, row.number, row.group, row.outputs)
+    if learned is None:
+        scales = absmax_scales(wide, row.number, row.group, row.outputs)
+    else:
+        scales = learned.reshape(matrices, -1, columns)
+    codes = encode(wide, scales, row.number, row.group)
     made = dequantise(codes, scales, row.number, row.group or rows, rows)
     return paddle.to_tensor(made.reshape(-1, columns))
 
@@ -200,6 +226,11 @@ class QuantisationAware:
     def after_forward(self, model: Any, batch: Any) -> tuple[()]:
         return ()
 
+    def after_backward(self) -> None:
+        """The gradients of the step are whole."""
+        for layer in self.layers.values():
+            layer.make_gradients()
+
     def after_update(self) -> None:
         """The micro-batches of the step have been seen."""
         observers = list(self.observers.values())
@@ -216,6 +247,19 @@ class QuantisationAware:
     def observers(self) -> dict[str, Observer]:
         """Of the layers with static scales of inputs."""
         return {name: each.observer for name, each in self.layers.items() if each.observer is not None}
+
+    @property
+    def learned(self) -> dict[str, LearnedScales]:
+        """Of the layers whose weights have learned scales."""
+        return {name: each.learned for name, each in self.layers.items() if each.learned is not None}
+
+    def parameters(self) -> dict[str, Any]:
+        """What is trained beside the model's parameters."""
+        return {f"{name}.weight_scale": each.parameter for name, each in self.learned.items()}
+
+    def learning_rate_ratios(self) -> dict[str, float]:
+        """Share of the learning rate that each of `parameters` gets."""
+        return {f"{name}.weight_scale": each.learning_rate_ratio for name, each in self.learned.items()}
 
     def row(self) -> dict[str, Any]:
         """Whether numbers are rounded, and the range of the scales of inputs."""
@@ -254,6 +298,8 @@ class QuantisationAware:
             hadamard_block_size=self.hadamard_block_size,
             scales={name: each.scales.tolist() for name, each in self.observers.items()},
             steps={name: each.steps for name, each in self.observers.items()},
+            learned=bool(self.learned),
+            weights={name: each.parameter.numpy() for name, each in self.learned.items() if each.begun},
         )
 
     def go_on_from(self, trained: TrainedScales) -> None:
@@ -264,9 +310,16 @@ class QuantisationAware:
         """
         if (trained.scheme, trained.hadamard_block_size) != (self.scheme, self.hadamard_block_size):
             raise CheckpointError(f"the checkpoint was trained for {trained.scheme}, not for {self.scheme}")
+        if trained.learned != bool(self.learned):
+            words = "has" if trained.learned else "has no"
+            raise CheckpointError(
+                f"the checkpoint {words} learned scales of weights: qat_learn_scales differs"
+            )
         if set(trained.scales) != set(self.observers):
             raise CheckpointError("the checkpoint has scales of inputs of other matrices than the model")
         self.step = trained.step
+        for name, scales in trained.weights.items():
+            self.learned[name].go_on_from(scales)
         for name, observer in self.observers.items():
             observer.scales[:] = np.array(trained.scales[name], np.float32)
             observer.steps = trained.steps[name]
@@ -275,6 +328,7 @@ class QuantisationAware:
     def _apply(self) -> None:
         for layer in self.layers.values():
             layer.active = max(self.step, 1) > self.delay
+            layer.begin()
         for observer in self.observers.values():
             observer.frozen = self.rests_from is not None and self.step >= self.rests_from
 
@@ -287,6 +341,7 @@ def train_for(
     qat_scheme: str,
     qat_delay_steps: int = 0,
     qat_rest_share: float = 0.1,
+    qat_learn_scales: bool = False,
     apply_hadamard: bool = True,
     hadamard_block_size: int = 32,
     apply_online_actscale_step: int = 200,
@@ -299,6 +354,7 @@ def train_for(
     Args:
         roles: end of a module's name -> its role (`models/*/plan.py: ROLES`).
         qat_scheme: a row of SCHEMES.
+        qat_learn_scales: learn the scales of weights (`learned.py`).
         apply_hadamard: rotate where the scheme does, in blocks of `hadamard_block_size`.
 
     Raises:
@@ -333,6 +389,8 @@ def train_for(
         format = names[id(row)]
         rotation = rotation_of(format, layer.weight.shape[-2], size)
         arithmetic = FakeQuantised(layer, format, rotation, observer, quant_input_grad, quant_weight_grad)
+        if qat_learn_scales:
+            arithmetic.learned = LearnedScales.of(layer, format)
         made.layers[module] = arithmetic
         forward = _experts if isinstance(layer, ExpertMatrices) else _linear
         layer.forward = partial(forward, arithmetic, layer.forward)  # type: ignore[method-assign]

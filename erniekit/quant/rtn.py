@@ -95,6 +95,7 @@ def round_to_nearest(
     importance: np.ndarray | None = None,
     clip: bool = True,
     rotation: int = 0,
+    scales: np.ndarray | None = None,
 ) -> Quantised:
     """A matrix [I, O] in a format.
 
@@ -103,12 +104,16 @@ def round_to_nearest(
         importance: how much an error of each input counts.
         clip: search the scales; otherwise the largest number of each group is exact.
         rotation: size of the Hadamard blocks.
+        scales: [groups, O] to use in place of those that would be found.
     """
     row = FORMATS[format]
     if row.number in ccq.NUMBERS:
         codes, scales, columns = ccq_encode.quantise(weight, row.number, importance=importance)
         return Quantised(format, weight.shape, codes, scales, columns, rotation=rotation)
-    found = find_scales(weight, format, importance, clip=clip, rotation=rotation)
+    if scales is None:
+        found = find_scales(weight, format, importance, clip=clip, rotation=rotation)
+    else:
+        found = settled(scales, format, rotation)
     return Quantised(
         format, weight.shape, encode(weight, found, row.number, row.group), found, rotation=rotation
     )

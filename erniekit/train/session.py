@@ -339,7 +339,9 @@ def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
     mesh = open_processes(
         asdict(config.parallel), run_identity(config.values()), ddp_timeout=config.run.ddp_timeout
     )
-    check_qat(config.qat.qat_scheme, mesh.layout, config.parallel.sharding)
+    check_qat(
+        config.qat.qat_scheme, mesh.layout, config.parallel.sharding, learned=config.qat.qat_learn_scales
+    )
     return mesh
 
 
@@ -450,6 +452,7 @@ def _build_trainer(
         ahead=config.routing.multi_token_pred_lambda > 0,
     )
     team = _team(config, built, engine)
+    beside = built.adapter or built.qat  # the second has none under adapters
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
         evaluate_now = lambda: evaluate(  # noqa: E731
@@ -463,8 +466,8 @@ def _build_trainer(
         step_loss=_step_loss(config, built, objective),
         loader=loader,
         optimizer=build_optimizer(
-            list(built.model.named_parameters()),
-            built.adapter.learning_rate_ratios() if built.adapter else None,
+            [*built.model.named_parameters(), *(built.qat.parameters().items() if built.qat else ())],
+            beside.learning_rate_ratios() if beside else None,
             team.held(),
             None if built.spread is None else built.spread.names,
             **asdict(config.optimizer),

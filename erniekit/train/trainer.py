@@ -137,6 +137,7 @@ class Trainer:
                 fillers=[place for place, turn in enumerate(turns) if not turn.counts],
             )
         self.team.sum_gradients(self._parameters)
+        self.step_loss.after_backward()
         return self.optimizer.grad_norm_and_clip(self.team.counts, self.team.sum_of)
 
     def _compute(self, turns: list[Turn], step: int) -> None:

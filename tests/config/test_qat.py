@@ -29,11 +29,13 @@ def test_the_words_are_the_schemes_that_training_emulates():
         ({"fine_tuning": "DoRA"}, "not built with fine_tuning: DoRA"),
         ({"fine_tuning": "LoRA", "lora_dropout": 0.1}, "hides inputs from the adapter alone"),
         ({"hadamard_block_size": 24}, "write a power of two"),
+        ({"qat_learn_scales": True, "fine_tuning": "LoRA"}, "by the gradients of whole weights"),
+        ({"qat_learn_scales": True, "qat_scheme": "fp8_block"}, "follow from exponents"),
     ],
 )
 def test_what_does_not_go_together(keys, told):
     with pytest.raises(ConfigError, match=told):
-        loaded(qat_scheme="w8a8", **keys)
+        loaded(**{"qat_scheme": "w8a8", **keys})
 
 
 def test_what_has_no_effect():

@@ -118,13 +118,14 @@ def near(found, expected, share):
     np.testing.assert_allclose(found, expected, rtol=0, atol=share * np.abs(expected).max())
 
 
-def converted(layer, arithmetic):
+def converted(layer, arithmetic, learned=None):
     """What files keep of a matrix by rounding to nearest, read back."""
     weight, format, rotation = layer.weight.numpy(), arithmetic.format, arithmetic.rotation
     parts = []
     for one in weight if weight.ndim == 3 else [weight]:
         whole = rotate_rows(one, rotation) if rotation else one
-        made = round_to_nearest(whole, format, clip=False, rotation=rotation)
+        scales = learned if learned is None or weight.ndim == 2 else learned[len(parts)]
+        made = round_to_nearest(whole, format, clip=False, rotation=rotation, scales=scales)
         if arithmetic.observer is not None:
             scale = arithmetic.observer.scales[len(parts) : len(parts) + 1]
             made = replace(made, input_scale=settled_input(scale, format, rotation))
@@ -133,9 +134,9 @@ def converted(layer, arithmetic):
     return to_matrix(stacked(parts) if weight.ndim == 3 else parts[0], "float32")
 
 
-def compare(layer, arithmetic, x, offsets=None):
+def compare(layer, arithmetic, x, offsets=None, learned=None):
     """Weights and inputs bit by bit, products up to the order of a sum."""
-    matrix = converted(layer, arithmetic)
+    matrix = converted(layer, arithmetic, learned)
     weight = layer.weight
     experts = None if offsets is None else np.arange(len(weight) + 1) * weight.shape[-2]
     mine = arithmetic.weight(weight.reshape([-1, weight.shape[-1]]), experts).reshape(weight.shape).numpy()

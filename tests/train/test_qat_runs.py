@@ -46,28 +46,33 @@ def evaluated(path, folder, *overrides):
 EXACT = {"compute_type": "fp32", "max_steps": 6, "eval_steps": 3, "save_steps": 6}
 
 
+SHARED, EXPERTS, DENSE = tiny_moe_config(moe_num_shared_experts=1), tiny_moe_config(), None
+
+
+# Matrix by matrix `tests/quant/test_qat.py` and `test_learned.py` compare every scheme under both kernels.
 @pytest.mark.parametrize(
-    ("kernels_word", "numbers_of"), [("auto", "fp32"), ("paddle", "fp32"), ("auto", "bf16")]
-)
-@pytest.mark.parametrize(
-    ("scheme", "numbers"),
+    ("scheme", "numbers", "kernels_word", "numbers_of", "learned"),
     [
-        ("w4a8", tiny_moe_config(moe_num_shared_experts=1)),
-        ("fp8_tensor", tiny_moe_config()),
-        ("w8a8", None),
-        ("wint4_g64", None),
-        ("fp8_block", None),
-        ("int2", None),
+        ("w4a8", SHARED, "auto", "fp32", False),
+        ("w4a8", SHARED, "auto", "bf16", True),
+        ("fp8_tensor", EXPERTS, "paddle", "fp32", False),
+        ("fp8_tensor", DENSE, "auto", "bf16", False),
+        ("w8a8", DENSE, "auto", "fp32", False),
+        ("wint4_g64", EXPERTS, "paddle", "fp32", True),
+        ("fp8_block", DENSE, "auto", "bf16", False),
+        ("int2", DENSE, "auto", "bf16", False),
     ],
 )
-def test_evaluation_is_that_of_the_converted_model(tmp_path, scheme, numbers, kernels_word, numbers_of):
+def test_evaluation_is_that_of_the_converted_model(
+    tmp_path, scheme, numbers, kernels_word, numbers_of, learned
+):
     keys = {**EXACT, "qat_scheme": scheme, "apply_online_actscale_step": 2, "kernels": kernels_word}
-    keys |= {"compute_type": numbers_of}
+    keys |= {"compute_type": numbers_of, "qat_learn_scales": learned}
     path = write_run(tmp_path, numbers, **keys)
     assert train(path) == 0
     checkpoint = tmp_path / "out" / "checkpoint-6"
     trained = read_trained(checkpoint)
-    assert (trained.scheme, trained.step) == (scheme, 6)
+    assert (trained.scheme, trained.step, bool(trained.weights)) == (scheme, 6, learned)
     done = quantised(path, checkpoint)
     assert done.quantisation.scheme == scheme and done.num_tokens == 0
     loss = last_evaluation(path)["eval_loss"]

@@ -23,6 +23,7 @@ CASES = {
         "qat_scheme": "w8a8",
         "apply_online_actscale_step": 3,
         "qat_delay_steps": 1,
+        "qat_learn_scales": True,
         "use_async_save": True,
     },
     # Rows of the log and checkpoints at different steps: what a row tells of routers is of its own step.
@@ -58,7 +59,7 @@ def wait_for(condition, process, seconds=90):
 
 
 def contents(folder):
-    names = [*FINAL, *(["qat.json"] if (folder / "qat.json").exists() else [])]
+    names = [*FINAL, *(path.name for path in folder.glob("qat.*"))]
     return {name: (folder / name).read_bytes() for name in names}
 
 
