@@ -8,7 +8,7 @@ Sums are in fp32. Rounded weights are made anew in both passes, so that beside t
     M rows, K, N features, E experts
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import paddle
@@ -16,27 +16,31 @@ from paddle.autograd import PyLayer
 
 from erniekit.ops import gradients, remake
 from erniekit.ops.products import product, weight_gradient
+from erniekit.ops.tiles import Codes
+
+Factor: TypeAlias = paddle.Tensor | Codes
 
 
 class Arithmetic(Protocol):
     """How the factors of a layer's products are rounded. `bounds`: int64 [E + 1] of the experts, or None.
 
+    All factors of a product are tensors, or all are bytes, where the device multiplies those.
     The weight is [K, N] or [E K, N]; where it is rotated, so are inputs, and `input_gradient` turns back.
     """
 
-    def weight(self, weight_KN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
+    def weight(self, weight_KN: paddle.Tensor, bounds: Any) -> Factor:
         """[W], of stacked experts' matrices [E K, N] too."""
 
-    def input(self, x_MK: paddle.Tensor, kept: remake.Recipe, bounds: Any) -> tuple[paddle.Tensor, Any]:
+    def input(self, x_MK: paddle.Tensor, kept: remake.Recipe, bounds: Any) -> tuple[Factor, Any]:
         """[x], and what to keep for `input_again`; `kept` makes x again."""
 
-    def input_again(self, kept: Any, bounds: Any) -> paddle.Tensor:
+    def input_again(self, kept: Any, bounds: Any) -> Factor:
         """[x]' of the weight's gradient."""
 
-    def gradient(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
+    def gradient(self, grad_MN: paddle.Tensor, bounds: Any) -> Factor:
         """[g] of the input's gradient."""
 
-    def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
+    def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> Factor:
         """[g]' of the weight's gradient."""
 
     def input_gradient(self, grad_MK: paddle.Tensor) -> paddle.Tensor:
@@ -68,14 +72,15 @@ class _How:
         self.arithmetic, self.offsets = arithmetic, offsets
         self.bounds = None if offsets is None else offsets.numpy()
 
-    def rounded(self, weight: paddle.Tensor) -> paddle.Tensor:
-        """[W] in the shape of W."""
+    def rounded(self, weight: paddle.Tensor) -> Factor:
+        """[W] in the shape of W, or as bytes."""
         if self.offsets is None:
             return self.arithmetic.weight(weight, None)
         experts, rows, columns = weight.shape
         flat = weight.reshape([experts * rows, columns])
         bounds = np.arange(experts + 1, dtype=np.int64) * rows
-        return self.arithmetic.weight(flat, bounds).reshape(weight.shape)
+        found = self.arithmetic.weight(flat, bounds)
+        return found if isinstance(found, Codes) else found.reshape(weight.shape)
 
 
 class _Product(PyLayer):
@@ -117,8 +122,8 @@ class _Product(PyLayer):
         return tuple(results)
 
 
-def _rows(x: paddle.Tensor) -> paddle.Tensor:
-    return x.reshape([-1, x.shape[-1]])
+def _rows(x: Factor) -> Factor:
+    return x if isinstance(x, Codes) else x.reshape([-1, x.shape[-1]])
 
 
 def _bias_gradient(bias: paddle.Tensor, grad_MN: paddle.Tensor) -> paddle.Tensor | None:

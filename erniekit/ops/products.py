@@ -9,29 +9,37 @@ import paddle
 
 from erniekit.ops import gradients
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
+from erniekit.ops.tiles import Codes
 
 
 def product(
-    x_MK: paddle.Tensor,
-    weight: paddle.Tensor,
+    x_MK: paddle.Tensor | Codes,
+    weight: paddle.Tensor | Codes,
     *,
     bias: paddle.Tensor | None = None,
     offsets: paddle.Tensor | None = None,
     turned: bool = False,
 ) -> paddle.Tensor:
-    """x times the weight [K, N] (or [E, K, N]) plus bias, in the type of x; `turned`: times its transpose."""
-    return choose("product")(x_MK, weight, bias=bias, offsets=offsets, turned=turned)
+    """x times the weight [K, N] (or [E, K, N]) plus bias, in the type of x; `turned`: times its transpose.
+
+    Both may be bytes (`fp8_gemm.py`), the matrices of experts then one below the other.
+    """
+    return choose("product_of_codes" if isinstance(x_MK, Codes) else "product")(
+        x_MK, weight, bias=bias, offsets=offsets, turned=turned
+    )
 
 
 def weight_gradient(
     parameter: paddle.Tensor,
-    x_MK: paddle.Tensor,
-    grad_MN: paddle.Tensor,
+    x_MK: paddle.Tensor | Codes,
+    grad_MN: paddle.Tensor | Codes,
     *,
     offsets: paddle.Tensor | None = None,
 ) -> paddle.Tensor | None:
     """x^T g, added in fp32 to the main gradient of a parameter; returns what a backward pass returns."""
-    return choose("weight_gradient")(parameter, x_MK, grad_MN, offsets=offsets)
+    return choose("gradient_of_codes" if isinstance(x_MK, Codes) else "weight_gradient")(
+        parameter, x_MK, grad_MN, offsets=offsets
+    )
 
 
 @paddle.no_grad()

@@ -26,7 +26,7 @@ import paddle
 from erniekit.ops.backend import choose
 
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0, "int4": 7.0}
-_FLOAT8 = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+FLOAT8 = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def encode_reference(
     wide, largest = x_MN.astype("float32"), LARGEST[grid.format]
     scaled = wide / _each(scales, grid, x_MN, bounds)
     cut = paddle.clip(scaled, -largest, largest)
-    if grid.format in _FLOAT8:
-        values = cut.astype(_FLOAT8[grid.format])
+    if grid.format in FLOAT8:
+        values = cut.astype(FLOAT8[grid.format])
         codes = values.view("uint8")
         values = values.astype("float32")
     else:
@@ -177,8 +177,8 @@ def encode_reference(
 @paddle.no_grad()
 def decode_reference(codes: Codes) -> paddle.Tensor:
     """`decode` by Paddle's operators."""
-    if codes.grid.format in _FLOAT8:
-        values = codes.codes.view(_FLOAT8[codes.grid.format]).astype("float32")
+    if codes.grid.format in FLOAT8:
+        values = codes.codes.view(FLOAT8[codes.grid.format]).astype("float32")
     else:
         values = codes.codes.view("int8").astype("float32")
     return (values * _each(codes.scales, codes.grid, codes.codes, codes.bounds)).astype(codes.dtype)

@@ -5,8 +5,10 @@ Block-wise, after DeepSeek-V3 (arXiv 2412.19437, 3.3): in y = x W tiles of 1 x 1
 tokens, tiles of 128 tokens of both. Scales are powers of two. Attention, router, embeddings and the output
 layer stay in the type of the model; sums, main gradients and the optimizer's copy of the weights are fp32.
 
-On a CPU, and on every other device, this is an emulation that is exact but for the order of sums: numbers
-are rounded to what FP8 holds, kept as bytes where that is asked for, and multiplied in the type of the model.
+On a GPU that multiplies FP8 (`ops/fp8_gemm.py`, not executed in this project's CI) bytes and scales are
+multiplied. On a CPU, and on every other device, this is an emulation that is exact but for the order of
+sums: numbers are rounded to what FP8 holds, kept as bytes where that is asked for, and multiplied in the type
+of the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +21,8 @@ import paddle
 from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices
 from erniekit.ops import remake
-from erniekit.ops.low_precision import low_precision_grouped_linear, low_precision_linear
+from erniekit.ops.backend import multiplies_fp8
+from erniekit.ops.low_precision import Factor, low_precision_grouped_linear, low_precision_linear
 from erniekit.ops.tiles import Codes, Counts, Grid, decode, encode, rounded
 
 TILE = 128
@@ -66,32 +69,34 @@ class BlockFp8:
     errors: dict[str, Error] | None = None
     kept: Codes | None = None
 
-    def weight(self, weight_KN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
+    def weight(self, weight_KN: paddle.Tensor, bounds: Any) -> Factor:
         grid = Grid("e4m3", TILE, TILE, power_of_two=True)
         if not self.keeps_weight:
-            return self._analysed("weight", weight_KN, rounded(weight_KN, grid, bounds=bounds))
+            return self._analysed("weight", weight_KN, _factor(weight_KN, grid, bounds=bounds))
         if self.kept is None:
             self.kept = encode(weight_KN, grid, bounds=bounds)
-            return self._analysed("weight", weight_KN, decode(self.kept))
-        return decode(self.kept)
+            return self._analysed("weight", weight_KN, _factor_of(self.kept))
+        return _factor_of(self.kept)
 
-    def input(self, x_MK: paddle.Tensor, kept: remake.Recipe, bounds: Any) -> tuple[paddle.Tensor, Any]:
+    def input(self, x_MK: paddle.Tensor, kept: remake.Recipe, bounds: Any) -> tuple[Factor, Any]:
         grid = Grid("e4m3", 1, TILE, power_of_two=True)
         if not self.keeps_bytes:
-            return self._analysed("input", x_MK, rounded(x_MK, grid, counts=self.inputs)), kept
-        codes = encode(x_MK, grid, counts=self.inputs)
-        return self._analysed("input", x_MK, decode(codes)), codes
+            numbers = _factor(x_MK, grid, bounds=bounds, counts=self.inputs)
+            return self._analysed("input", x_MK, numbers), kept
+        codes = encode(x_MK, grid, bounds=bounds, counts=self.inputs)
+        return self._analysed("input", x_MK, _factor_of(codes)), codes
 
-    def input_again(self, kept: Any, bounds: Any) -> paddle.Tensor:
+    def input_again(self, kept: Any, bounds: Any) -> Factor:
         x = decode(kept) if isinstance(kept, Codes) else remake.restore(kept)
-        return rounded(x.reshape([-1, x.shape[-1]]), Grid("e4m3", TILE, 1, power_of_two=True), bounds=bounds)
+        return _factor(x.reshape([-1, x.shape[-1]]), Grid("e4m3", TILE, 1, power_of_two=True), bounds=bounds)
 
-    def gradient(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
+    def gradient(self, grad_MN: paddle.Tensor, bounds: Any) -> Factor:
         grid = Grid(self.gradient_format, 1, TILE, power_of_two=True)
-        return self._analysed("gradient", grad_MN, rounded(grad_MN, grid, counts=self.gradients))
+        numbers = _factor(grad_MN, grid, bounds=bounds, counts=self.gradients)
+        return self._analysed("gradient", grad_MN, numbers)
 
-    def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> paddle.Tensor:
-        return rounded(grad_MN, Grid(self.gradient_format, TILE, 1, power_of_two=True), bounds=bounds)
+    def gradient_again(self, grad_MN: paddle.Tensor, bounds: Any) -> Factor:
+        return _factor(grad_MN, Grid(self.gradient_format, TILE, 1, power_of_two=True), bounds=bounds)
 
     def input_gradient(self, grad_MK: paddle.Tensor) -> paddle.Tensor:
         return grad_MK
@@ -107,10 +112,20 @@ class BlockFp8:
         """The weight has changed."""
         self.kept = None
 
-    def _analysed(self, kind: str, before: paddle.Tensor, after: paddle.Tensor) -> paddle.Tensor:
+    def _analysed(self, kind: str, before: paddle.Tensor, after: Factor) -> Factor:
         if self.errors is not None:
-            self.errors.setdefault(kind, Error()).add(before, after)
+            numbers = decode(after) if isinstance(after, Codes) else after
+            self.errors.setdefault(kind, Error()).add(before, numbers)
         return after
+
+
+def _factor(x_MN: paddle.Tensor, grid: Grid, **keywords: Any) -> Factor:
+    """What is multiplied: bytes where the device does that, else the numbers they stand for."""
+    return encode(x_MN, grid, **keywords) if multiplies_fp8() else rounded(x_MN, grid, **keywords)
+
+
+def _factor_of(codes: Codes) -> Factor:
+    return codes if multiplies_fp8() else decode(codes)
 
 
 def _decoded(codes: Codes, shape: list[int]) -> paddle.Tensor:

@@ -9,6 +9,7 @@ from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices
 from erniekit.ops import gradients
 from erniekit.ops.backend import choose, use_kernels
+from erniekit.quant import fp8
 from erniekit.quant.fp8 import Error, train_in_fp8
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.adapters import models
@@ -104,6 +105,32 @@ def test_products_of_experts():
             gradients.of(layer.weight).numpy()[expert],
             tiles(x[own], 128, 1).T @ tiles(g[own], 128, 1),
         )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_where_bytes_are_multiplied_they_are_the_same_numbers(kept, monkeypatch):
+    random = np.random.default_rng(2)
+    x, w, g = (random.normal(size=s).astype(np.float32) for s in ((300, 130), (3, 130, 20), (300, 20)))
+    offsets, found = paddle.to_tensor(np.array([0, 170, 170, 300])), []
+    for bytes_too in (False, True):
+        monkeypatch.setattr(fp8, "multiplies_fp8", lambda told=bytes_too: told)
+        layer = ExpertMatrices(3, 130, 20, dtype="float32")
+        layer.weight.set_value(w)
+        made = train_in_fp8(
+            Net(experts=layer),
+            ROLES,
+            fp8_dequant_input=kept,
+            fp8_offline_quant_weight=kept,
+            enable_fp8_quantize_analysis=True,
+        )
+        inputs = paddle.to_tensor(x)
+        inputs.stop_gradient = False
+        y = layer(inputs, offsets)
+        y.backward(paddle.to_tensor(g))
+        told = made.row()["fp8_errors"]["experts"]
+        found.append([y.numpy(), inputs.grad.numpy(), gradients.of(layer.weight).numpy(), *told.values()])
+    for plain, of_bytes in zip(*found, strict=True):
+        near(of_bytes, plain)
 
 
 def loss_of(model):
