@@ -29,8 +29,8 @@ _AROUND = (0.8, 0.9, 1.0, 1.1, 1.2, 1.35)
 # Parts of what the largest number would need that are tried.
 _LARGEST = {"ccq2": 31.5, "ccq2.5": 3.75}
 _OF_LARGEST = (0.45, 0.65, 0.95)
-# Numbers looked at together: columns times words.
-_BLOCK = 1 << 22
+# Numbers looked at together, columns times words: they stay in the cache.
+_BLOCK = 1 << 17
 # Groups of a column on which its code_scale is chosen, at most.
 _COLUMN_GROUPS = 4
 # Rows after which everything behind makes up for their errors.
@@ -101,12 +101,18 @@ def _chunks(number: str) -> Sequence[tuple[int, int]]:
 
 def _nearest(book: np.ndarray, given: np.ndarray) -> np.ndarray:
     """The index of the row of `book` [C, d] nearest to each column of `given` [d, N]."""
+    # The largest of <word, column> - <word, word> / 2. Words of a column lie side by side, in which numpy
+    # looks for it ten times as fast as in words below each other.
     half = (book * book).sum(1, keepdims=True) / 2
-    found = np.empty(given.shape[1], np.int64)
+    words = np.ascontiguousarray(np.concatenate([book, -half], 1).T, np.float32)
+    columns = np.ones((given.shape[1], len(words)), np.float32)
+    columns[:, :-1] = given.T
+    found = np.empty(len(columns), np.int64)
     width = max(1, _BLOCK // len(book))
-    for start in range(0, given.shape[1], width):
-        part = slice(start, start + width)
-        found[part] = np.argmax(book @ given[:, part] - half, axis=0)
+    room = np.empty((min(width, len(columns)), len(book)), np.float32)
+    for start in range(0, len(columns), width):
+        part = columns[start : start + width]
+        np.matmul(part, words, out=room[: len(part)]).argmax(1, out=found[start : start + width])
     return found
 
 
