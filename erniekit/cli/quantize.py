@@ -10,8 +10,8 @@ then tells perplexity, divergence from the model in full, and how often the like
 report.md beside the weights holds all of it. With max_quality_drop the exit code is 1 when perplexity rises
 by more than that.
 
-  quant_scheme=wint4_g64     also wint8, wint4, wint4/8, nf4, w8a8, w4a8, w4a8c8, fp8_tensor, fp8_block,
-                             wint2, wint2.5, int2
+  quant_scheme=wint4_g64     also wint8, wint4, wint4_g32, wint4/8, nf4, w8a8, w4a8, w4a8c8,
+                             fp8_tensor, fp8_block, wint2, wint2.5, int2
   quant_method=gptq          also rtn, awq
   target_bits=3.5            2, 4 or 8 bits for each matrix by its sensitivity, this many on average
   quant_layout=fastdeploy    also compressed-tensors

@@ -6,7 +6,7 @@ from typing import ClassVar
 from erniekit.config.fields import key, regular_expressions
 
 # Frozen weights in few bits, arithmetic as with auto: the rows of `quant/schemes.py` that round weights only.
-QUANTISED = ("wint8", "wint4", "wint4_g64", "wint4/8", "nf4", "wint2", "wint2.5", "int2")
+QUANTISED = ("wint8", "wint4", "wint4_g64", "wint4_g32", "wint4/8", "nf4", "wint2", "wint2.5", "int2")
 
 
 @dataclass(frozen=True, kw_only=True)

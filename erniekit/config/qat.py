@@ -7,7 +7,7 @@ from erniekit.config.fields import key
 
 # The rows of `quant/schemes.py` that training emulates.
 TRAINED = (
-    *("wint8", "wint4", "wint4_g64", "wint4/8", "nf4", "w8a8", "w4a8"),
+    *("wint8", "wint4", "wint4_g64", "wint4_g32", "wint4/8", "nf4", "w8a8", "w4a8"),
     *("fp8_tensor", "fp8_block", "int2"),
 )
 

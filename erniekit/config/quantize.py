@@ -7,12 +7,12 @@ from erniekit.config.fields import key
 
 # The rows of `quant/schemes.py` that quantise something.
 SCHEME_WORDS = (
-    *("wint8", "wint4", "wint4_g64", "wint4/8", "nf4", "w8a8", "w4a8", "w4a8c8"),
+    *("wint8", "wint4", "wint4_g64", "wint4_g32", "wint4/8", "nf4", "w8a8", "w4a8", "w4a8c8"),
     *("fp8_tensor", "fp8_block", "wint2", "wint2.5", "int2"),
 )
 # Those that leave inputs, keys and values as they are, and those that compressed-tensors has a form for.
-WEIGHTS_ALONE = ("wint8", "wint4", "wint4_g64", "wint4/8", "nf4", "wint2", "wint2.5", "int2")
-COMPRESSED = ("wint8", "wint4", "wint4_g64", "wint4/8", "w8a8", "fp8_block")
+WEIGHTS_ALONE = ("wint8", "wint4", "wint4_g64", "wint4_g32", "wint4/8", "nf4", "wint2", "wint2.5", "int2")
+COMPRESSED = ("wint8", "wint4", "wint4_g64", "wint4_g32", "wint4/8", "w8a8", "fp8_block")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,8 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
             yield key, f"of recompute: true, and recompute: {recompute} {does}"
     if not config.low_precision.use_fp8:
         yield from _fields(config.low_precision, "of use_fp8, which is false; write use_fp8: true")
+    elif not _rows_travel(config):
+        yield "fp8_dispatch", "of rows that travel to experts of other processes, and here none do"
     if config.qat.qat_scheme is None:
         yield from _fields(config.qat, "of qat_scheme, which is null; write qat_scheme: w4a8, say")
     elif config.qat.qat_scheme != "fp8_tensor":
@@ -68,6 +70,13 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
     if config.run.stage != "SFT":
         for key in ("train_on", "mask_thinking", "encode_one_turn"):
             yield key, f"of conversations in stage: SFT, and stage is {config.run.stage}"
+
+
+def _rows_travel(config: Config) -> bool:
+    keys = config.parallel
+    if keys.moe_group == "mp":
+        return keys.sequence_parallel
+    return keys.moe_group != "dummy" or keys.expert_parallel_degree > 1
 
 
 _OWN_REASONS = ("lora_path", "use_fp8", "qat_scheme")
@@ -327,6 +336,12 @@ def _qat(config: Config) -> RuleResult:
             f"qat_learn_scales: true moves the steps between numbers, and those of {given} follow from "
             "exponents; leave it out, or train for a scheme of int8, int4, int2 or nf4",
         )
+    if config.qat.qat_learn_scales and scheme == "wint4_g32":
+        yield (
+            "qat_learn_scales",
+            f"qat_learn_scales: true learns scales that are above zero, and those of {given} have signs; "
+            "leave it out, or train for wint4_g64",
+        )
     if config.low_precision.use_fp8:
         yield (
             "qat_scheme",
@@ -352,6 +367,13 @@ def _qat(config: Config) -> RuleResult:
         )
 
 
+def _needs_calibration(config: Config) -> bool:
+    chosen = config.quantize
+    if chosen.quant_method == "rtn" and chosen.quant_scheme in WEIGHTS_ALONE:
+        return chosen.smooth_alpha is not None or chosen.target_bits is not None
+    return chosen.quant_method != "trained"
+
+
 def _quantize(config: Config) -> RuleResult:
     chosen, numbers = config.quantize, config.model.compute_type
     if numbers in QUANTISED:
@@ -359,6 +381,12 @@ def _quantize(config: Config) -> RuleResult:
             "compute_type",
             f"compute_type: {numbers} rounds weights while a model is used, and erniekit quantize rounds "
             "them for good, as quant_scheme says; write compute_type: auto",
+        )
+    if not config.train_data.train_dataset_path and _needs_calibration(config):
+        yield (
+            "train_dataset_path",
+            "train_dataset_path: is missing: texts that calibrate; without them there are quant_method: trained "
+            "and, for schemes of weights alone, rtn",
         )
     if config.run.stage == "DPO":
         yield "stage", "stage: DPO reads pairs of answers, which calibrate nothing; write stage: SFT or PT"

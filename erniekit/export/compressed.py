@@ -36,7 +36,10 @@ from erniekit.quant.stored import Quantised
 
 PACKED, INTEGERS, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 # A row of FORMATS -> its form.
-FORMS = {"int8": PACKED, "int4": PACKED, "int4_g64": PACKED, "w8a8": INTEGERS, "fp8_block": FLOATS}
+FORMS = {
+    **dict.fromkeys(("int8", "int4", "int4_g64", "int4_g32"), PACKED),
+    **{"w8a8": INTEGERS, "fp8_block": FLOATS},
+}
 _BLOCK = 128
 
 

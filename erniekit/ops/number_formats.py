@@ -1,17 +1,21 @@
 """Numbers of few bits: values to codes and back, codes into bytes and back. No Paddle.
 
-A matrix W [I, O] is cut along I into groups of rows, and each column of a group has one scale s in fp32:
+A matrix W [I, O] is cut along I into groups of rows, and each column of a group has one scale s in fp32
+(or in bf16, to the nearest):
 
     s = max |w| / largest,    code = the code whose value is nearest to w / s,    w' = value(code) s
 
 so |w - w'| <= gap s / 2, `gap` being the widest space between neighbouring values. A group may be all
 rows ("per channel"), and several columns, or all, may share a scale ("per block", "per tensor"). For values
-spread evenly over a space the mean square of the error is (gap s)^2 / 12.
+spread evenly over a space the mean square of the error is (gap s)^2 / 12. Where one end of the values is
+farther from zero, `largest` is that end, with its sign, and so is the number of a group that is farthest from
+zero: scales have signs, and what lies just as far on the other side is cut by a gap.
 
 | format | bits | values | largest | gap |
 |---|---|---|---|---|
 | int8 | 8 | -127 ... 127 | 127 | 1 |
 | int4 | 4 | -7 ... 7 | 7 | 1 |
+| int4_full | 4 | -8 ... 7 | -8 | 1 |
 | int2 | 2 | -1.5, -0.5, 0.5, 1.5 | 1.5 | 1 |
 | nf4 | 4 | 16 quantiles of the normal distribution (Dettmers et al. 2023) | 1 | 0.304 |
 | e4m3 | 8 | those of FP8 (`fp8.py`) | 448 | 32 |
@@ -48,7 +52,8 @@ _INT4_ZERO = 8
 class NumberFormat:
     """A number format: its size, its largest value, and the functions between scaled values and codes.
 
-    to_codes: fp32 within [-largest, largest] -> uint8 codes. to_values: uint8 codes -> fp32.
+    to_codes: fp32 within the ends -> uint8 codes. to_values: uint8 codes -> fp32. other: the end opposite to
+    the largest value, where it is not its negative.
     """
 
     bits: int
@@ -56,6 +61,17 @@ class NumberFormat:
     gap: float
     to_codes: Callable[[np.ndarray], np.ndarray]
     to_values: Callable[[np.ndarray], np.ndarray]
+    other: float | None = None
+
+    @property
+    def has_signed_scales(self) -> bool:
+        """Whether the number of a group that is farthest from zero has to become one of the ends."""
+        return self.other is not None
+
+    def cut(self, scaled: np.ndarray) -> np.ndarray:
+        """Scaled values, those beyond the ends cut to them."""
+        other = -self.largest if self.other is None else self.other
+        return np.clip(scaled, min(self.largest, other), max(self.largest, other))
 
     def table(self) -> np.ndarray:
         """The value of every code, fp32."""
@@ -97,6 +113,7 @@ def _int2_values(codes: np.ndarray) -> np.ndarray:
 FORMATS: dict[str, NumberFormat] = {
     "int8": NumberFormat(8, 127.0, 1.0, _int8_codes, _int8_values),
     "int4": NumberFormat(4, 7.0, 1.0, _int4_codes, _int4_values),
+    "int4_full": NumberFormat(4, -8.0, 1.0, _int4_codes, _int4_values, other=7.0),
     "int2": NumberFormat(2, 1.5, 1.0, _int2_codes, _int2_values),
     "e4m3": NumberFormat(8, 448.0, 32.0, E4M3.codes, E4M3.values),
     "nf4": NumberFormat(4, 1.0, float(np.diff(_NF4).max()), _nf4_codes, _nf4_values),
@@ -140,7 +157,7 @@ def scales_shape(shape: tuple[int, ...], group: int | None) -> tuple[int, ...]:
 
 
 def quantise(
-    weight: Any, number: str, group: int | None, outputs: int | None = 1
+    weight: Any, number: str, group: int | None, outputs: int | None = 1, scale_type: str = "fp32"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales of a matrix.
 
@@ -149,26 +166,36 @@ def quantise(
         number: a row of FORMATS.
         group: rows that share a scale; None for all.
         outputs: columns that share a scale; None for all.
+        scale_type: fp32, or bf16, to which scales are rounded.
 
     Returns:
         Packed codes, uint8 [..., ceil(I bits / 8), O], and scales, fp32 [..., groups, O].
     """
-    scales = absmax_scales(weight, number, group, outputs)
+    scales = absmax_scales(weight, number, group, outputs, scale_type)
     return encode(weight, scales, number, group), scales
 
 
-def absmax_scales(weight: Any, number: str, group: int | None, outputs: int | None = 1) -> np.ndarray:
-    """The scales [..., groups, O] by which the largest number of each group is exact."""
+def absmax_scales(
+    weight: Any, number: str, group: int | None, outputs: int | None = 1, scale_type: str = "fp32"
+) -> np.ndarray:
+    """The scales [..., groups, O] by which the largest number of each group is exact, but for their type."""
     shape = tuple(weight.shape)
     scales = np.empty(scales_shape(shape, group), np.float32)
     starts = np.arange(0, shape[-2], group or shape[-2])
+    signed = FORMATS[number].has_signed_scales
+    assert not signed or outputs == 1, f"columns of {number} share no scale"
     for columns in _blocks(shape):
-        scales[columns] = np.maximum.reduceat(np.abs(widened(weight[columns])), starts, axis=0)
+        wide = widened(weight[columns])
+        scales[columns] = np.maximum.reduceat(np.abs(wide), starts, axis=0)
+        if signed:
+            least = np.minimum.reduceat(wide, starts, axis=0)
+            scales[columns] = np.where(-least == scales[columns], least, scales[columns])
     if outputs != 1:
         first = np.arange(0, shape[-1], outputs or shape[-1])
         shared = np.maximum.reduceat(scales, first, axis=-1)
         scales = np.repeat(shared, outputs or shape[-1], axis=-1)[..., : shape[-1]]
-    return scales / np.float32(FORMATS[number].largest)
+    scales /= np.float32(FORMATS[number].largest)
+    return widened(narrowed(scales)) if scale_type == "bf16" else scales
 
 
 def encode(weight: Any, scales: np.ndarray, number: str, group: int | None) -> np.ndarray:
@@ -177,10 +204,9 @@ def encode(weight: Any, scales: np.ndarray, number: str, group: int | None) -> n
     chosen = FORMATS[number]
     packed = np.empty(packed_shape(shape, chosen.bits), np.uint8)
     for columns in _blocks(shape):
-        divisor = np.where(scales[columns] > 0, scales[columns], np.float32(1))
+        divisor = np.where(scales[columns] == 0, np.float32(1), scales[columns])
         scaled = widened(weight[columns]) / each_row(divisor, shape[-2], group)
-        codes = chosen.to_codes(np.clip(scaled, -chosen.largest, chosen.largest))
-        packed[columns] = pack(codes, chosen.bits)
+        packed[columns] = pack(chosen.to_codes(chosen.cut(scaled)), chosen.bits)
     return packed
 
 
@@ -204,6 +230,13 @@ def dequantise(
 def each_row(scales: np.ndarray, rows: int, group: int | None) -> np.ndarray:
     """Scales [..., groups, O] repeated for every row."""
     return np.repeat(scales, group or rows, axis=-2)[..., :rows, :]
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """bf16 as uint16 of finite numbers, to nearest, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    # Adding 0x7fff and the lowest kept bit rounds so.
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def widened(raw: np.ndarray) -> np.ndarray:

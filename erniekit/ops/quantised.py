@@ -26,7 +26,7 @@ class QuantisedMatrix:
 
     Args:
         codes: packed: uint8, of ccq2.5 uint16 as int16.
-        scales: fp32 [..., groups, O], of ccq2 the kept local scales.
+        scales: fp32 or bf16 [..., groups, O], of ccq2 the kept local scales.
         number: a row of FORMATS, or of `ccq.NUMBERS`.
         group: rows that share a scale.
         dtype: Paddle's type of the numbers that are made, or its name.
@@ -60,25 +60,39 @@ class QuantisedMatrix:
 
     @classmethod
     def of(
-        cls, raw: np.ndarray, number: str, group: int | None, dtype: Any, *, outputs: int | None = 1
+        cls,
+        raw: np.ndarray,
+        number: str,
+        group: int | None,
+        dtype: Any,
+        *,
+        outputs: int | None = 1,
+        scale_type: str = "fp32",
     ) -> "QuantisedMatrix":
         """Quantise a matrix in fp32, or in bf16 as uint16; `outputs` columns share a scale, None for all."""
+        settings: dict[str, Any] = {"shape": raw.shape, "number": number, "group": group, "dtype": dtype}
         if number in ccq.NUMBERS:
             codes, scales, columns = ccq_encode.quantise(widened(raw), number)
-            return cls.packed(
-                codes, scales, columns, shape=raw.shape, number=number, group=group, dtype=dtype
-            )
-        codes, scales = quantise(raw, number, group, outputs)
-        return cls.packed(codes, scales, None, shape=raw.shape, number=number, group=group, dtype=dtype)
+            return cls.packed(codes, scales, columns, **settings)
+        codes, scales = quantise(raw, number, group, outputs, scale_type)
+        return cls.packed(codes, scales, None, scale_type=scale_type, **settings)
 
     @classmethod
     def packed(
-        cls, codes: np.ndarray, scales: np.ndarray, columns: np.ndarray | None, **settings: Any
+        cls,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        columns: np.ndarray | None,
+        *,
+        scale_type: str = "fp32",
+        **settings: Any,
     ) -> "QuantisedMatrix":
-        """Of numpy's arrays."""
+        """Of numpy's arrays; scales in fp32 are kept in their type."""
         codes = codes.view(np.int16) if codes.dtype == np.uint16 else codes
         made = None if columns is None else paddle.to_tensor(columns)
-        return cls(paddle.to_tensor(codes), paddle.to_tensor(scales), columns=made, **settings)
+        kept = paddle.to_tensor(scales)
+        kept = kept.astype("bfloat16") if scale_type == "bf16" else kept
+        return cls(paddle.to_tensor(codes), kept, columns=made, **settings)
 
     def part(self, placement: Any) -> "QuantisedMatrix":
         """The blocks that a process holds of the matrix (`parallel/placement.py`), with the same numbers.
@@ -88,7 +102,8 @@ class QuantisedMatrix:
         """
         bits, rows = FORMATS[self.number].bits, self.shape[-2]
         per_channel = self.group == rows
-        codes, scales = unpack(self.codes.numpy(), bits, rows), self.scales.numpy()
+        packed, scales, _ = self.arrays()
+        codes = unpack(packed, bits, rows)
         shape = placement.part_shape
         group = shape[-2] if per_channel else self.group
         own = np.empty(scales_shape(shape, group), np.float32)
@@ -110,7 +125,7 @@ class QuantisedMatrix:
             own[tuple(to)] = scales[tuple(source)]
         taken = pack(placement.take(codes), bits)
         return QuantisedMatrix(
-            *(paddle.to_tensor(taken), paddle.to_tensor(own)),
+            *(paddle.to_tensor(taken), paddle.to_tensor(own).astype(self.scales.dtype)),
             shape=shape,
             number=self.number,
             group=None if per_channel else group,
@@ -136,6 +151,8 @@ class QuantisedMatrix:
             for tensor in kept
         )
         assert codes is not None and scales is not None
+        # Paddle gives bf16 as uint16.
+        scales = widened(scales) if scales.dtype == np.uint16 else scales
         return codes.view(np.uint16) if codes.dtype == np.int16 else codes, scales, columns
 
     def numbers(self, expert: int | None = None) -> paddle.Tensor:

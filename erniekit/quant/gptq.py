@@ -59,15 +59,14 @@ def gptq(
     order = np.argsort(-np.diagonal(inputs.moment), kind="stable") if act_order else np.arange(rows)
     factor = inverse_factor(inputs.moment[np.ix_(order, order)], damping).astype(np.float32)
     wanted = weight[order].copy()
-    of_row = each_row(np.where(scales > 0, scales, np.float32(1)), rows, row.group)[order]
+    of_row = each_row(np.where(scales == 0, np.float32(1), scales), rows, row.group)[order]
     codes = np.empty(weight.shape, np.uint8)
     number = NUMBERS[row.number]
     for start in range(0, rows, block_size):
         stop = min(start + block_size, rows)
         errors = np.empty((stop - start, weight.shape[1]), np.float32)
         for at in range(start, stop):
-            scaled = np.clip(wanted[at] / of_row[at], -number.largest, number.largest)
-            code = number.to_codes(scaled)
+            code = number.to_codes(number.cut(wanted[at] / of_row[at]))
             codes[order[at]] = code
             error = (wanted[at] - number.to_values(code) * of_row[at]) / factor[at, at]
             wanted[at + 1 : stop] -= np.outer(factor[at, at + 1 : stop], error)

@@ -66,6 +66,7 @@ def to_matrix(matrix: Quantised, dtype: Any) -> QuantisedMatrix:
         number=row.number,
         group=row.group,
         dtype=dtype,
+        scale_type=row.scale_type,
         rounding=rounding,
         rotation=matrix.rotation,
     )

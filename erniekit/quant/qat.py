@@ -187,7 +187,7 @@ def _by_table(
     rows, columns = weight_KN.shape[0] // matrices, weight_KN.shape[1]
     wide = weight_KN.astype("float32").numpy().reshape(matrices, rows, columns)
     if learned is None:
-        scales = absmax_scales(wide, row.number, row.group, row.outputs)
+        scales = absmax_scales(wide, row.number, row.group, row.outputs, row.scale_type)
     else:
         scales = learned.reshape(matrices, -1, columns)
     codes = encode(wide, scales, row.number, row.group)

@@ -16,7 +16,9 @@ from erniekit.quant.schemes import FORMATS
 from erniekit.quant.stored import Quantised, settled
 
 # Parts of the largest number that are tried, of formats that gain by it: evenly spaced values.
-_RATIOS = {"int8": (0.8, 9), "int4": (0.45, 23), "int2": (0.2, 41), "nf4": (0.7, 16)}
+_RATIOS = {
+    **{"int8": (0.8, 9), "int4": (0.45, 23), "int4_full": (0.45, 23), "int2": (0.2, 41), "nf4": (0.7, 16)}
+}
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,19 @@ def find_scales(
 ) -> np.ndarray:
     """Scales fp32 [groups, O] of a matrix [I, O], of a format whose numbers are of FORMATS."""
     row = FORMATS[format]
-    base = absmax_scales(weight, row.number, row.group, row.outputs)
+    base = absmax_scales(weight, row.number, row.group, row.outputs, row.scale_type)
     if not clip or row.number not in _RATIOS or row.outputs != 1:
         return settled(base, format, rotation)
     low, number = _RATIOS[row.number]
     best, least = base, np.full(base.shape, np.inf, np.float32)
-    for ratio in np.linspace(1.0, low, number, dtype=np.float32):
-        error = group_errors(weight, base * ratio, format, importance)
-        best = np.where(error < least, base * ratio, best)
+    ratios = np.linspace(1.0, low, number, dtype=np.float32)
+    signs = (1, -1) if NUMBERS[row.number].has_signed_scales else (1,)
+    for ratio in (sign * ratio for ratio in ratios for sign in signs):
+        tried = settled(base * ratio, format, rotation)
+        error = group_errors(weight, tried, format, importance)
+        best = np.where(error < least, tried, best)
         least = np.minimum(error, least)
-    return settled(best, format, rotation)
+    return best
 
 
 def group_errors(
@@ -80,9 +85,9 @@ def group_errors(
     """The weighted square error of each group, [groups, O]."""
     row, rows = FORMATS[format], weight.shape[0]
     number = NUMBERS[row.number]
-    divisor = each_row(np.where(scales > 0, scales, 1), rows, row.group)
-    scaled = np.clip(weight / divisor, -number.largest, number.largest)
-    gap = np.square((number.to_values(number.to_codes(scaled)) - weight / divisor) * divisor)
+    divisor = each_row(np.where(scales == 0, np.float32(1), scales), rows, row.group)
+    scaled = weight / divisor
+    gap = np.square((number.to_values(number.to_codes(number.cut(scaled))) - scaled) * divisor)
     if importance is not None:
         gap *= importance[:, None]
     return np.add.reduceat(gap, np.arange(0, rows, row.group or rows), axis=0)

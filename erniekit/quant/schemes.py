@@ -41,13 +41,14 @@ class WeightFormat:
     """How a matrix is kept: a number format, who shares a scale, and how its inputs are rounded.
 
     number: of `ops/number_formats.py` or `ops/ccq.py`. group: rows (inputs) that share a scale, None for all.
-    outputs: columns (outputs) that share it, None for all. Scales are fp32, without a zero point
+    outputs: columns (outputs) that share it, None for all. scale_type: fp32 or bf16; there is no zero point
     ("symmetric"); those of ccq are said there. rotation: features that a Hadamard matrix mixes, 0 for none.
     """
 
     number: str
     group: int | None = None
     outputs: int | None = 1
+    scale_type: str = "fp32"
     activations: Activations | None = None
     rotation: int = 0
 
@@ -63,7 +64,7 @@ class WeightFormat:
         if self.number in ccq.NUMBERS:
             return ccq.num_bytes(shape, self.number)
         codes = prod(packed_shape(shape, NUMBERS[self.number].bits))
-        return codes + 4 * prod(scales_shape(shape, self.group))
+        return codes + (2 if self.scale_type == "bf16" else 4) * prod(scales_shape(shape, self.group))
 
 
 _INT8, _E4M3 = Activations("int8"), Activations("e4m3")
@@ -71,6 +72,7 @@ FORMATS: dict[str, WeightFormat] = {
     "int8": WeightFormat("int8"),
     "int4": WeightFormat("int4"),
     "int4_g64": WeightFormat("int4", group=64),
+    "int4_g32": WeightFormat("int4_full", group=32, scale_type="bf16"),
     "int2_g128": WeightFormat("int2", group=128),
     "nf4": WeightFormat("nf4", group=64),
     "w8a8": WeightFormat("int8", activations=_INT8),
@@ -133,6 +135,9 @@ SCHEMES: dict[str, Scheme] = {
     "wint4": Scheme(_all("int4"), "int4, a scale for every output", layouts=(_FASTDEPLOY, _COMPRESSED)),
     "wint4_g64": Scheme(
         _all("int4_g64"), "int4, a scale for every 64 inputs of an output", layouts=(_COMPRESSED,)
+    ),
+    "wint4_g32": Scheme(
+        _all("int4_g32"), "int4, a scale in bf16 for every 32 inputs of an output", layouts=(_COMPRESSED,)
     ),
     "wint4/8": Scheme(
         _experts("int4"),

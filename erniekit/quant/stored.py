@@ -12,6 +12,7 @@ Of a matrix [I, O], one of each expert, under `<its name>.`:
 | fp8_block | I8 [I, O], bytes of E4M3 | F32 [I/128, O/128], s | |
 | ccq2 | U8 [I/4, O] | U8 [I/128, O] | super_scales BF16 [O]; code_scale, code_zp F32 [O] |
 | ccq2.5 | U16 [10 I/64, O] | | super_scales BF16 [O] |
+| int4_g32 | U8 [I/2, O], inputs 2i and 2i + 1 in a byte, zero at 8 | BF16 [groups, O], s | |
 | others | U8, as in memory | F32 [groups, O], s | |
 
 s and a are the scales of weights and inputs; b is the size of the Hadamard blocks, whose matrices FastDeploy
@@ -29,7 +30,15 @@ from erniekit.checkpoint.header import Spec
 from erniekit.ops import ccq
 from erniekit.ops.hadamard import fitting_block
 from erniekit.ops.number_formats import FORMATS as NUMBERS
-from erniekit.ops.number_formats import dequantise, pack, packed_shape, scales_shape, unpack
+from erniekit.ops.number_formats import (
+    dequantise,
+    narrowed,
+    pack,
+    packed_shape,
+    scales_shape,
+    unpack,
+    widened,
+)
 from erniekit.quant.schemes import FORMATS, WeightFormat
 
 # Last words of the names.
@@ -143,11 +152,13 @@ def _weight_factor(format: str, rotation: int) -> np.float32:
 
 
 def _to_file(scales: np.ndarray, format: str, rotation: int) -> np.ndarray:
+    if FORMATS[format].scale_type == "bf16":
+        return narrowed(scales)
     return scales * _weight_factor(format, rotation)
 
 
 def _from_file(scales: np.ndarray, format: str, rotation: int) -> np.ndarray:
-    return scales / _weight_factor(format, rotation)
+    return widened(scales) / _weight_factor(format, rotation)
 
 
 def _input_factor(format: str, rotation: int) -> np.float32:
@@ -186,7 +197,7 @@ def specs_of(format: str, shape: tuple[int, ...]) -> list[Spec]:
         ]
     else:
         found = [("quant_weight", "U8", packed_shape(shape, NUMBERS[row.number].bits))]
-        found += [("weight_scale", "F32", scales_shape(shape, row.group))]
+        found += [("weight_scale", row.scale_type.replace("fp", "f").upper(), scales_shape(shape, row.group))]
     if row.activations is not None and row.activations.is_static:
         found.append(("activation_scale", "F32", (1,)))
     return found

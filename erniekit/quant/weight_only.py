@@ -79,7 +79,9 @@ def _quantise(
             yield name, word, raw
             continue
         layer, chosen = waiting.pop(name)
-        matrix = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype, outputs=chosen.outputs)
+        matrix = QuantisedMatrix.of(
+            *(raw, chosen.number, chosen.group, dtype), outputs=chosen.outputs, scale_type=chosen.scale_type
+        )
         layer.weight = matrix if placements is None else matrix.part(placements[name])
     assert not waiting, f"matrices without a source: {sorted(waiting)}"
 

@@ -31,6 +31,7 @@ def test_the_words_are_the_schemes_that_training_emulates():
         ({"hadamard_block_size": 24}, "write a power of two"),
         ({"qat_learn_scales": True, "fine_tuning": "LoRA"}, "by the gradients of whole weights"),
         ({"qat_learn_scales": True, "qat_scheme": "fp8_block"}, "follow from exponents"),
+        ({"qat_learn_scales": True, "qat_scheme": "wint4_g32"}, "have signs"),
     ],
 )
 def test_what_does_not_go_together(keys, told):

@@ -148,7 +148,7 @@ def quantised(scheme: str, **changes: Any) -> Ernie45:
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "use_bias": True}])
-@pytest.mark.parametrize("scheme", ["wint8", "wint4", "wint4_g64"])
+@pytest.mark.parametrize("scheme", ["wint8", "wint4", "wint4_g64", "wint4_g32"])
 def test_codes_are_decoded_natively_with_a_coded_head(scheme: str, changes: dict[str, Any]) -> None:
     model = quantised(scheme, **changes)
     table = decoder_table(model)

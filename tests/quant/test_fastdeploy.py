@@ -55,7 +55,7 @@ def test_two_bits_begin_at_a_layer():
     assert fields("wint2", **{NAMES[3]: "int4"}) is None
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "wint4_g64", "w8a8", "wint2.5", "int2"])
+@pytest.mark.parametrize("scheme", ["nf4", "wint4_g64", "wint4_g32", "w8a8", "wint2.5", "int2"])
 def test_what_it_does_not_know(scheme):
     assert fields(scheme) is None
     assert "fastdeploy" not in SCHEMES[scheme].layouts

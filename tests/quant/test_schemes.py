@@ -66,6 +66,7 @@ def test_bytes_of_a_weight():
     assert FORMATS["int8"].num_bytes((100, 7)) == 700 + 4 * 7
     assert FORMATS["int4"].num_bytes((3, 101, 7)) == 3 * (51 * 7 + 4 * 7)
     assert FORMATS["nf4"].num_bytes((128, 7)) == 64 * 7 + 2 * 4 * 7
+    assert FORMATS["int4_g32"].num_bytes((64, 7)) == 32 * 7 + 2 * 2 * 7
     assert FORMATS["int2_g128"].num_bytes((256, 7)) == 64 * 7 + 2 * 4 * 7
     assert FORMATS["ccq2"].num_bytes((128, 7)) == 32 * 7 + 7 + 12 * 7
 

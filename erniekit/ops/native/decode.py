@@ -25,7 +25,7 @@ TYPES = {paddle.float32: FP32, paddle.bfloat16: BF16}
 
 
 # Number formats whose codes the kernels read, and what groups of rows are multiples of.
-CODED = ("int8", "int4", "int2")
+CODED = ("int8", "int4", "int4_full", "int2")
 CODED_UNIT = 16
 HEAD_NUMBER, HEAD_PANEL = "int8", 512
 Matrix: TypeAlias = paddle.Tensor | QuantisedMatrix
@@ -104,6 +104,7 @@ class _Codes(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("group", ctypes.c_long),
         ("bits", ctypes.c_long),
+        ("scale_type", ctypes.c_long),
         ("input_scale", ctypes.c_double),
     ]
 
@@ -273,9 +274,10 @@ def _pointer(value: Matrix | CodedHead | None) -> int | None:
 def _codes(value: Matrix | CodedHead) -> _Codes:
     """How codes are to be read; of numbers nothing."""
     if isinstance(value, CodedHead):
-        return _Codes(value.scales.ctypes.data, value.panels.shape[1], FORMATS[HEAD_NUMBER].bits, 0.0)
+        return _Codes(value.scales.ctypes.data, value.panels.shape[1], FORMATS[HEAD_NUMBER].bits, FP32, 0.0)
     if isinstance(value, QuantisedMatrix):
         scale = None if value.rounding is None else value.rounding.scale
         inputs = 0.0 if scale is None else float(scale)
-        return _Codes(value.scales.data_ptr(), value.group, FORMATS[value.number].bits, inputs)
+        bits, scale_type = FORMATS[value.number].bits, TYPES[value.scales.dtype]
+        return _Codes(value.scales.data_ptr(), value.group, bits, scale_type, inputs)
     return _Codes()

@@ -12,7 +12,7 @@ from erniekit.ops.products import product
 from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
 # The formats that the kernels read; of others one matrix at a time is made into numbers.
-NUMBERS = ("int8", "int4", "nf4", "int2", "e4m3")
+NUMBERS = ("int8", "int4", "int4_full", "nf4", "int2", "e4m3")
 
 
 def quantised_product_native(
@@ -36,12 +36,12 @@ def quantised_product_native(
     bits = FORMATS[matrix.number].bits
     size = (rows, columns, matrix.group)
     table = None if matrix.number == "int8" or matrix.table is None else matrix.table.data_ptr()
-    data = (matrix.codes.data_ptr(), matrix.scales.data_ptr(), table)
+    data = (matrix.codes.data_ptr(), TYPES[matrix.scales.dtype], matrix.scales.data_ptr(), table)
     if offsets is None:
         library.load().declare(
             "ek_quantised_gemm",
             *(c_int, c_int, c_long, c_long, c_long, c_long, c_void_p),
-            *(c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p),
+            *(c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, c_void_p),
         )(
             *(TYPES[x_MK.dtype], bits, x_MK.shape[0], *size, x_MK.data_ptr()),
             *(*data, turned, out.data_ptr(), None if bias is None else bias.data_ptr()),
@@ -51,7 +51,7 @@ def quantised_product_native(
     library.load().declare(
         "ek_quantised_grouped_gemm",
         *(c_int, c_int, c_long, c_void_p, c_long, c_long, c_long, c_void_p),
-        *(c_void_p, c_void_p, c_void_p, c_int, c_void_p),
+        *(c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p),
     )(
         *(TYPES[x_MK.dtype], bits, matrix.shape[0], offsets.data_ptr(), *size, x_MK.data_ptr()),
         *(*data, turned, out.data_ptr()),

@@ -53,6 +53,7 @@ SHAPES = [
 ]
 # Number format and group of matrices that are codes: whole columns, groups that end within a part, mixed.
 CODES = [("int8", None), ("int4", None), ("int2", None), ("int8", 32), ("int4", 16), ("int2", 48), (None, 64)]
+CODES += [("int4_full", 32)]
 
 
 @pytest.fixture(params=LEVELS)
@@ -76,7 +77,8 @@ def make(
         drawn = rng.normal(0, rows**-0.5, (rows, columns)).astype("float32")
         if codes is not None:
             number = codes[0] or ("int4" if rows > shape.hidden else "int8")
-            return QuantisedMatrix.of(drawn, number, codes[1], dtype)
+            scale_type = "bf16" if number == "int4_full" else "fp32"
+            return QuantisedMatrix.of(drawn, number, codes[1], dtype, scale_type=scale_type)
         return paddle.to_tensor(drawn).astype(dtype)
 
     def vector(size: int, mean: float) -> paddle.Tensor:
@@ -373,7 +375,7 @@ def test_long_rows_are_joined_from_many_chunks(library: Library, columns: int) -
     assert difference(found[0], expected) < 1e-5
 
 
-@pytest.mark.parametrize("codes", [None, ("int4", 32)])
+@pytest.mark.parametrize("codes", [None, ("int4_full", 32)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_padding_other_rows_and_threads_change_no_bit(library: Library, dtype: str, codes: Any) -> None:
     shape = SHAPES[3]

@@ -21,8 +21,9 @@ def drawn(*shape, dtype="float32", seed=0):
     return paddle.to_tensor(values).astype(dtype)
 
 
-def made(shape, number, group, dtype):
-    return QuantisedMatrix.of(drawn(*shape).numpy(), number, group, getattr(paddle, dtype))
+def made(shape, number, group, dtype, *, scale_type="fp32"):
+    dtype = getattr(paddle, dtype)
+    return QuantisedMatrix.of(drawn(*shape).numpy(), number, group, dtype, scale_type=scale_type)
 
 
 def same(found, expected):
@@ -41,7 +42,9 @@ def near(found, expected, tolerance):
 @pytest.mark.parametrize("turned", [False, True])
 def test_products(library, sizes, number, dtype, tolerance, turned):
     rows, columns, count = sizes
-    matrix = made((rows, columns), number, 64 if number == "nf4" else None, dtype)
+    groups = {"nf4": 64, "int4_full": 32}
+    kept = "bf16" if number == "int4_full" else "fp32"
+    matrix = made((rows, columns), number, groups.get(number), dtype, scale_type=kept)
     inner, outer = (columns, rows) if turned else (rows, columns)
     x, bias = drawn(count, inner, dtype=dtype, seed=1), drawn(outer, dtype=dtype, seed=2)
     found = native.quantised_product_native(x, matrix, bias=bias, turned=turned)
@@ -56,7 +59,8 @@ def test_products(library, sizes, number, dtype, tolerance, turned):
 @pytest.mark.parametrize("loads", [(0, 0), (3,), (5, 0, 130, 1)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_products_of_experts(library, loads, number, dtype, tolerance, turned):
-    matrix = made((len(loads), 35, 110), number, 16, dtype)
+    kept = "bf16" if number == "int4_full" else "fp32"
+    matrix = made((len(loads), 35, 110), number, 16, dtype, scale_type=kept)
     x = drawn(sum(loads), 110 if turned else 35, dtype=dtype, seed=1)
     offsets = paddle.to_tensor(np.cumsum([0, *loads]))
     found = native.quantised_product_native(x, matrix, offsets=offsets, turned=turned)

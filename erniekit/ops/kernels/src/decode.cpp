@@ -84,7 +84,8 @@ struct Token {
         const long columns = cut.column_end(task) - c, stride = In::stride(inputs);
         float* to = sums + task / cut.pieces * part_size(cut) + c * d.rows;
         if constexpr (CODED) {
-            const Coded w = {(const uint8_t*)weight, codes.scales, cut.columns, codes.group, codes.bits};
+            const Coded w = {(const uint8_t*)weight, codes.scales, cut.columns, codes.group, codes.bits,
+                             codes.scale_type};
             void* room = ek_scratch<float>(thread, 4, 2 * d.rows * round_up(columns, kCodedColumns));
             multiply_coded(w, k, steps, c, columns, x, stride, d.rows, inputs, k - from, to, room, ahead);
         } else {
@@ -346,8 +347,8 @@ struct Token {
         float* sums = ek_scratch<float>(thread, 1, d.panel * d.rows);
         void* room = ek_scratch<float>(thread, 4, 2 * d.rows * round_up(d.panel, kCodedColumns));
         for (long p = first_panel(task); p < first_panel(task + 1); p++) {
-            const Coded w = {(const uint8_t*)d.head + p * panel_bytes(), d.head_codes.scales + p * d.panel, d.panel,
-                             d.hidden, d.head_codes.bits};
+            const Coded w = {(const uint8_t*)d.head + p * panel_bytes(), (const float*)d.head_codes.scales + p * d.panel,
+                             d.panel, d.hidden, d.head_codes.bits, EK_FP32};
             multiply_coded(w, 0, d.hidden, 0, d.panel, (const CodedOperand*)shared.normed, coded_stride(d.hidden),
                            d.rows, d.hidden, 0, sums, room, ahead);
             write_logits(sums, p * d.panel, smaller(d.vocab, (p + 1) * d.panel));

@@ -24,9 +24,14 @@ EK_INLINE vf rounded(vf x, vf scale) {
 
 struct Coded {
     const uint8_t* codes;  // [rows * bits / 8, rounded up][columns]
-    const float* scales;   // [(rows + group - 1) / group][columns]
-    long columns, group, bits;
+    const void* scales;    // [(rows + group - 1) / group][columns]
+    long columns, group, bits, scale_type;
 };
+
+// Scales of n <= VW columns from number `at` on.
+EK_INLINE vf scales_at(const Coded& w, long at, long n) {
+    return w.scale_type == EK_BF16 ? vload_n((const bf16*)w.scales + at, n) : vload_n((const float*)w.scales + at, n);
+}
 
 // Columns that are worked on at once. Groups end at multiples of 16 rows, or with the matrix.
 enum { kCodedColumns = EK_LEVEL >= 3 ? 64 : 2 * VW };
@@ -134,7 +139,7 @@ EK_APART void coded_sweep(const uint8_t* w, long stride, long steps, long column
 }
 
 // Sums of a group to numbers: out [blocks][vectors][32] += scale s (u q - zero q), in the order of the columns.
-static void coded_fold(const int32_t* sums, const Coded& w, const float* scales, long columns, const CodedOperand* x,
+static void coded_fold(const int32_t* sums, const Coded& w, long scales, long columns, const CodedOperand* x,
                        long x_stride, long size, long first, long steps, long vectors, float* out) {
     const int doubled = w.bits == 2, zero = w.bits == 8 ? 128 : w.bits == 4 ? 8 : 3;
     for (long r = 0; r < vectors; r++) {
@@ -165,7 +170,7 @@ static void coded_fold(const int32_t* sums, const Coded& w, const float* scales,
             for (int i = 0; i < 4 && c + 16 * i < columns; i++) {
                 float* to = out + ((c / 32 + i / 2) * vectors + r) * 32 + i % 2 * 16;
                 const long n = columns - c - 16 * i;
-                vstore(to, vfma(ordered[i], vload_n(scales + c + 16 * i, n), vload(to)));
+                vstore(to, vfma(ordered[i], scales_at(w, scales + c + 16 * i, n), vload(to)));
             }
         }
     }
@@ -192,7 +197,7 @@ static void multiply_coded(const Coded& w, long k, long inputs, long c, long col
         for (long i = first; i < last; i += pass)
             coded_rows(w, w.codes + byte_row(k + i, w.bits) * w.columns + c, smaller(pass, last - i), columns,
                        x + 2 * (at + i), x_stride, vectors, sums, ahead);
-        coded_fold(sums, w, w.scales + group * w.columns + c, columns, x, x_stride, size, at + first, last - first,
+        coded_fold(sums, w, group * w.columns + c, columns, x, x_stride, size, at + first, last - first,
                    vectors, out);
         first = last;
     }
@@ -231,7 +236,7 @@ static void multiply_coded(const Coded& w, long k, long inputs, long c, long col
         const long n = smaller(VW, columns - b);
         for (long first = 0; first < inputs;) {
             const long group = (k + first) / w.group, last = smaller(inputs, (group + 1) * w.group - k);
-            const vf scale = vload_n(w.scales + group * w.columns + c + b, n);
+            const vf scale = scales_at(w, group * w.columns + c + b, n);
             for (long r = 0; r < vectors; r++) {
                 vf sum = vzero();
                 for (long i = first; i < last; i++) {

@@ -9,8 +9,8 @@ namespace EK_NS {
 // How the codes of a matrix are to be read, see `Coded`; and what its inputs are rounded to before, whole numbers up
 // to 127 times a scale, or 0 for none.
 struct DecodeCodes {
-    const float* scales;
-    long group, bits;
+    const void* scales;
+    long group, bits, scale_type;
     double input_scale;
 };
 

@@ -16,11 +16,16 @@ struct Codes {
     int bits;                   // a byte holds 8 / bits rows of a column, the first in its lowest bits
     long rows, columns, group;  // rows that share a scale
     const uint8_t* codes;       // [rows * bits / 8, rounded up][columns]
-    const float* scales;        // [(rows + group - 1) / group][columns]
+    int scale_type;             // 0 fp32, 1 bf16
+    const void* scales;         // [(rows + group - 1) / group][columns]
     const float* table;         // [1 << bits] numbers of the codes; null: they are signed numbers of 8 bits
 };
 
 EK_INLINE long smaller(long a, long b) { return a < b ? a : b; }
+EK_INLINE const void* past(const void* data, int type, long elements) {
+    return (const char*)data + elements * (type == EK_BF16 ? 2 : 4);
+}
+EK_INLINE void* past(void* data, int type, long elements) { return (void*)past((const void*)data, type, elements); }
 
 #if EK_LEVEL >= 2
 typedef __m512 Table;
@@ -69,7 +74,7 @@ EK_INLINE vf values4(const uint8_t* p, int shift, Table table) {
 #endif
 
 // Rows [row, row + rows) and columns [column, column + columns) as numbers, `stride` apart.
-template <class T>
+template <class T, class S>
 static void numbers(const Codes& w, long row, long rows, long column, long columns, T* out, long stride) {
     const bool wide = w.bits == 8, is_signed = w.table == nullptr;
     const long each = 8 / w.bits;
@@ -78,7 +83,7 @@ static void numbers(const Codes& w, long row, long rows, long column, long colum
     const Table table = load_table(small);
     for (long r = row; r < row + rows; r++, out += stride) {
         const uint8_t* codes = w.codes + r / each * w.columns + column;
-        const float* scales = w.scales + r / w.group * w.columns + column;
+        const S* scales = (const S*)w.scales + r / w.group * w.columns + column;
         const int shift = (int)(r % each) * w.bits;
         long j = 0;
         for (; j + VW <= columns; j += VW) {
@@ -91,13 +96,15 @@ static void numbers(const Codes& w, long row, long rows, long column, long colum
             const float value = is_signed ? (float)(int8_t)codes[j]
                                 : wide    ? w.table[codes[j]]
                                           : small[codes[j] >> shift & 15];
-            store1(out + j, value * scales[j]);
+            store1(out + j, value * load1(scales + j));
         }
     }
 }
 
-EK_INLINE void* past(const void* data, int type, long elements) {
-    return (char*)data + elements * (type == EK_BF16 ? 2 : 4);
+template <class T>
+static void numbers(const Codes& w, long row, long rows, long column, long columns, T* out, long stride) {
+    if (w.scale_type == EK_BF16) numbers<T, bf16>(w, row, rows, column, columns, out, stride);
+    else numbers<T, float>(w, row, rows, column, columns, out, stride);
 }
 
 struct Rows {
@@ -136,7 +143,7 @@ static void panel_product(const Codes& w, const Rows& x, long panel, long first,
 static Codes of_group(const Codes& all, long g) {
     Codes w = all;
     w.codes += g * ((all.rows * all.bits + 7) / 8) * all.columns;
-    w.scales += g * ((all.rows + all.group - 1) / all.group) * all.columns;
+    w.scales = past(all.scales, all.scale_type, g * ((all.rows + all.group - 1) / all.group) * all.columns);
     return w;
 }
 
@@ -145,12 +152,13 @@ static Codes of_group(const Codes& all, long g) {
 
 using namespace EK_NS;
 
-// C [M,N] = A [M,K] W [K,N] + bias, or with `turned` C [M,K] = A [M,N] W^T. Types: 0 fp32, 1 bf16, of A, C, bias.
+// C [M,N] = A [M,K] W [K,N] + bias, or with `turned` C [M,K] = A [M,N] W^T. Types: 0 fp32, 1 bf16, of A, C, bias,
+// and of scales.
 EK_EXPORT(ek_quantised_gemm)(int type, int bits, long m, long k, long n, long group, const void* a,
-                             const uint8_t* codes, const float* scales, const float* table, int turned, void* c,
-                             const void* bias) {
+                             const uint8_t* codes, int scale_type, const void* scales, const float* table,
+                             int turned, void* c, const void* bias) {
     if (m <= 0) return;
-    const Codes w = {bits, k, n, group, codes, scales, table};
+    const Codes w = {bits, k, n, group, codes, scale_type, scales, table};
     const Rows x = {type, m, a, c, bias, turned != 0};
     const long panels = ((turned ? k : n) + PANEL - 1) / PANEL;
     long splits = 1;
@@ -164,9 +172,9 @@ EK_EXPORT(ek_quantised_gemm)(int type, int bits, long m, long k, long n, long gr
 
 // The same for rows [from[g], from[g + 1]) of A and matrix g of [groups][K][N].
 EK_EXPORT(ek_quantised_grouped_gemm)(int type, int bits, long groups, const long* from, long k, long n, long group,
-                                     const void* a, const uint8_t* codes, const float* scales, const float* table,
-                                     int turned, void* c) {
-    const Codes all = {bits, k, n, group, codes, scales, table};
+                                     const void* a, const uint8_t* codes, int scale_type, const void* scales,
+                                     const float* table, int turned, void* c) {
+    const Codes all = {bits, k, n, group, codes, scale_type, scales, table};
     const long outer = turned ? k : n, inner = turned ? n : k, panels = (outer + PANEL - 1) / PANEL;
     ek_parallel(groups * panels, [&](long task, int thread) {
         const long g = task / panels, count = from[g + 1] - from[g];
