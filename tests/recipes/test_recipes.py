@@ -1,6 +1,7 @@
 """Recipes are complete, and their expectations would notice a broken trainer."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -41,8 +42,9 @@ def test_a_recipe_is_complete(recipe: Path) -> None:
 def test_commands_of_the_script_are_accepted(recipe: Path) -> None:
     script = (recipe / "run.sh").read_text(encoding="utf-8")
     assert subprocess.run(["sh", "-n", str(recipe / "run.sh")], check=False).returncode == 0
+    config = re.search(r"^config=\$recipe/(\S+)$", script, re.MULTILINE)
     values = {
-        "$config": f"recipes/{recipe.name}/sft.yaml",
+        **({"$config": f"recipes/{recipe.name}/{config[1]}"} if config else {}),
         "$output": "output",
         "$recipe/": f"recipes/{recipe.name}/",
         "$recipe": "recipe",
