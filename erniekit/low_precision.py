@@ -30,6 +30,9 @@ def apply_fp8(built: Any, *, use_fp8: bool, **switches: Any) -> Any:
     from erniekit.quant.fp8 import train_in_fp8
 
     made = train_in_fp8(built.model, load_family(built.config).plan.ROLES, **switches)
+    assert made.layers or built.spread is not None, "no matrix of this model computes in FP8"
+    if built.spread is not None:
+        made.gather = _values_of_all(built.spread.mesh.world)
     logger.info(f"fp8: {len(made.layers)} matrices of MLPs and experts compute block by block in FP8")
     return replace(built, fp8=made)
 
@@ -82,6 +85,12 @@ def check_qat(qat_scheme: str | None, layout: Any, sharding: str, *, learned: bo
         raise UnsupportedError(
             "qat_learn_scales: true is not built for several processes; train with one, or leave it out"
         )
+
+
+def _values_of_all(group: Any) -> Any:
+    from erniekit.parallel import comm
+
+    return lambda own: comm.gather_objects(own, group)
 
 
 def _largest_over(group: Any) -> Any:

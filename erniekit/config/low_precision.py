@@ -32,6 +32,11 @@ class LowPrecision:
         False, "keep what goes into SwiGLU as bytes until its backward pass (half of what an MLP keeps)"
     )
     fp8_shared_expert: bool = key(False, "shared experts compute in FP8 too")
+    fp8_dispatch: bool = key(
+        False,
+        "rows travel to experts of other processes as bytes; gradients of weights then see them rounded "
+        "twice",
+    )
     fp8_offline_quant_weight: bool = key(
         False, "keep the weights' bytes from one update to the next, in place of rounding them in every pass"
     )

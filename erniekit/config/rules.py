@@ -385,8 +385,8 @@ def _quantize(config: Config) -> RuleResult:
     if not config.train_data.train_dataset_path and _needs_calibration(config):
         yield (
             "train_dataset_path",
-            "train_dataset_path: is missing: texts that calibrate; without them there are quant_method: trained "
-            "and, for schemes of weights alone, rtn",
+            "train_dataset_path: is missing: texts that calibrate; without them there are quant_method: "
+            "trained and, for schemes of weights alone, rtn",
         )
     if config.run.stage == "DPO":
         yield "stage", "stage: DPO reads pairs of answers, which calibrate nothing; write stage: SFT or PT"

@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import paddle
 
 from erniekit.nn.linear import Linear
-from erniekit.nn.moe import ExpertMatrices
+from erniekit.nn.moe import ExpertMatrices, MixtureOfExperts
 from erniekit.ops import remake
 from erniekit.ops.backend import multiplies_fp8
 from erniekit.ops.low_precision import Factor, low_precision_grouped_linear, low_precision_linear
 from erniekit.ops.tiles import Codes, Counts, Grid, decode, encode, rounded
 
 TILE = 128
+_ROWS = Grid("e4m3", 1, TILE, power_of_two=True)
 
 
 @dataclass
@@ -79,11 +81,10 @@ class BlockFp8:
         return _factor_of(self.kept)
 
     def input(self, x_MK: paddle.Tensor, kept: remake.Recipe, bounds: Any) -> tuple[Factor, Any]:
-        grid = Grid("e4m3", 1, TILE, power_of_two=True)
         if not self.keeps_bytes:
-            numbers = _factor(x_MK, grid, bounds=bounds, counts=self.inputs)
+            numbers = _factor(x_MK, _ROWS, bounds=bounds, counts=self.inputs)
             return self._analysed("input", x_MK, numbers), kept
-        codes = encode(x_MK, grid, bounds=bounds, counts=self.inputs)
+        codes = encode(x_MK, _ROWS, bounds=bounds, counts=self.inputs)
         return self._analysed("input", x_MK, _factor_of(codes)), codes
 
     def input_again(self, kept: Any, bounds: Any) -> Factor:
@@ -105,7 +106,7 @@ class BlockFp8:
         """y, which from now on says how it is made of bytes (`ops/remake.py`)."""
         if not self.keeps_output or y.stop_gradient:
             return y
-        codes = encode(y.detach().reshape([-1, y.shape[-1]]), Grid("e4m3", 1, TILE, power_of_two=True))
+        codes = encode(y.detach().reshape([-1, y.shape[-1]]), _ROWS)
         return remake.mark(y, _decoded, codes, y.shape)
 
     def forget(self) -> None:
@@ -132,15 +133,36 @@ def _decoded(codes: Codes, shape: list[int]) -> paddle.Tensor:
     return decode(codes).reshape(shape)
 
 
+class PackedRows:
+    """Rows on their way to experts as these round them: bytes of tiles 1 x 128, then their scales in fp32."""
+
+    def pack(self, x_MH: paddle.Tensor) -> paddle.Tensor:
+        if x_MH.shape[0] == 0:  # nothing cannot be viewed as something else
+            return paddle.zeros([0, x_MH.shape[1] + 4 * -(-x_MH.shape[1] // TILE)], dtype="uint8")
+        codes = encode(x_MH, _ROWS)
+        return paddle.concat([codes.codes, codes.scales.contiguous().view("uint8")], axis=1)
+
+    def unpack(self, packed: paddle.Tensor, hidden_size: int, dtype: Any) -> paddle.Tensor:
+        if packed.shape[0] == 0:
+            return paddle.zeros([0, hidden_size], dtype=dtype)
+        codes, scales = packed[:, :hidden_size], packed[:, hidden_size:]
+        bounds = np.array([0, packed.shape[0]], np.int64)
+        return decode(Codes(codes.contiguous(), scales.contiguous().view("float32"), _ROWS, bounds, dtype))
+
+
 @dataclass
 class Fp8Training:
-    """The layers of a model that compute in FP8; rides along with the loss (`train/step_loss.py`)."""
+    """The layers of a model that compute in FP8; rides along with the loss (`train/step_loss.py`).
+
+    gather: the values of all processes, where there are several.
+    """
 
     layers: dict[str, BlockFp8]
     inputs: Counts
     gradients: Counts
     analysis: bool = False
     last: dict[str, float] = field(default_factory=dict)
+    gather: Callable[[Any], list[Any]] = lambda own: [own]  # noqa: E731
 
     def begin_step(self, num_micro_batches: int) -> None: ...
 
@@ -155,22 +177,36 @@ class Fp8Training:
             layer.forget()
 
     def row(self) -> dict[str, Any]:
-        """Shares of numbers that became zero since the last row, and with analysis the errors by layer."""
+        """Shares of numbers that became zero since the last row, and with analysis the errors by layer.
+
+        Of all processes together, which all have to ask for it.
+        """
         found: dict[str, Any] = {}
-        for name, counts in (("inputs", self.inputs), ("gradients", self.gradients)):
-            total, lost, cut = counts.take()
+        counts = self.gather((self.inputs.take(), self.gradients.take()))
+        for name, all_of in zip(("inputs", "gradients"), zip(*counts, strict=True), strict=True):
+            total, lost, cut = map(sum, zip(*all_of, strict=True))
             if total:
                 found[f"fp8_{name}_underflow"] = lost / total
                 found[f"fp8_{name}_saturated"] = cut / total
         self.last = dict(found)
         if self.analysis:
-            found["fp8_errors"] = {
-                name: {kind: error.relative for kind, error in (layer.errors or {}).items()}
-                for name, layer in self.layers.items()
-            }
-            for layer in self.layers.values():
-                layer.errors = {}
+            found["fp8_errors"] = self._take_errors()
         return found
+
+    def _take_errors(self) -> dict[str, dict[str, float]]:
+        """Relative errors by layer and kind; of a layer that processes share, over all of its numbers."""
+        whole: dict[str, dict[str, Error]] = {}
+        for of_process in self.gather({name: layer.errors or {} for name, layer in self.layers.items()}):
+            for name, errors in of_process.items():
+                sums = whole.setdefault(name, {})
+                for kind, error in errors.items():
+                    so_far = sums.setdefault(kind, Error())
+                    so_far.moved, so_far.size = so_far.moved + error.moved, so_far.size + error.size
+        for layer in self.layers.values():
+            layer.errors = {}
+        return {
+            name: {kind: error.relative for kind, error in errors.items()} for name, errors in whole.items()
+        }
 
     def lines(self) -> list[str]:
         """What became zero, for people."""
@@ -188,6 +224,7 @@ def train_in_fp8(
     fp8_dequant_input: bool = False,
     fp8_swiglu_input: bool = False,
     fp8_shared_expert: bool = False,
+    fp8_dispatch: bool = False,
     fp8_offline_quant_weight: bool = False,
     enable_fp8_quantize_analysis: bool = False,
 ) -> Fp8Training:
@@ -199,6 +236,8 @@ def train_in_fp8(
         fp8_dequant_input: keep the inputs of matrices as bytes.
         fp8_swiglu_input: keep what lies between gate and up and SwiGLU as bytes.
         fp8_shared_expert: shared experts too.
+        fp8_dispatch: rows travel to experts of other processes as bytes; gradients of weights then see them
+            rounded twice.
         fp8_offline_quant_weight: keep weights as bytes from one update to the next, in place of rounding them
             in every pass.
         enable_fp8_quantize_analysis: measure what rounding moves, layer by layer (slow).
@@ -206,6 +245,8 @@ def train_in_fp8(
     wanted = {"dense_mlp", "experts", *(["shared_experts"] if fp8_shared_expert else [])}
     made = Fp8Training({}, Counts(), Counts(), analysis=enable_fp8_quantize_analysis)
     for name, layer in model.named_sublayers():
+        if fp8_dispatch and isinstance(layer, MixtureOfExperts):
+            layer.dispatcher.packing = PackedRows()
         ends = [end for end in roles if name.endswith(end)]
         role = roles[max(ends, key=len)] if ends else None
         if role not in wanted or not isinstance(layer, (Linear, ExpertMatrices)):
@@ -220,19 +261,18 @@ def train_in_fp8(
             errors={} if enable_fp8_quantize_analysis else None,
         )
         made.layers[name] = arithmetic
-        layer.forward = _forward_of(layer, arithmetic)  # type: ignore[method-assign]
-    assert made.layers, "no matrix of this model computes in FP8"
+        if isinstance(layer, ExpertMatrices):
+            layer.forward = partial(_experts, layer, arithmetic)  # type: ignore[method-assign]
+        else:
+            # What processes exchange is around the product.
+            layer.product = partial(_linear, layer, arithmetic)  # type: ignore[method-assign]
     return made
 
 
-def _forward_of(layer: Any, arithmetic: BlockFp8) -> Callable[..., paddle.Tensor]:
-    if isinstance(layer, ExpertMatrices):
-        return partial(_experts, layer, arithmetic)
-    return partial(_linear, layer, arithmetic)
-
-
-def _linear(layer: Linear, arithmetic: BlockFp8, x: paddle.Tensor) -> paddle.Tensor:
-    return arithmetic.output(low_precision_linear(x, layer.weight, layer.bias, arithmetic))
+def _linear(
+    layer: Linear, arithmetic: BlockFp8, x: paddle.Tensor, bias: paddle.Tensor | None
+) -> paddle.Tensor:
+    return arithmetic.output(low_precision_linear(x, layer.weight, bias, arithmetic))
 
 
 def _experts(

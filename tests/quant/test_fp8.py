@@ -9,8 +9,9 @@ from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices
 from erniekit.ops import gradients
 from erniekit.ops.backend import choose, use_kernels
+from erniekit.ops.tiles import Grid, rounded
 from erniekit.quant import fp8
-from erniekit.quant.fp8 import Error, train_in_fp8
+from erniekit.quant.fp8 import Error, PackedRows, train_in_fp8
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.adapters import models
 
@@ -195,6 +196,47 @@ def test_what_the_log_is_told():
     assert row["fp8_errors"]["mlp"]["weight"] == 0
     assert made.lines() == ["fp8: 12.50% of inputs and 25.00% of gradients rounded to zero"]
     assert made.row()["fp8_errors"] == {"mlp": {}} and made.lines() == []
+
+
+def test_what_processes_share_is_told_of_all():
+    layer = Linear(2, 2, bias=False, dtype="float32")
+    layer.weight.set_value(np.ones((2, 2), np.float32))
+    made = train_in_fp8(Net(mlp=layer), ROLES, enable_fp8_quantize_analysis=True)
+    layer(paddle.to_tensor(np.array([[448.0, 1e-6]], np.float32)))
+    others = [((6, 2, 0), (0, 0, 0)), {"mlp": {"input": Error(448.0**2, 0)}, "other": {"input": Error(1, 4)}}]
+    made.gather = lambda own: [own, others.pop(0)]
+    row = made.row()
+    assert row["fp8_inputs_underflow"] == 3 / 8 and "fp8_gradients_underflow" not in row
+    assert (
+        row["fp8_errors"]["mlp"]["input"] == pytest.approx(1) and row["fp8_errors"]["other"]["input"] == 0.5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [0, 5])
+def test_rows_that_travel_as_bytes(rows, dtype):
+    random = np.random.default_rng(3)
+    x = random.normal(size=(rows, 200)) * 2.0 ** random.integers(-9, 9, (rows, 1))
+    numbers = paddle.to_tensor(x.astype(np.float32)).astype(dtype)
+    packed = PackedRows().pack(numbers)
+    assert packed.shape == [rows, 200 + 2 * 4] and packed.dtype == paddle.uint8
+    found = PackedRows().unpack(packed, 200, numbers.dtype)
+    assert found.dtype == numbers.dtype
+    expected = tiles(numbers.astype("float32").numpy(), 1, 128)
+    assert (found.astype("float32").numpy() == expected).all()
+    # The experts find the same numbers again.
+    again = rounded(found, Grid("e4m3", 1, 128, power_of_two=True))
+    assert (again.astype("float32").numpy() == expected).all()
+
+
+def test_what_is_around_a_product_stays():
+    layer = Linear(4, 2, bias=True, dtype="float32")
+    layer.weight.set_value(np.ones((4, 2), np.float32))
+    layer.bias.set_value(np.ones(2, np.float32))
+    plain = layer.forward
+    layer.forward = lambda x: 10 * plain(x)
+    train_in_fp8(Net(mlp=layer), ROLES)
+    assert layer(paddle.full([1, 4], 17.0)).tolist() == [[10 * (4 * 16.0 + 1)] * 2]
 
 
 def test_error_of_nothing_is_none():

@@ -36,6 +36,7 @@ EP2, MP2 = {"moe_group": "dp", "expert_parallel_degree": 2}, {**TP2, "moe_group"
 AGAIN = {"recompute": True, "recompute_granularity": "full"}
 LORA = {"fine_tuning": "LoRA", "lora_rank": 3}
 BALANCED = {"moe_use_aux_free": True, "moe_use_aux_free_update_coef": 0.02, "moe_z_loss_lambda": 0.1}
+FP8 = {"use_fp8": True, "fp8_dequant_input": True, **AGAIN}
 # Name -> model, keys. The first word is the model's.
 TWO: dict[str, dict[str, Any]] = {
     "dense dp2": {},
@@ -63,6 +64,8 @@ TWO: dict[str, dict[str, Any]] = {
     "alone tp2": TP2,
     "experts ep2": {**EP2, **BALANCED},
     "experts ep2 recompute": {**EP2, **AGAIN},
+    "experts ep2 fp8": {**EP2, **FP8},
+    "experts ep2 fp8 bytes": {**EP2, **FP8, "fp8_dispatch": True},
     "experts mp2": MP2,
     "experts mp2 sp": {**MP2, "sequence_parallel": True},
     "alone mp2 sp": {**MP2, "sequence_parallel": True},
@@ -108,6 +111,9 @@ def check(folder: Path, plans: dict[str, dict[str, Any]], nproc: int) -> None:
             assert both, name
             if any(sent != pytest.approx(expected, abs=0.5) for sent, expected in both.values()):
                 wrong[name, rank] = both, step.sent
+    for name in plans:  # experts round the rows to the same bytes that travel
+        same = name.removesuffix(" bytes")
+        assert [step.loss for step in found[0][name]] == [step.loss for step in found[0][same]], name
     assert not wrong, "\n".join(f"{name}: {both}" for name, both in wrong.items())
 
 
