@@ -18,7 +18,7 @@ class TrainData:
         None,
         "files, folders, globs or hub ids, separated by commas",
         comma_list=True,
-        required_by=("train", "quantize"),
+        required_by=("train",),
     )
     train_dataset_type: str | None = key(None, "format of each: " + DATASET_TYPES, comma_list=True)
     train_dataset_prob: str | None = key(

@@ -13,6 +13,7 @@ from erniekit.config.config import Config
 from erniekit.data.pack import Batch, BatchShape
 from erniekit.data.pipeline import build_loader, iterate_eval, open_eval_samples, open_train_samples
 from erniekit.data.reader import READER_KEYS, SampleReader, open_reader
+from erniekit.log import logger
 from erniekit.models.registry import read_vision_tokens
 
 # Tokens of a held-out batch.
@@ -20,7 +21,12 @@ _EVALUATED = 8192
 
 
 def calibration_batches(config: Config, folder: Path) -> list[Batch]:
-    """The first batches of the training data, of `num_calibration_tokens` at least if there are as many."""
+    """The first batches of the training data, of `num_calibration_tokens` at least if there are as many.
+
+    None where no data is named.
+    """
+    if not config.train_data.train_dataset_path:
+        return []
     reader, shape, sequences = _reader(config, folder), _shape(config), config.sequences
     samples = open_train_samples(reader, config.run.seed, **asdict(config.train_data))
     loader = build_loader(
@@ -36,6 +42,12 @@ def calibration_batches(config: Config, folder: Path) -> list[Batch]:
         loader.epoch < 1 and sum(batch.num_tokens for batch in found) < config.quantize.num_calibration_tokens
     ):
         found += loader.next_step()
+    tokens = sum(batch.num_tokens for batch in found)
+    if tokens < config.quantize.num_calibration_tokens:
+        logger.warning(
+            f"train_dataset_path has {tokens:,} tokens, which all calibrate; num_calibration_tokens asks for "
+            f"{config.quantize.num_calibration_tokens:,}"
+        )
     return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.export.adapter import ExportedAdapter, export_adapter
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
@@ -37,6 +37,7 @@ from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
+from erniekit.quant.folder import read_quantisation
 from erniekit.quant.trained import read_trained
 
 EXPORT_LAYOUTS, GGUF = ("hf", "paddle"), "gguf"
@@ -125,6 +126,8 @@ def export_model(
     for folder in {source.folder, source.adapter or source.folder}:
         check_destination(destination, folder, overwrite=overwrite)
         verify_source(folder)
+    if merge_adapter or source.adapter is None:
+        _require_full(source.folder)
     title = (destination if export_dir else output_dir).resolve().name
     if is_gguf:
         return export_gguf(
@@ -144,6 +147,17 @@ def export_model(
     if not merge_adapter:
         return export_adapter(source, destination, **form)
     return _export_whole(source, destination, title, **form)
+
+
+def _require_full(folder: Path) -> None:
+    """Refuse weights of few bits, which are neither merged into nor written in another layout."""
+    kept = read_quantisation(folder)
+    if kept is not None:
+        raise UnsupportedError(
+            f"{folder} is quantised ({kept.scheme}), and exports are of models in full: it is used as it "
+            "is; name the model that it was made of, or, for an adapter over it, write merge_adapter=false, "
+            "which writes the adapter alone"
+        )
 
 
 def _export_whole(

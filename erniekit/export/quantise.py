@@ -75,7 +75,8 @@ def quantise_model(config: Config, source: Path, output_dir: Path) -> QuantisedM
     logger.info(
         f"quantising {source} in {method.quant_scheme} ({SCHEMES[method.quant_scheme].words}) by "
         f"{method.in_words()}"
-        + (f"; {tokens:,} tokens calibrate" if trained is None else f", in {trained.step:,} steps")
+        + (f"; {tokens:,} tokens calibrate" if tokens else ", without data")
+        + (f", after {trained.step:,} steps of training" if trained is not None else "")
     )
     quantisation = run.choose()
     expected = run.full_states(held_out) if held_out else []
@@ -149,7 +150,7 @@ class _Run:
             kept = json.loads(state.read_text(encoding="utf-8"))
             if kept["asked"] == asked:
                 # The model's own files may be there, if the run ended after them.
-                check_destination(self.destination, self.source, overwrite=True)
+                check_destination(self.destination, self.source, overwrite=True, key="quant_dir")
                 number = sum(path.name.isdigit() for path in self.work.iterdir())
                 logger.info(f"going on: {number} blocks are quantised already")
                 return self._quantisation(kept["formats"])
@@ -159,7 +160,7 @@ class _Run:
                     "other settings; write overwrite_output_dir=true to begin anew, or name another quant_dir"
                 )
             shutil.rmtree(self.work)
-        check_destination(self.destination, self.source, overwrite=overwrite)
+        check_destination(self.destination, self.source, overwrite=overwrite, key="quant_dir")
         scheme = self.method.quant_scheme
         blocks = f"{self.family.plan.BLOCKS}."
         found = formats_of(self.shapes, self.family.plan.ROLES, scheme)

@@ -288,7 +288,7 @@ class ExpertWatch:
             Those experts, with the number of tokens that reached them by themselves.
         """
         first, second = (f"{self._name}.experts.{end}.weight" for end in ("up_gate_proj", "down_proj"))
-        if not self._experts or first not in inputs:
+        if not self._rows or first not in inputs:
             return {}
         rows = np.concatenate(self._rows)
         logits = rows @ self._layer.gate.matrix(0).numpy()

@@ -64,3 +64,11 @@ def test_what_is_trained_is_not_chosen_anew():
     with pytest.raises(ConfigError, match="smooth_alpha chooses what quant_method: trained takes"):
         loaded("quantize", **keys, smooth_alpha=0.5)
     loaded("quantize", **keys)
+
+
+def test_what_needs_calibration():
+    for keys in ({"quant_method": "trained"}, {"quant_method": "rtn", "quant_scheme": "wint8"}):
+        assert loaded("quantize", **keys, train_dataset_path=None).train_data.train_dataset_path is None
+    for keys in ({}, {"quant_scheme": "w8a8"}, {"target_bits": 4}, {"smooth_alpha": 0.5}):
+        with pytest.raises(ConfigError, match="train_dataset_path: is missing: texts that calibrate"):
+            loaded("quantize", train_dataset_path=None, **{"quant_method": "rtn", **keys} if keys else {})

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.files import open_tensors
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.export import quantise
+from erniekit.export.export import export_model
 from erniekit.quant.folder import read_quantisation
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.quant.folders import quantised_folder
@@ -29,7 +30,7 @@ def total(done):
 
 
 def test_methods_are_better_than_rounding(tmp_path):
-    config = tiny_config(**LARGER)
+    config = tiny_config(**{**LARGER, "num_hidden_layers": 2})
     found = {
         name: quantised_folder(tmp_path, config, quant_scheme="int2", **keys)[1]
         for name, keys in {
@@ -115,6 +116,7 @@ quantised_folder(Path(sys.argv[1]), tiny_config(hidden_size=64, intermediate_siz
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path):
     words = [sys.executable, "-c", _KILLED, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
@@ -142,17 +144,14 @@ def test_a_killed_run_goes_on(tmp_path):
 
 
 def test_formats_by_sensitivity(tmp_path):
-    config = tiny_moe_config(moe_num_shared_experts=1, hidden_size=64, moe_intermediate_size=(64,))
-    _, done = quantised_folder(
-        tmp_path, config, quant_scheme="wint4_g64", quant_method="rtn", target_bits=6.0
-    )
+    config = tiny_moe_config(num_hidden_layers=2, hidden_size=64, moe_num_experts=(2,))
+    keys = {"quant_scheme": "wint4_g64", "quant_method": "rtn"}
+    _, done = quantised_folder(tmp_path, config, **keys, target_bits=6.0)
     assert done.bits <= 6.0 and len(set(done.quantisation.formats.values())) >= 2
-    smaller = quantised_folder(
-        tmp_path, config, quant_scheme="wint4_g64", quant_method="rtn", target_bits=5.0
-    )[1]
+    smaller = quantised_folder(tmp_path, config, **keys, target_bits=5.0)[1]
     assert smaller.bits <= 5.0 and total(smaller) > total(done)
     with pytest.raises(ConfigError, match="target_bits: 2.1: .* the smallest formats take"):
-        quantised_folder(tmp_path, config, quant_scheme="wint4_g64", quant_method="rtn", target_bits=2.1)
+        quantised_folder(tmp_path / "dense", tiny_config(num_hidden_layers=1), **keys, target_bits=2.1)
 
 
 def test_what_is_quantised_already_is_refused(tmp_path):
@@ -162,6 +161,17 @@ def test_what_is_quantised_already_is_refused(tmp_path):
     (other / "model").symlink_to(done.folder)
     with pytest.raises(ConfigError, match="is quantised already"):
         quantised_folder(other, quant_scheme="wint4")
+    for layout in ("hf", "gguf"):
+        with pytest.raises(UnsupportedError, match=r"is quantised \(wint8\), and exports are of models in"):
+            export_model(done.folder, tmp_path / "other", export_layout=layout)
+
+
+def test_rounding_of_weights_needs_no_data(tmp_path):
+    keys = {"quant_method": "rtn", "clip_search": False}
+    _, found = quantised_folder(tmp_path, tiny_moe_config(), quant_scheme="wint4/8", **keys)
+    alone = quantised_folder(tmp_path, quant_scheme="wint4/8", **keys, train_dataset_path=None)[1]
+    assert alone.num_tokens == 0 < found.num_tokens
+    assert alone.quality == found.quality
 
 
 def test_multi_token_prediction_stays_as_it_is(tmp_path):

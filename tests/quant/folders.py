@@ -25,6 +25,7 @@ def quantised_folder(folder: Path, config=None, **keys) -> tuple[Path, Quantised
     """A tiny model in full under `folder`, and what `erniekit quantize` makes of it with some keys."""
     source = folder / "model"
     if not source.exists():
+        folder.mkdir(exist_ok=True)
         write_tiny_checkpoint(source, config)
     texts = write_texts(folder)
     values = {
