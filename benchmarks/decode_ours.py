@@ -18,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", required=True)
     parser.add_argument("--type", required=True, help="as compute_type")
+    parser.add_argument("--model", help="folder of the model, in place of that of the work")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--beside", help="another type, whose prompts are timed in turns with this one's")
     options = parser.parse_args()
@@ -35,7 +36,7 @@ def main() -> None:
 
     work = json.loads(options.work)
     set_device(device="cpu", seed=0, kernels=options.kernels)
-    built = load_for_inference(Path(work["folder"]), compute_type=options.type)
+    built = load_for_inference(Path(options.model or work["folder"]), compute_type=options.type)
     tokenizer = load_tokenizer(Path(work["folder"]))
     sampling = Sampling(max_new_tokens=work["tokens"], temperature=0.0)
 

@@ -1,21 +1,23 @@
 """Times decoding in few bits: ErnieKit and llama.cpp in turns in the same run, and what both cost in quality.
 
     python benchmarks/quant_decode.py
-    python benchmarks/quant_decode.py --ours wint4_g64 --llama-types q4_0 --quick
+    python benchmarks/quant_decode.py --ours wint4_g32 --llama-types q4_0 --quick
     python benchmarks/quant_decode.py --real-time
 
 Both sides round the same weights to the nearest: ErnieKit by a scheme of `compute_type`, llama.cpp's file by
-`erniekit export export_layout=gguf`. `wint8` has 8.05 bits a weight of the starter's matrices and Q8_0 8.5,
-`wint4_g64` and Q4_0 have 4.5, `wint4` 4.05; the output layer is Q8_0 in the peer's files, and int8 in
-ErnieKit's decoding of all schemes. Times are those of decode.py. The perplexity is that of a text of this
-repository, by the same steps that answers are made of.
+`erniekit export export_layout=gguf`. A scheme with `-gptq` behind it is a folder that `erniekit quantize`
+makes first, as `examples/configs/starter/run_quantize.yaml` says. `wint8` has 8.05 bits a weight of the
+starter's matrices and Q8_0 8.5, `wint4_g32` and Q4_0 have 4.5, `wint4` 4.05; the output layer is Q8_0 in the
+peer's files, and int8 in ErnieKit's decoding of all schemes. Times are those of decode.py. The perplexity is
+that of a text of this repository, by the same steps that answers are made of.
 
 With other work on the machine llama.cpp's threads wait for each other; `--real-time` runs all workers before
 everything else (it needs the right to).
 
-The last line is one JSON object: `ratio_q8` and `ratio_q4` are tokens/s of wint8 over Q8_0 and of wint4
-over Q4_0, `ratio_q4_g64` those of wint4_g64 over Q4_0, `prefill_ratio_...` the same of prompts, and
-`prefill_ratios_bf16` those of every scheme over bf16, in turns in one process.
+The last line is one JSON object: `ratio_q8` and `ratio_q4` are tokens/s of wint8 over Q8_0 and of wint4_g32
+over Q4_0, `ratio_q4_gptq` and `ratio_q4_channel` those of wint4_g32-gptq and of wint4 over Q4_0,
+`prefill_ratio_...` the same of prompts, `perplexity_ratio_...` the same of perplexities (below one is
+better), and `prefill_ratios_bf16` the prompts of every scheme over bf16, in turns in one process.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -35,7 +38,13 @@ from measure import HERE, WorkerError, machine, run_worker, say, table, usable_c
 
 SCORED = HERE.parent / "docs" / "architecture.md"
 # Name of a ratio -> our scheme and the peer's type.
-PAIRS = {"q8": ("wint8", "q8_0"), "q4": ("wint4", "q4_0"), "q4_g64": ("wint4_g64", "q4_0")}
+PAIRS = {
+    "q8": ("wint8", "q8_0"),
+    "q4": ("wint4_g32", "q4_0"),
+    "q4_gptq": ("wint4_g32-gptq", "q4_0"),
+    "q4_channel": ("wint4", "q4_0"),
+}
+_GPTQ = "-gptq"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,9 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    schemes = ["wint8", "wint4", "wint4_g64"]
+    schemes = ["wint8", "wint4", "wint4_g32", f"wint4_g32{_GPTQ}"]
     parser.add_argument("--model", default="starter", help="model folder, starter, or hub id")
-    parser.add_argument("--ours", nargs="+", default=["bf16", *schemes], help="values of compute_type")
+    parser.add_argument(
+        "--ours", nargs="+", default=["bf16", *schemes], help="values of compute_type (-gptq)"
+    )
     parser.add_argument("--llama", default="auto", help="as for decode.py")
     parser.add_argument("--llama-types", nargs="+", default=["q8_0", "q4_0"], help="values of export_dtype")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="length of the prompt")
@@ -94,13 +105,34 @@ def _parser() -> argparse.ArgumentParser:
 def _sides(options: argparse.Namespace, folder: Path, temporary: Path) -> dict[str, Side]:
     sides = {}
     for name in options.ours:
-        beside = ["--beside", "bf16"] if name.startswith("wint") else []
-        sides[name] = Side(sys.executable, "decode_ours.py", ["--type", name, *beside])
+        words = ["--beside", "bf16"] if name.startswith("wint") else []
+        words += (
+            ["--type", "auto", "--model", str(_with_data(folder, temporary / name, name.removesuffix(_GPTQ)))]
+            if name.endswith(_GPTQ)
+            else ["--type", name]
+        )
+        sides[name] = Side(sys.executable, "decode_ours.py", words)
     llama = find_llama(options.llama)
     for name in options.llama_types if llama else ():
         path = write_for_llama(folder, temporary, name)
         sides[name] = Side(str(llama), "decode_llama.py", ["--gguf", str(path)])
     return sides
+
+
+def _with_data(folder: Path, place: Path, scheme: str) -> Path:
+    """A quantised folder by GPTQ."""
+    say(f"quantising in {scheme} by gptq")
+    recipe = "examples/configs/starter/run_quantize.yaml"
+    settings = {
+        **{"model_name_or_path": folder, "quant_scheme": scheme, "quant_method": "gptq", "quant_dir": place},
+        **{"eval_dataset_path": "null", "max_quality_drop": "null"},
+    }
+    words = [f"{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "erniekit", "quantize", recipe, *words]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return place
 
 
 def perplexity(side: Side) -> float:
@@ -155,6 +187,7 @@ def summarise(work: Work, sides: dict[str, Side], where: dict[str, Any]) -> dict
     return {
         **{f"ratio_{name}": ratio("tokens_per_s", *pair) for name, pair in PAIRS.items()},
         **{f"prefill_ratio_{name}": ratio("prefill_tokens_per_s", *pair) for name, pair in PAIRS.items()},
+        **{f"perplexity_ratio_{name}": ratio("perplexity", *pair) for name, pair in PAIRS.items()},
         "prefill_ratios_bf16": to_bf16,
         "sides": figures,
         "prompt_tokens": len(work.prompt),

@@ -24,7 +24,8 @@ def test_it_times_schemes_and_scores_a_text(
     if find_library().library is None:
         pytest.skip("the bound is measured by the native kernels")
     folder = write_tiny_checkpoint(tmp_path / "model", tiny_config(hidden_size=64))
-    words = ["--model", str(folder), "--llama", "none", "--ours", "bf16", "wint8", "--prompt-tokens", "20"]
+    ours = ["bf16", "wint8", "wint4_g32"]
+    words = ["--model", str(folder), "--llama", "none", "--ours", *ours, "--prompt-tokens", "20"]
     sizes = ["--tokens", "5", "--repeats", "1", "--rounds", "2", "--scored", "40"]
     assert benchmark.main([*words, *sizes]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -44,7 +45,7 @@ def test_ratios_by_hand(benchmark: ModuleType, capsys: pytest.CaptureFixture[str
     sides = {
         "bf16": side(50, 1000, 3.0, **ours),
         "wint8": side(90, 1100, 3.0, **ours, prefill_ratios=[1.2, 0.9, 1.1]),
-        "wint4_g64": side(120, 900, 3.2, **ours),
+        "wint4_g32": side(120, 900, 3.2, **ours),
         "q8_0": side(60, 500, 3.1),
         "q4_0": side(80, 600, 3.3),
     }
@@ -52,7 +53,8 @@ def test_ratios_by_hand(benchmark: ModuleType, capsys: pytest.CaptureFixture[str
     assert benchmark.report(work, sides, benchmark.machine(), []) == 0
     told = capsys.readouterr().out
     figures = json.loads(told.splitlines()[-1])
-    assert (figures["ratio_q8"], figures["ratio_q4"], figures["ratio_q4_g64"]) == (1.5, None, 1.5)
+    assert (figures["ratio_q8"], figures["ratio_q4"], figures["ratio_q4_gptq"]) == (1.5, 1.5, None)
+    assert figures["perplexity_ratio_q4"] == pytest.approx(math.exp(-0.1), abs=1e-4)
     assert (figures["prefill_ratio_q8"], figures["prefill_ratios_bf16"]) == (2.2, {"wint8": 1.1})
     assert figures["sides"]["q4_0"]["perplexity"] == round(math.exp(3.3), 4)
     assert f"| llama.cpp q8_0 | 60.0 |  | 500 | {math.exp(3.1):.3f} | 1.00 |" in told
