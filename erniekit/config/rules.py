@@ -8,7 +8,7 @@ from typing import Any
 
 from erniekit.config.config import Config
 from erniekit.config.model import QUANTISED
-from erniekit.config.quantize import COMPRESSED, WEIGHTS_ALONE
+from erniekit.config.quantize_rules import quantize_rules, without_effect_of_quantize
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
 NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data", "quantize")
@@ -25,7 +25,7 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
     """
     found = list(_answer_length(config))
     if verb == "quantize":
-        found += _quantize(config)
+        found += quantize_rules(config)
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
         found += [*_quantised(config), *_started_from(config)] if verb != "eval" else ()
@@ -36,6 +36,8 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
 
 def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
     """The (key, reason) of keys that other values leave nothing to do, should they have been given."""
+    if verb == "quantize":
+        yield from without_effect_of_quantize(config)
     if verb in (*NOT_TRAINING, "eval"):
         return
     if config.model.fine_tuning == "Full":
@@ -365,71 +367,6 @@ def _qat(config: Config) -> RuleResult:
             f"lora_dropout: {config.lora.lora_dropout:g} hides inputs from the adapter alone, and {given} "
             "multiplies with the weight and the adapter as one; leave it out",
         )
-
-
-def _needs_calibration(config: Config) -> bool:
-    chosen = config.quantize
-    if chosen.quant_method == "rtn" and chosen.quant_scheme in WEIGHTS_ALONE:
-        return chosen.smooth_alpha is not None or chosen.target_bits is not None
-    return chosen.quant_method != "trained"
-
-
-def _quantize(config: Config) -> RuleResult:
-    chosen, numbers = config.quantize, config.model.compute_type
-    if numbers in QUANTISED:
-        yield (
-            "compute_type",
-            f"compute_type: {numbers} rounds weights while a model is used, and erniekit quantize rounds "
-            "them for good, as quant_scheme says; write compute_type: auto",
-        )
-    if not config.train_data.train_dataset_path and _needs_calibration(config):
-        yield (
-            "train_dataset_path",
-            "train_dataset_path: is missing: texts that calibrate; without them there are quant_method: "
-            "trained and, for schemes of weights alone, rtn",
-        )
-    if config.run.stage == "DPO":
-        yield "stage", "stage: DPO reads pairs of answers, which calibrate nothing; write stage: SFT or PT"
-    if chosen.max_quality_drop is not None and not config.eval_data.eval_dataset_path:
-        yield (
-            "max_quality_drop",
-            f"max_quality_drop: {chosen.max_quality_drop:g} needs held-out text; give eval_dataset_path",
-        )
-    if chosen.smooth_alpha is not None and chosen.quant_method == "awq":
-        yield (
-            "smooth_alpha",
-            f"smooth_alpha: {chosen.smooth_alpha:g} and quant_method: awq both choose how inputs are "
-            "scaled; write quant_method: rtn or gptq, or leave smooth_alpha out",
-        )
-    if chosen.quant_method == "trained":
-        for key in ("smooth_alpha", "target_bits", "rotation_block_size"):
-            if getattr(chosen, key) is not None:
-                yield key, f"{key} chooses what quant_method: trained takes from the checkpoint; leave it out"
-    elif chosen.target_bits is not None and chosen.quant_scheme not in WEIGHTS_ALONE:
-        yield (
-            "target_bits",
-            f"target_bits mixes formats of weights alone, and quant_scheme: {chosen.quant_scheme} rounds "
-            f"inputs or keys and values too; write one of {', '.join(WEIGHTS_ALONE)}",
-        )
-    yield from _compressed(config)
-
-
-def _compressed(config: Config) -> RuleResult:
-    chosen = config.quantize
-    if chosen.quant_layout != "compressed-tensors":
-        return
-    if chosen.quant_scheme not in COMPRESSED:
-        yield (
-            "quant_layout",
-            f"quant_layout: compressed-tensors has no form for quant_scheme: {chosen.quant_scheme}; write "
-            f"one of {', '.join(COMPRESSED)}, or quant_layout: fastdeploy",
-        )
-    for key, given in (
-        ("target_bits", chosen.target_bits),
-        ("rotation_block_size", chosen.rotation_block_size),
-    ):
-        if given:
-            yield key, f"{key}: {given:g} has no form in quant_layout: compressed-tensors; leave it out"
 
 
 def _stages(config: Config) -> RuleResult:

@@ -11,8 +11,8 @@ from erniekit.quant.qat import trainable
 BASE = {"model_name_or_path": "starter", "train_dataset_path": "a.jsonl"}
 
 
-def loaded(verb="train", **keys):
-    return config_from_dict({**BASE, **keys}, verb).config
+def loaded(**keys):
+    return config_from_dict({**BASE, **keys}, "train").config
 
 
 def test_the_words_are_the_schemes_that_training_emulates():
@@ -57,18 +57,3 @@ def test_fp8_as_upstream_means_it(keys):
     assert config.optimizer.use_lowprecision_moment and config.optimizer.offload_optim
     own = loaded(**keys, use_lowprecision_moment=False, qat_scheme="fp8_block")
     assert (own.qat.qat_scheme, own.optimizer.use_lowprecision_moment) == ("fp8_block", False)
-
-
-def test_what_is_trained_is_not_chosen_anew():
-    keys = {"quant_method": "trained", "eval_dataset_path": "b.jsonl"}
-    with pytest.raises(ConfigError, match="smooth_alpha chooses what quant_method: trained takes"):
-        loaded("quantize", **keys, smooth_alpha=0.5)
-    loaded("quantize", **keys)
-
-
-def test_what_needs_calibration():
-    for keys in ({"quant_method": "trained"}, {"quant_method": "rtn", "quant_scheme": "wint8"}):
-        assert loaded("quantize", **keys, train_dataset_path=None).train_data.train_dataset_path is None
-    for keys in ({}, {"quant_scheme": "w8a8"}, {"target_bits": 4}, {"smooth_alpha": 0.5}):
-        with pytest.raises(ConfigError, match="train_dataset_path: is missing: texts that calibrate"):
-            loaded("quantize", train_dataset_path=None, **{"quant_method": "rtn", **keys} if keys else {})
