@@ -2,8 +2,8 @@
 
 A model is known by the names and kinds of its parts: blocks of fused attention and a gated MLP with
 RMSNorm before each, as `nn` builds them, their matrices numbers or codes that the kernels read. A model
-that holds anything else (experts, adapters, layers that were swapped, hooks, other codes) is decoded the
-ordinary way.
+that holds anything else (experts, adapters, layers that were swapped, hooks, scales that no kernel reads) is
+decoded the ordinary way.
 
 With matrices of codes the output layer is read as codes too: as int8 with a scale for each token, made
 once for a model, beside the embedding where that is its output layer. So decoding reads a fraction of the

@@ -3,13 +3,15 @@
 What is decoded is a table of tensors, used where they are. The decoder is pre-norm with fused
 projections in Paddle's layout, interleaved rotary positions, grouped heads and a SwiGLU; see
 `kernels/src/decode.cpp`. Its matrices may be codes of few bits, all of them; then the head is codes of 8
-bits too, a copy of its own where it is the embedding: see `kernels/src/decode_codes.h`.
+bits too, a copy of its own where it is the embedding: see `kernels/src/decode_codes.h` and
+`decode_numbers.h`.
 
     R rows of this step, H hidden size, X = (N + 2 K) D with N query heads, K key heads, D head
     dimension, I inner size, V vocabulary, S columns of the cache
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
@@ -17,16 +19,19 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
+from erniekit.ops import ccq
 from erniekit.ops.kernels.library import BF16, FP32, Library
 from erniekit.ops.number_formats import FORMATS, quantise
 from erniekit.ops.quantised import QuantisedMatrix
+from erniekit.ops.rounding import Rounding
 
 TYPES = {paddle.float32: FP32, paddle.bfloat16: BF16}
 
 
-# Number formats whose codes the kernels read, and what groups of rows are multiples of.
-CODED = ("int8", "int4", "int4_full", "int2")
+# Number formats whose codes the kernels read and their kinds there, and what groups of rows are multiples of.
+CODED = {"int8": 0, "int4": 0, "int4_full": 0, "int2": 0, "nf4": 1, "e4m3": 2, "ccq2": 3, "ccq2.5": 4}
 CODED_UNIT = 16
+ROUNDED = {"int8": 1, "e4m3": 2}
 HEAD_NUMBER, HEAD_PANEL = "int8", 512
 Matrix: TypeAlias = paddle.Tensor | QuantisedMatrix
 
@@ -34,12 +39,26 @@ Matrix: TypeAlias = paddle.Tensor | QuantisedMatrix
 def reads_codes(matrix: QuantisedMatrix) -> bool:
     """Whether the kernels decode with a quantised matrix."""
     whole_groups = matrix.group % CODED_UNIT == 0 or matrix.group >= matrix.shape[-2]
-    rounding = matrix.rounding
-    one_scale = rounding is None or (
-        rounding.number == "int8" and rounding.scale is not None and rounding.scale.size == 1
+    return (
+        matrix.number in CODED
+        and whole_groups
+        and len(matrix.shape) == 2
+        and matrix.shape[0] % (matrix.rotation or 1) == 0
+        and (matrix.rounding is None or _reads_rounding(matrix.rounding))
     )
-    plain = one_scale and not matrix.rotation and matrix.columns is None
-    return matrix.number in CODED and plain and whole_groups and len(matrix.shape) == 2
+
+
+def _reads_rounding(rounding: Rounding) -> bool:
+    if rounding.scale is not None:
+        return rounding.number in ROUNDED and rounding.scale.size == 1
+    return rounding.number == "e4m3" and rounding.tile is not None
+
+
+def _unit(matrix: QuantisedMatrix) -> int:
+    """Rows of a matrix that no task may part."""
+    tile = matrix.rounding.tile if matrix.rounding is not None and matrix.rounding.scale is None else None
+    group = ccq.GROUP if matrix.number in ccq.NUMBERS else CODED_UNIT
+    return math.lcm(group, matrix.rotation or 1, tile or 1)
 
 
 @dataclass(frozen=True)
@@ -101,10 +120,9 @@ class DecoderTable:
 
 class _Codes(ctypes.Structure):
     _fields_ = [
-        ("scales", ctypes.c_void_p),
-        ("group", ctypes.c_long),
-        ("bits", ctypes.c_long),
-        ("scale_type", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("scales", "given")),
+        *((name, ctypes.c_long) for name in ("group", "bits", "scale_type", "kind")),
+        *((name, ctypes.c_long) for name in ("rotation", "rounding", "tile")),
         ("input_scale", ctypes.c_double),
     ]
 
@@ -137,6 +155,7 @@ _SIZES = (
     "column",
     "capacity",
     "panel",
+    "unit",
 )
 _KINDS = ("type", "cache_type", "head_transposed")
 
@@ -175,11 +194,9 @@ class NativeDecoder:
         given = [value for layer in table.layers for value in vars(layer).values() if value is not None]
         given += [table.embedding, table.final_norm, table.head, *keys, *values]
         coded = isinstance(table.head, CodedHead)
-        assert all(
-            isinstance(vars(layer)[name], QuantisedMatrix) == coded
-            for layer in table.layers
-            for name in _MATRICES
-        ), "all matrices are codes, or none"
+        matrices = [vars(layer)[name] for layer in table.layers for name in _MATRICES]
+        codes = [matrix for matrix in matrices if isinstance(matrix, QuantisedMatrix)]
+        assert len(codes) == (len(matrices) if coded else 0), "all matrices are codes, or none"
         tensors = [tensor for value in given for tensor in _tensors(value)]
         assert all(tensor.is_contiguous() for tensor in tensors), "kernels read tensors row by row"
         assert turns_SD.dtype == np.float32 and turns_SD.flags.c_contiguous
@@ -204,6 +221,7 @@ class NativeDecoder:
             head_bias=_pointer(table.head_bias),
             head_codes=_codes(table.head),
             panel=HEAD_PANEL if coded else 0,
+            unit=math.lcm(CODED_UNIT, *map(_unit, codes)),
             turns=turns_SD.ctypes.data,
             logits=self._logits_RV.ctypes.data,
             num_layers=len(rows),
@@ -259,7 +277,8 @@ def stream(library: Library, memory: np.ndarray) -> None:
 def _tensors(value: Matrix | CodedHead) -> Sequence[paddle.Tensor]:
     if isinstance(value, QuantisedMatrix):
         assert reads_codes(value), (value.number, value.group)
-        return value.codes, value.scales
+        made = value.columns if value.columns is not None else value.table
+        return value.codes, value.scales, *([] if made is None else [made])
     return () if isinstance(value, CodedHead) else (value,)
 
 
@@ -274,10 +293,21 @@ def _pointer(value: Matrix | CodedHead | None) -> int | None:
 def _codes(value: Matrix | CodedHead) -> _Codes:
     """How codes are to be read; of numbers nothing."""
     if isinstance(value, CodedHead):
-        return _Codes(value.scales.ctypes.data, value.panels.shape[1], FORMATS[HEAD_NUMBER].bits, FP32, 0.0)
+        group, bits = value.panels.shape[1], FORMATS[HEAD_NUMBER].bits
+        return _Codes(scales=value.scales.ctypes.data, group=group, bits=bits, scale_type=FP32)
     if isinstance(value, QuantisedMatrix):
-        scale = None if value.rounding is None else value.rounding.scale
-        inputs = 0.0 if scale is None else float(scale)
-        bits, scale_type = FORMATS[value.number].bits, TYPES[value.scales.dtype]
-        return _Codes(value.scales.data_ptr(), value.group, bits, scale_type, inputs)
+        rounding = value.rounding or Rounding("")
+        given = value.columns if value.columns is not None else value.table
+        return _Codes(
+            scales=value.scales.data_ptr(),
+            given=_pointer(given),
+            group=ccq.GROUP if value.number in ccq.NUMBERS else value.group,
+            bits=FORMATS[value.number].bits if value.number in FORMATS else 0,
+            scale_type=TYPES.get(value.scales.dtype, FP32),
+            kind=CODED[value.number],
+            rotation=value.rotation,
+            rounding=ROUNDED.get(rounding.number, 0),
+            tile=rounding.tile or value.shape[0],
+            input_scale=0.0 if rounding.scale is None else float(rounding.scale),
+        )
     return _Codes()

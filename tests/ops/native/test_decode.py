@@ -1,6 +1,6 @@
 """Native decoding against the whole sequence in numpy: shapes, types, levels of instructions, threads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,9 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.ops import ccq
+from erniekit.ops.fp8 import E4M3
+from erniekit.ops.hadamard import hadamard
 from erniekit.ops.kernels.library import Library, find_library, load
 from erniekit.ops.native.decode import (
     HEAD_PANEL,
@@ -54,6 +57,8 @@ SHAPES = [
 # Number format and group of matrices that are codes: whole columns, groups that end within a part, mixed.
 CODES = [("int8", None), ("int4", None), ("int2", None), ("int8", 32), ("int4", 16), ("int2", 48), (None, 64)]
 CODES += [("int4_full", 32)]
+# Formats whose numbers are made in fp32.
+MADE = [("nf4", 48), ("e4m3", None), ("ccq2", None), ("ccq2.5", None)]
 
 
 @pytest.fixture(params=LEVELS)
@@ -64,6 +69,26 @@ def library(request: pytest.FixtureRequest) -> Iterator[Library]:
     chosen.set_threads(2)
     yield chosen
     chosen.set_threads(before)
+
+
+def random_words(
+    rng: np.random.Generator, shape: tuple[int, int], number: str, dtype: str
+) -> QuantisedMatrix:
+    """A matrix of convolutional codes in which all bits are drawn."""
+    two_bits, columns = number == "ccq2", shape[1]
+    codes = rng.integers(0, 256 if two_bits else 1 << 16, ccq.codes_shape(shape, number))
+    local = rng.integers(0, 256, ccq.locals_shape(shape, number)).astype(np.uint8)
+    size = shape[0] ** -0.5 / (140 if two_bits else 9000)
+    numbers = [np.full(columns, size), rng.uniform(100, 128, columns), rng.uniform(0, 100, columns)]
+    return QuantisedMatrix.packed(
+        codes.astype(np.uint8 if two_bits else np.uint16),
+        local,
+        np.stack(numbers[: ccq.COLUMN_NUMBERS[number]]).astype(np.float32),
+        shape=shape,
+        number=number,
+        group=ccq.GROUP,
+        dtype=dtype,
+    )
 
 
 def make(
@@ -77,6 +102,8 @@ def make(
         drawn = rng.normal(0, rows**-0.5, (rows, columns)).astype("float32")
         if codes is not None:
             number = codes[0] or ("int4" if rows > shape.hidden else "int8")
+            if number in ccq.NUMBERS:
+                return random_words(rng, (rows, columns), number, dtype)
             scale_type = "bf16" if number == "int4_full" else "fp32"
             return QuantisedMatrix.of(drawn, number, codes[1], dtype, scale_type=scale_type)
         return paddle.to_tensor(drawn).astype(dtype)
@@ -233,7 +260,7 @@ def test_logits_are_those_of_the_whole_sequence(library: Library, shape: Shape, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("codes", CODES + MADE)
 def test_matrices_of_codes(library: Library, codes: tuple[str | None, int | None], dtype: str) -> None:
     for shape in SHAPES:
         table = make(shape, dtype, codes=codes)
@@ -263,32 +290,74 @@ def rounded(x: np.ndarray, scale: float | np.ndarray) -> np.ndarray:
     return np.rint(np.clip(x / scale, -127, 127)) * scale
 
 
+def one_token(
+    table: DecoderTable, token: int, product: Callable[[np.ndarray, str], np.ndarray]
+) -> np.ndarray:
+    """Logits after a single token of one layer, whose attention is its value, with products as given."""
+    layer = table.layers[0]
+    x = wide(table.embedding)[token]
+    value = product(normed(x, layer.attention_norm), "qkv")[-table.num_kv_heads * table.head_dim :]
+    x = x + product(value, "out")
+    gate, up = np.split(product(normed(x, layer.mlp_norm), "gate_up"), 2)
+    x = x + product(gate / (1 + np.exp(-gate)) * up, "down")
+    return normed(x, table.final_norm) @ wide_head(table)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_inputs_rounded_to_int8(library: Library, dtype: str) -> None:
-    """One layer whose attention is its value, for a single token: products of rounded inputs by hand."""
-    shape = Shape(48, 2, 2, 16, 80, 60, layers=1)
-    table = make(shape, dtype, codes=("int4", None))
+@pytest.mark.parametrize("number", ["int4", "nf4"])
+def test_inputs_rounded_to_int8(library: Library, dtype: str, number: str) -> None:
+    table = make(Shape(48, 2, 2, 16, 80, 60, layers=1), dtype, codes=(number, None))
     layer = table.layers[0]
     scales = {"qkv": 0.02, "out": 0.01, "gate_up": 0.03, "down": 0.004}
     for name, scale in scales.items():
         getattr(layer, name).rounding = Rounding("int8", paddle.to_tensor([scale], dtype="float32"))
     found = Decoding(library, table, rows=1, columns=1).feed(np.array([[7]]), np.zeros(1, dtype=int))
-
-    def product(x: np.ndarray, name: str) -> np.ndarray:
-        return rounded(x, scales[name]) @ wide(getattr(layer, name))
-
-    x = wide(table.embedding)[7]
-    value = product(normed(x, layer.attention_norm), "qkv")[-32:]
-    x = x + product(value, "out")
-    gate, up = np.split(product(normed(x, layer.mlp_norm), "gate_up"), 2)
-    x = x + product(gate / (1 + np.exp(-gate)) * up, "down")
-    expected = normed(x, table.final_norm) @ wide_head(table)
+    expected = one_token(table, 7, lambda x, name: rounded(x, scales[name]) @ wide(getattr(layer, name)))
     # A number near the middle of two may go either way.
     assert difference(found[0], expected) < 2e-2
     for name in scales:
         getattr(layer, name).rounding = None
     unrounded = Decoding(library, table, rows=1, columns=1).feed(np.array([[7]]), np.zeros(1, dtype=int))
     assert difference(unrounded[0], expected) > 4e-2
+
+
+@pytest.mark.parametrize("way", ["tensor", "block", "int8 block"])
+def test_inputs_rotated_and_rounded_to_float8(library: Library, way: str) -> None:
+    """Parts of a product begin where a tile does; scales make small numbers fall below the normal ones."""
+    table = make(Shape(192, 5, 5, 32, 640, 60, layers=1), "float32", codes=("e4m3", None))
+    layer = table.layers[0]
+    scales = {"qkv": 0.1, "out": 1.0, "gate_up": 0.004, "down": 0.3}
+    for name, scale in scales.items():
+        matrix = getattr(layer, name)
+        weight = np.random.default_rng(5).normal(0, 0.1, matrix.shape).astype("float32")
+        if way == "tensor":
+            matrix = QuantisedMatrix.of(weight, "e4m3", None, "float32", outputs=None)
+            matrix.rounding = Rounding("e4m3", paddle.to_tensor([scale], dtype="float32"))
+            matrix.rotation = 32
+        else:
+            number, outputs = ("e4m3", 128) if way == "block" else ("int8", 1)
+            matrix = QuantisedMatrix.of(weight, number, 128, "float32", outputs=outputs)
+            matrix.rounding = Rounding("e4m3", None, tile=128)
+        table.layers[0].__dict__[name] = matrix
+    found = Decoding(library, table, rows=1, columns=1).feed(np.array([[7]]), np.zeros(1, dtype=int))
+
+    def float8(x: np.ndarray, scale: Any) -> np.ndarray:
+        return E4M3.values(E4M3.codes(np.clip(x / scale, -448, 448))) * scale
+
+    def product(x: np.ndarray, name: str) -> np.ndarray:
+        if way == "tensor":
+            x = float8((x.reshape(-1, 32) @ hadamard(32)).reshape(-1), scales[name])
+        else:
+            tiles = np.split(x, range(128, len(x), 128))
+            x = np.concatenate([float8(tile, np.abs(tile).max() / 448) for tile in tiles])
+        return x @ wide(getattr(layer, name))
+
+    expected = one_token(table, 7, product)
+    assert difference(found[0], expected) < 3e-4
+    for name in scales:
+        getattr(layer, name).rounding = None
+    unrounded = Decoding(library, table, rows=1, columns=1).feed(np.array([[7]]), np.zeros(1, dtype=int))
+    assert difference(unrounded[0], expected) > 2e-2
 
 
 def test_keys_and_values_rounded_to_int8(library: Library) -> None:
@@ -321,12 +390,13 @@ def test_codes_that_the_kernels_do_not_read() -> None:
             setattr(matrix, name, value)
         return reads_codes(matrix)
 
-    assert reads("int4", 32) and reads("int8", None) and reads("int8", 100)
-    assert not reads("nf4", 64) and not reads("e4m3", None) and not reads("int4", 24)
+    assert reads("int4", 32) and reads("int8", None) and reads("int8", 100) and reads("nf4", 64)
+    assert not reads("int4", 24)
     one, two = (paddle.to_tensor(np.ones(size, np.float32)) for size in (1, 2))
     assert reads("int8", None, rounding=Rounding("int8", one))
-    assert not reads("int8", None, rotation=32) and not reads("int8", None, rounding=Rounding("int8", two))
-    assert not reads("int8", None, rounding=Rounding("e4m3", one))
+    assert reads("e4m3", None, rotation=32) and not reads("e4m3", None, rotation=64)
+    assert reads("e4m3", 48, rounding=Rounding("e4m3", None, tile=128))
+    assert not reads("int8", None, rounding=Rounding("int8", two))
     assert not reads("int8", None, rounding=Rounding("int8", None, tile=128))
 
 

@@ -18,7 +18,7 @@
 // decode_products.h for what enters a product. A row attends to its columns in chunks whose number follows
 // from the row alone.
 //
-// Matrices may be codes of few bits (`decode_codes.h`): all of them, the head with them.
+// Matrices may be codes of few bits (`decode_codes.h`, `decode_numbers.h`): all of them, the head with them.
 #include "decode_plan.h"
 
 #include <sched.h>
@@ -52,11 +52,11 @@ struct Token {
           group(d.heads / d.key_heads),
           threads(num_threads),
           wanted(2 * threads),
-          qkv(d.hidden, width, kParts, wanted),
-          out(d.heads * d.dim, d.hidden, kParts, wanted),
-          wide(d.hidden, 2 * d.inner, kParts, wanted),
-          down(d.inner, d.hidden, kParts, wanted),
-          head(d.hidden, d.vocab, 1, 2 * wanted),
+          qkv(d.hidden, width, kParts, wanted, d.unit),
+          out(d.heads * d.dim, d.hidden, kParts, wanted, d.unit),
+          wide(d.hidden, 2 * d.inner, kParts, wanted, d.unit),
+          down(d.inner, d.hidden, kParts, wanted, d.unit),
+          head(d.hidden, d.vocab, 1, 2 * wanted, d.unit),
           head_tasks(smaller((d.vocab + 15) / 16, 8 * threads)),
           panels(CODED ? (d.vocab + d.panel - 1) / d.panel : 0) {
         long attend = 0;
@@ -84,9 +84,16 @@ struct Token {
         const long columns = cut.column_end(task) - c, stride = In::stride(inputs);
         float* to = sums + task / cut.pieces * part_size(cut) + c * d.rows;
         if constexpr (CODED) {
+            float* room = ek_scratch<float>(thread, 4, 2 * d.rows * round_up(columns, kCodedColumns));
+            if (codes.kind != kWholeNumbers) {
+                const Numbers w = {codes.kind, (const uint8_t*)weight, codes.scales, (const float*)codes.given,
+                                   cut.columns, codes.group, codes.scale_type};
+                multiply_numbers(w, k, steps, c, columns, (const float*)x + k - from,
+                                 stride * (long)sizeof(X) / (long)sizeof(float), d.rows, to, room, ahead);
+                return;
+            }
             const Coded w = {(const uint8_t*)weight, codes.scales, cut.columns, codes.group, codes.bits,
                              codes.scale_type};
-            void* room = ek_scratch<float>(thread, 4, 2 * d.rows * round_up(columns, kCodedColumns));
             multiply_coded(w, k, steps, c, columns, x, stride, d.rows, inputs, k - from, to, room, ahead);
         } else {
             multiply_columns<T>((const T*)weight + k * cut.columns + c, cut.columns, x + k - from, stride, d.rows,
@@ -96,16 +103,22 @@ struct Token {
 
     // Where numbers of an operand are written, and the operand of them.
     F* begin(X* to, long n) const {
-        if constexpr (planes) return ek_scratch<float>(ek_pool_thread(), 6, padded(n));
+        if constexpr (planes) return ek_scratch<float>(ek_pool_thread(), 6, round_up(n, 64));
         else return to;
     }
     void finish(F* from, X* to, long n, const DecodeCodes& codes) const {
         clear_rest(from, n);
-        const float scale = (float)codes.input_scale;
-        if constexpr (planes) {
-            make_operand(from, n, codes.bits, scale, to);
-        } else if constexpr (CODED) {
-            for (long i = 0; scale > 0.0f && i < n; i += VW) vstore(from + i, rounded(vload(from + i), vset(scale)));
+        if constexpr (CODED) {
+            for (long i = padded(n); i < round_up(n, 64); i++) from[i] = 0.0f;
+            const bool whole = codes.kind == kWholeNumbers;
+            const float scale = (float)codes.input_scale, given = codes.rounding == kInt8 ? scale : 0.0f;
+            if (codes.rotation) rotate(from, n, codes.rotation);
+            if (codes.rounding == kE4m3) round_float8(from, n, scale, codes.tile);
+            if constexpr (planes) {
+                if (whole) return make_operand(from, n, codes.bits, given, to);
+            }
+            for (long i = 0; given > 0.0f && i < n; i += VW) vstore(from + i, rounded(vload(from + i), vset(given)));
+            if constexpr (planes) memcpy(to, from, sizeof(float) * round_up(n, 64));
         }
     }
 

@@ -42,7 +42,7 @@ EK_INLINE long byte_rows(long steps, long bits) { return (steps * bits + 7) / 8;
 #if EK_LEVEL >= 3
 // An operand: of every four numbers in the order of the codes four high and four low halves, then the scale.
 typedef int8_t CodedOperand;
-EK_INLINE long coded_stride(long n) { return 2 * padded(n) + 64; }
+EK_INLINE long coded_stride(long n) { return 4 * round_up(n, 64) + 64; }  // or as many numbers in fp32
 
 // Numbers of `k`, k + 1, ... that meet in a product: those of one place in four bytes above each other.
 EK_INLINE __m128i meeting(long bits) {
@@ -206,7 +206,7 @@ static void multiply_coded(const Coded& w, long k, long inputs, long c, long col
 #else
 
 typedef float CodedOperand;
-EK_INLINE long coded_stride(long n) { return padded(n); }
+EK_INLINE long coded_stride(long n) { return round_up(n, 64); }
 
 // VW codes, as numbers.
 EK_INLINE vf coded_values(const uint8_t* p, int shift, int bits) {

@@ -3,16 +3,20 @@
 #pragma once
 
 #include "decode_codes.h"
+#include "decode_numbers.h"
 
 namespace EK_NS {
 
-// How the codes of a matrix are to be read, see `Coded`; and what its inputs are rounded to before, whole numbers up
-// to 127 times a scale, or 0 for none.
+// How the codes of a matrix are to be read: see `Coded` for kWholeNumbers, else `Numbers`. Before, its inputs are
+// rotated in blocks, and rounded: to whole numbers up to 127 times a scale, or to E4M3 numbers times a scale, which
+// without one every `tile` of them have their own.
 struct DecodeCodes {
-    const void* scales;
-    long group, bits, scale_type;
+    const void *scales, *given;
+    long group, bits, scale_type, kind;
+    long rotation, rounding, tile;
     double input_scale;
 };
+enum { kNotRounded = 0, kInt8, kE4m3 };
 
 // One layer: matrices [in, out], biases may be null; keys and values [rows][key heads][capacity][dim].
 struct DecodeLayer {
@@ -36,13 +40,14 @@ struct Decode {
     long num_layers, rows, hidden, heads, key_heads, dim, inner, vocab;
     long column, capacity;  // where the new keys go; columns of the cache
     long panel;             // columns of a panel of the head; 0 where matrices are numbers
+    long unit;              // parts of inputs begin at multiples of it
     int type, cache_type, head_transposed;
     float epsilon;
 };
 
 namespace {
 
-enum { kMostChunks = 16, kLeastChunk = 128, kParts = 4, kPartUnit = 16 };
+enum { kMostChunks = 16, kLeastChunk = 128, kParts = 4 };
 
 EK_INLINE long chunk_of(long length) {
     return larger(kLeastChunk, round_up((length + kMostChunks - 1) / kMostChunks, 16));
@@ -85,8 +90,9 @@ template <class T, bool CODED>
 struct Cut {
     long inputs, columns, part, parts, blocks, units, pieces;
     enum { block = Operand<T>::columns, unit = CODED ? (int)kCodedColumns : (int)block };
-    Cut(long num_inputs, long num_columns, long most_parts, long wanted) : inputs(num_inputs), columns(num_columns) {
-        part = round_up((inputs + most_parts - 1) / most_parts, kPartUnit);
+    Cut(long num_inputs, long num_columns, long most_parts, long wanted, long part_unit)
+        : inputs(num_inputs), columns(num_columns) {
+        part = round_up((inputs + most_parts - 1) / most_parts, part_unit);
         parts = (inputs + part - 1) / part;
         blocks = (columns + block - 1) / block;
         units = (columns + unit - 1) / unit;
@@ -104,9 +110,12 @@ struct Cut {
     }
     Region region(const void* weight, const DecodeCodes& codes, long task) const {
         if (!CODED) return region(weight, task);
-        const long first = byte_row(input(task), codes.bits), rows = byte_rows(input_end(task), codes.bits) - first;
-        const char* start = (const char*)weight + first * columns + column(task);
-        return {start, column_end(task) - column(task), columns, EK_LEVEL >= 3 ? rows : 0};
+        const long from = input(task), to = input_end(task), whole = codes.kind == kWholeNumbers;
+        const long first = whole ? byte_row(from, codes.bits) : stored_row(codes.kind, from);
+        const long last = whole ? byte_rows(to, codes.bits) : first + stored_rows(codes.kind, to - from);
+        const long width = stored_width(codes.kind);
+        const char* start = (const char*)weight + (first * columns + column(task)) * width;
+        return {start, (column_end(task) - column(task)) * width, columns * width, EK_LEVEL >= 3 ? last - first : 0};
     }
 };
 
