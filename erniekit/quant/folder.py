@@ -85,8 +85,8 @@ def read_quantisation(folder: Path) -> Quantisation | None:
     if not isinstance(own, dict):
         method = found.get("quant_method") or found.get("quantization") if isinstance(found, dict) else found
         raise UnsupportedError(
-            f"{folder} is quantised ({method}), in a layout that is not read here yet: name the model in full, "
-            "or what erniekit quantize makes of it with quant_layout: fastdeploy"
+            f"{folder} is quantised ({method}), in a layout that is not read here yet: name the model in "
+            "full, or what erniekit quantize makes of it with quant_layout: fastdeploy"
         )
     if own.get("version") != _VERSION:
         raise UnsupportedError(f"{path}: quantised by another ErnieKit (version {own.get('version')!r})")

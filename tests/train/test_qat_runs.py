@@ -1,18 +1,21 @@
 """Training for a scheme from end to end: what was evaluated is what `erniekit quantize` makes."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from erniekit.config.load import load_config
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.export.export import export_model
 from erniekit.export.quantise import quantise_model
 from erniekit.ops.backend import use_kernels
+from erniekit.parallel.layout import Layout
 from erniekit.quant.trained import read_trained
 from erniekit.testing.tiny_checkpoint import tiny_moe_config
 from erniekit.testing.tiny_run import run_erniekit, write_pairs, write_run
+from erniekit.train import session
 from erniekit.train.reporting import read_log
 from erniekit.train.session import eval_session, train_session
 
@@ -118,6 +121,7 @@ def test_what_is_refused(tmp_path):
         train(path, *other, f"resume_from_checkpoint={tmp_path / 'out' / 'checkpoint-2'}")
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_scales_of_one(tmp_path):
     keys = {**EXACT, "qat_scheme": "w8a8", "apply_online_actscale_step": 0, "actscale_moving_rate": 0.3}
     numbers = tiny_moe_config()
@@ -131,5 +135,12 @@ def test_two_processes_find_the_scales_of_one(tmp_path):
     for name, scales in one.scales.items():
         np.testing.assert_allclose(two.scales[name], scales, rtol=1e-5)
     assert last_evaluation(both)["eval_loss"] == pytest.approx(last_evaluation(alone)["eval_loss"], rel=1e-5)
-    done = run_erniekit("train", str(both), "tensor_parallel_degree=2", f"output_dir={tmp_path / 'three'}")
-    assert done.returncode == 2 and "not built for processes that share matrices" in done.stderr
+
+
+def test_processes_are_checked_when_they_meet(tmp_path, monkeypatch):
+    config = load_config(write_run(tmp_path, **EXACT, qat_scheme="w8a8"), [], verb="train")
+    monkeypatch.setattr(session, "own_place", lambda: (0, 2))
+    mesh = SimpleNamespace(layout=Layout(tensor=2))
+    monkeypatch.setattr(session, "open_processes", lambda *given, **more: mesh)
+    with pytest.raises(UnsupportedError, match="not built for processes that share matrices"):
+        session._mesh(config.config, config)
