@@ -46,10 +46,6 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         EXPERTS,
     ),
     "modalities": (lambda: tiny_moe_config(2, num_hidden_layers=4), EXPERTS),
-    "fp8": (
-        lambda: tiny_moe_config(num_hidden_layers=4),
-        {"use_fp8": True, "fp8_offline_quant_weight": True},
-    ),
 }
 LORA = {"fine_tuning": "LoRA", "lora_rank": 4}
 PAIRS = {"stage": "DPO", "learning_rate": 1e-3}
@@ -97,7 +93,6 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
 TWO |= {
     "fresh 1f1b": ("fresh", PP2),
     "frozen 1f1b": ("frozen", PP2),
-    "fp8 zero_bubble": ("fp8", {**PP2, "pipeline_schedule": "zero_bubble"}),
     "adapter zero_bubble": ("adapter", {**PP2, "pipeline_schedule": "zero_bubble"}),
     "pairs interleaved": ("pairs", {**PP2, "virtual_pp_degree": 2}),
     "pairs with adapter 1f1b": ("pairs with adapter", {**PP2, "ref_logps": "precompute"}),
