@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "quant_decode": ("quant_decode.py", ("--rounds", "2", "--repeats", "4"), False),
     "convergence": ("convergence.py", (), False),
     "fp8_loss": ("fp8_loss.py", (), False),
+    "fp8_loss_random": ("fp8_loss.py", ("--random",), False),
     "overhead": ("overhead.py", (), False),
     "parallel": ("parallel.py", (), False),
     "profile_native": ("step_profile.py", ("--kernels", "native", "--mode", "bf16"), False),

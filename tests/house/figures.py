@@ -271,6 +271,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "scaling": scaling,
     "convergence": convergence,
     "fp8_loss": fp8_loss,
+    "fp8_loss_random": fp8_loss,
     "overhead": overhead,
     "profile_native": profile,
     "profile_paddle": profile,

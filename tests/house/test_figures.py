@@ -154,6 +154,7 @@ SAMPLES["parallel"] = {
         }
     ],
 }
+SAMPLES["fp8_loss_random"] = SAMPLES["fp8_loss"]
 SAMPLES["profile_paddle"] = SAMPLES["profile_native"]
 EXPECTED = {
     "train_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "1.62 times", "58% of 900", "0.49 of torch's"],
@@ -172,6 +173,7 @@ EXPECTED = {
         "| steps 51 to 100 | 2.0000 | 2.0000 | +0.00% |",
         "| held-out, at the end | 2.0000 | 2.0100 | +0.50% |",
     ],
+    "fp8_loss_random": ["| steps 1 to 50 | 2.5000 | 2.5125 | +0.50% |"],
     "overhead": ["| operators | 20.00 | 1.00% |", "| all | 21.20 | 1.06% |", "5.5 s"],
     "profile_native": ["| `ek_gemm` | 30 | 1000 | 50% |"],
     "profile_paddle": ["A step of 4 x 512 tokens, bf16: 2.00 s."],
