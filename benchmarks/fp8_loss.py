@@ -8,8 +8,8 @@ The starter goes on with pre-training on the sources of Python's standard librar
 with `--random` it begins with it.
 A seed decides the order of the documents, so the runs of a seed see the same batches. The curves are compared
 by the mean loss of windows of 50 steps: `worst_window` is the largest relative difference of a window, over
-all windows of the mean of the seeds, and `held_out` that of the last held-out losses. About a quarter of an hour on
-two cores with nothing else to do.
+all windows of the mean of the seeds, and `held_out` that of the last held-out losses. About a quarter of an
+hour on two cores with nothing else to do.
 
 The last line is one JSON object.
 """
