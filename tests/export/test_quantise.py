@@ -18,6 +18,7 @@ from erniekit.quant.folder import read_quantisation
 from erniekit.testing.tiny_checkpoint import tiny_config, tiny_moe_config
 from tests.quant.folders import quantised_folder
 
+pytestmark = pytest.mark.several
 LARGER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
 
 

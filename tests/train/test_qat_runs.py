@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from erniekit.checkpoint.files import open_tensors
 from erniekit.config.load import load_config
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.export.export import export_model
@@ -18,6 +19,8 @@ from erniekit.testing.tiny_run import run_erniekit, write_pairs, write_run
 from erniekit.train import session
 from erniekit.train.reporting import read_log
 from erniekit.train.session import eval_session, train_session
+
+pytestmark = pytest.mark.several
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,9 @@ def test_evaluation_is_that_of_the_converted_model(
     checkpoint = tmp_path / "out" / "checkpoint-6"
     trained = read_trained(checkpoint)
     assert (trained.scheme, trained.step, bool(trained.weights)) == (scheme, 6, learned)
+    states = open_tensors(checkpoint, "optimizer")
+    moved = [name for name in states.names() if name.startswith("exp_avg.") and "weight_scale" in name]
+    assert len(moved) == len(trained.weights) and all(states.read(name).any() for name in moved)
     done = quantised(path, checkpoint)
     assert done.quantisation.scheme == scheme and done.num_tokens == 0
     loss = last_evaluation(path)["eval_loss"]
