@@ -4,12 +4,13 @@
     python benchmarks/quant_decode.py --ours wint4_g32 --llama-types q4_0 --quick
     python benchmarks/quant_decode.py --real-time
 
-Both sides round the same weights to the nearest: ErnieKit by a scheme of `compute_type`, llama.cpp's file by
-`erniekit export export_layout=gguf`. A scheme with `-gptq` behind it is a folder that `erniekit quantize`
-makes first, as `examples/configs/starter/run_quantize.yaml` says. `wint8` has 8.05 bits a weight of the
-starter's matrices and Q8_0 8.5, `wint4_g32` and Q4_0 have 4.5, `wint4` 4.05; the output layer is Q8_0 in the
-peer's files, and int8 in ErnieKit's decoding of all schemes. Times are those of decode.py. The perplexity is
-that of a text of this repository, by the same steps that answers are made of.
+Both sides round the same weights to the nearest: ErnieKit by a scheme of `compute_type`, llama.cpp's file
+by `erniekit export export_layout=gguf`. A scheme with `-gptq` or `-rtn` behind it is a folder that
+`erniekit quantize` makes first by that method, as `examples/configs/starter/run_quantize.yaml` says.
+`wint8` has 8.05 bits a weight of the starter's matrices and Q8_0 8.5, `wint4_g32` and Q4_0 have 4.5,
+`wint4` 4.05; the output layer is Q8_0 in the peer's files, and int8 in ErnieKit's decoding of all schemes.
+Times are those of decode.py. The perplexity is that of a text of this repository, by the same steps that
+answers are made of.
 
 With other work on the machine llama.cpp's threads wait for each other; `--real-time` runs all workers before
 everything else (it needs the right to).
@@ -45,6 +46,7 @@ PAIRS = {
     "q4_channel": ("wint4", "q4_0"),
 }
 _GPTQ = "-gptq"
+_METHODS = ("gptq", "rtn")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     schemes = ["wint8", "wint4", "wint4_g32", f"wint4_g32{_GPTQ}"]
     parser.add_argument("--model", default="starter", help="model folder, starter, or hub id")
     parser.add_argument(
-        "--ours", nargs="+", default=["bf16", *schemes], help="values of compute_type (-gptq)"
+        "--ours", nargs="+", default=["bf16", *schemes], help="values of compute_type (-gptq, -rtn)"
     )
     parser.add_argument("--llama", default="auto", help="as for decode.py")
     parser.add_argument("--llama-types", nargs="+", default=["q8_0", "q4_0"], help="values of export_dtype")
@@ -107,8 +109,8 @@ def _sides(options: argparse.Namespace, folder: Path, temporary: Path) -> dict[s
     for name in options.ours:
         words = ["--beside", "bf16"] if name.startswith("wint") else []
         words += (
-            ["--type", "auto", "--model", str(_with_data(folder, temporary / name, name.removesuffix(_GPTQ)))]
-            if name.endswith(_GPTQ)
+            ["--type", "auto", "--model", str(_quantised(folder, temporary / name, *name.rsplit("-", 1)))]
+            if name.endswith(_METHODS)
             else ["--type", name]
         )
         sides[name] = Side(sys.executable, "decode_ours.py", words)
@@ -119,12 +121,12 @@ def _sides(options: argparse.Namespace, folder: Path, temporary: Path) -> dict[s
     return sides
 
 
-def _with_data(folder: Path, place: Path, scheme: str) -> Path:
-    """A quantised folder by GPTQ."""
-    say(f"quantising in {scheme} by gptq")
+def _quantised(folder: Path, place: Path, scheme: str, method: str) -> Path:
+    """A quantised folder."""
+    say(f"quantising in {scheme} by {method}")
     recipe = "examples/configs/starter/run_quantize.yaml"
     settings = {
-        **{"model_name_or_path": folder, "quant_scheme": scheme, "quant_method": "gptq", "quant_dir": place},
+        **{"model_name_or_path": folder, "quant_scheme": scheme, "quant_method": method, "quant_dir": place},
         **{"eval_dataset_path": "null", "max_quality_drop": "null"},
     }
     words = [f"{key}={value}" for key, value in settings.items()]
