@@ -26,7 +26,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "dpo_step": ("dpo_step.py", ("--model", "starter", "--batch", "4", "--length", "512"), True),
     "methods": ("methods.py", (), False),
     "decode": ("decode.py", (), False),
-    "quant_decode": ("quant_decode.py", ("--rounds", "2", "--repeats", "4"), False),
+    "quant_decode": ("quant_decode.py", ("--rounds", "3", "--repeats", "4"), False),
     "convergence": ("convergence.py", (), False),
     "fp8_loss": ("fp8_loss.py", (), False),
     "fp8_loss_random": ("fp8_loss.py", ("--random",), False),
