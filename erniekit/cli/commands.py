@@ -12,7 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("erniekit.cli.eval", "held-out loss, perplexity and token accuracy of a model or a run"),
     "export": (
         "erniekit.cli.export",
-        "a finished model folder (Hugging Face or Paddle layout), compared with its source",
+        "a finished model folder (Hugging Face or Paddle layout), compared with its source; or a GGUF file",
     ),
     "split": ("erniekit.cli.split", "the weights of a model in files of at most max_shard_size, unchanged"),
     "quantize": (
