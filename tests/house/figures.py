@@ -109,7 +109,14 @@ def fp8_loss(figures: Figures) -> str:
     pairs.append((plain["held_out_loss"], low["held_out_loss"]))
     step = figures["steps"] // (len(pairs) - 1)
     names = [f"steps {step * index + 1} to {step * index + step}" for index in range(len(pairs) - 1)]
-    rows = [[f"loss, mean of {figures['seeds']} seeds", "bf16", "`use_fp8`", "difference"]]
+    rows = [
+        [
+            f"loss, mean of {figures['seeds']} seeds" if figures["seeds"] > 1 else "loss, one seed",
+            "bf16",
+            "`use_fp8`",
+            "difference",
+        ]
+    ]
     for name, (one, other) in zip([*names, "held-out, at the end"], pairs, strict=True):
         rows.append([name, f"{one:.4f}", f"{other:.4f}", f"{other / one - 1:+.2%}"])
     return table(rows)
