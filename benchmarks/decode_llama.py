@@ -31,7 +31,7 @@ def main() -> None:
     model = c.llama_model_load_from_file(options.gguf.encode(), c.llama_model_default_params())
     assert model, f"llama.cpp does not read {options.gguf}"
     settings = c.llama_context_default_params()
-    settings.n_ctx = len(prompt) + num_tokens
+    settings.n_ctx = max(len(prompt) + num_tokens, len(work["scored"]))
     settings.n_batch = settings.n_ubatch = max(512, len(prompt))
     settings.n_threads = settings.n_threads_batch = work["threads"]
     context = c.llama_init_from_model(model, settings)
@@ -61,6 +61,8 @@ def main() -> None:
         result["prefill_tokens_per_s"].append(len(prompt) / first)
         result["tokens_per_s"].append((num_tokens - 1) / rest)
     peak = peak_rss_bytes()
+    if work["scored"]:
+        result["losses"] = score(c, model, context, work["scored"], feed)
     c.llama_memory_clear(c.llama_get_memory(context), True)
     feed(prompt)
     logits = ctypes.cast(c.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
@@ -73,6 +75,20 @@ def main() -> None:
             "peak_rss_bytes": peak,
         }
     )
+
+
+def score(c: Any, model: Any, context: Any, ids: list[int], feed: Any) -> list[float]:
+    """The loss of every token but the first, one step a token."""
+    import numpy as np
+
+    c.llama_memory_clear(c.llama_get_memory(context), True)
+    size, losses = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model)), []
+    for token, following in zip(ids[:-1], ids[1:], strict=True):
+        feed([token])
+        logits = ctypes.cast(c.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
+        row = np.ctypeslib.as_array(logits, (size,)).astype(np.float64)
+        losses.append(float(row.max() + np.log(np.exp(row - row.max()).sum()) - row[following]))
+    return losses
 
 
 if __name__ == "__main__":

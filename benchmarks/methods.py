@@ -88,12 +88,12 @@ def weight_bytes(config: str, compute_type: str) -> int:
     from erniekit.config.load import load_config
     from erniekit.estimate.state import model_bytes
     from erniekit.models.registry import read_model_config
-    from erniekit.quant.schemes import SCHEMES
+    from erniekit.quant.schemes import WHILE_READ
 
     model = load_config(HERE.parent / config, (), verb="train").config.model
     folder = locate_model(model_name_or_path=model.model_name_or_path, download_hub=model.download_hub)
     numbers = read_model_config(folder)
-    scheme = compute_type if compute_type in SCHEMES else None
+    scheme = compute_type if compute_type in WHILE_READ else None
     return model_bytes(numbers, compute_type=compute_type if scheme is None else "bf16", scheme=scheme)
 
 

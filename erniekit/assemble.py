@@ -17,10 +17,12 @@ from erniekit.checkpoint.raw import load_weights
 from erniekit.checkpoint.sources import base_folder
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.log import logger
+from erniekit.low_precision import PADDLE_TYPES, build_kept, build_quantised, scheme_of
 from erniekit.models.registry import load_family, read_model_config
 from erniekit.optim.freeze import apply_freeze
 from erniekit.parallel.recomputation import Recomputation
-from erniekit.quant.schemes import SCHEMES
+from erniekit.quant.folder import read_quantisation
+from erniekit.quant.schemes import WHILE_READ
 
 if TYPE_CHECKING:
     from erniekit.parallel.distribute import Distribution
@@ -56,6 +58,8 @@ class Assembled:
         adapter: what is on it (an `adapters.lora.Applied`), or None.
         fingerprint: of the weights under an adapter, as they are in files.
         scheme: what the frozen weights are quantised by.
+        fp8: the layers that compute in FP8 (a `quant.fp8.Fp8Training`), or None.
+        qat: those that train for a scheme (a `quant.qat.QuantisationAware`), or None.
         spread: how the model lies over several processes.
     """
 
@@ -67,11 +71,16 @@ class Assembled:
     adapter: Any = None
     fingerprint: str | None = None
     scheme: str | None = None
+    fp8: Any = None
+    qat: Any = None
     spread: "Distribution | None" = None
 
     def numbers_in_words(self) -> str:
         """Number types of weights and arithmetic."""
-        return _in_words(self.compute_dtype, self.scheme)
+        words = _in_words(self.compute_dtype, self.scheme)
+        if self.qat is not None:
+            return f"{words}, rounded to {self.qat.scheme}"
+        return words if self.fp8 is None else f"{words}, MLPs in fp8"
 
 
 def set_device(*, device: str, seed: int, kernels: str = "auto") -> str:
@@ -106,7 +115,7 @@ def number_types(compute_type: str) -> tuple[str, str | None]:
     """
     from erniekit.ops.backend import multiplies_bf16
 
-    scheme = compute_type if compute_type in SCHEMES else None
+    scheme = compute_type if compute_type in WHILE_READ else None
     if scheme is None and compute_type != "auto":
         return compute_type, None
     return "bf16" if multiplies_bf16() else "fp32", scheme
@@ -175,6 +184,11 @@ def build_model(
         )
     else:
         built = _build(folder, compute_type=compute_type, load=continue_training, adapted=layer is not None)
+        if built.scheme is not None and fine_tuning.lower() in ("full", "pissa"):
+            raise ConfigError(
+                f"fine_tuning: {fine_tuning}: the weights of {folder} are in {built.scheme}, and few bits "
+                "cannot be trained or taken apart; write fine_tuning: LoRA or DoRA, or name the model in full"
+            )
         if num_nextn_predict_layers is not None:
             built = _with_ahead(built, num_nextn_predict_layers, adapted=layer is not None)
         if layer is not None:
@@ -351,12 +365,17 @@ def _build(
     compute_dtype, named = number_types(compute_type)
     scheme = scheme or named
     config = read_model_config(folder)
+    kept = read_quantisation(folder) if load else None
+    if kept is not None:
+        scheme = scheme_of(kept, scheme, folder, adapted=adapted)
     _require_memory(config, compute_dtype, scheme, folder)
     family = load_family(config)
     fingerprint = None
-    if scheme is not None:
+    if kept is not None:
+        model, fingerprint = build_kept(folder, config, compute_dtype, kept)
+    elif scheme is not None:
         assert load, f"compute_type: {scheme} without weights"
-        model, fingerprint = _build_quantised(folder, config, compute_dtype, scheme)
+        model, fingerprint = build_quantised(folder, config, compute_dtype, scheme)
     elif load:
         model = family.build(config, dtype=compute_dtype)
         items = family.weights.load_weights(folder, config)
@@ -416,9 +435,10 @@ def _spread_out(
         if applied is not None and mesh.world.rank == 0:
             items = taken.watch(items)
         if scheme is not None:
-            dtype = {"fp32": "float32", "bf16": "bfloat16"}[compute_dtype]
             items = weight_only.apply(
-                *(model, family.plan.ROLES, scheme, items), dtype=dtype, placements=held
+                *(model, family.plan.ROLES, scheme, items),
+                dtype=PADDLE_TYPES[compute_dtype],
+                placements=held,
             )
         items = placed_items(items, held)
         if in_ranges:
@@ -436,30 +456,7 @@ def _spread_out(
             for adapted in applied.layers.values():
                 adapted.draw()
         applied.spread(held)
-    return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread)
-
-
-def _build_quantised(folder: Path, config: Any, compute_dtype: str, scheme: str) -> tuple[Any, str]:
-    """The model with its weights quantised while they are read, and their fingerprint."""
-    import paddle
-
-    from erniekit.quant import weight_only
-
-    family = load_family(config)
-    with paddle.LazyGuard():  # no memory for parameters before they have a value
-        model = family.build(config, dtype=compute_dtype)
-    taken = Fingerprint()
-    items = taken.watch(family.weights.load_weights(folder, config))
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[compute_dtype]
-    load_weights(model, weight_only.apply(model, family.plan.ROLES, scheme, items, dtype=dtype))
-    matrices = weight_only.quantised_matrices(model)
-    logger.info(
-        f"quantised: {len(matrices)} weights in {scheme} ({SCHEMES[scheme].words}), "
-        f"{sum(m.num_bytes for m in matrices.values()) / 2**20:,.0f} MiB, "
-        f"{8 * sum(m.num_bytes for m in matrices.values()) / sum(m.size for m in matrices.values()):.2f} "
-        f"bits a weight; {', '.join(dict.fromkeys(n.split('.')[-2] for n in matrices))}"
-    )
-    return model, taken.text()
+    return Assembled(model, config, compute_dtype, 0, 0, applied, fingerprint, scheme, spread=spread)
 
 
 def _require_memory(config: Any, compute_dtype: str, scheme: str | None, folder: Path) -> None:

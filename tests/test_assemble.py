@@ -8,7 +8,7 @@ import pytest
 from erniekit import assemble
 from erniekit.checkpoint.files import open_tensors
 from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
-from erniekit.quant.schemes import SCHEMES
+from erniekit.quant.schemes import WHILE_READ
 from erniekit.quant.weight_only import quantised_matrices
 from erniekit.testing.distributed import run_distributed
 from erniekit.testing.tiny_checkpoint import tiny_moe_config, write_tiny_checkpoint
@@ -152,7 +152,7 @@ def test_auto_is_bf16_where_kernels_multiply_it(monkeypatch):
     assert assemble.number_types("bf16")[0] == "bf16"
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", WHILE_READ)
 def test_quantised_under_an_adapter(folder, scheme, monkeypatch):
     """What the adapter belongs to is the weights as they are in the files."""
     monkeypatch.setattr("erniekit.ops.backend.multiplies_bf16", lambda: False)

@@ -12,9 +12,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("erniekit.cli.eval", "held-out loss, perplexity and token accuracy of a model or a run"),
     "export": (
         "erniekit.cli.export",
-        "a finished model folder (Hugging Face or Paddle layout), compared with its source",
+        "a finished model folder (Hugging Face or Paddle layout), compared with its source; or a GGUF file",
     ),
     "split": ("erniekit.cli.split", "the weights of a model in files of at most max_shard_size, unchanged"),
+    "quantize": (
+        "erniekit.cli.quantize",
+        "a model in few bits (RTN, AWQ, GPTQ, CCQ; int8 to 2 bits, FP8), and what that costs",
+    ),
     "chat": ("erniekit.cli.chat", "talk with a model at the terminal"),
     "generate": ("erniekit.cli.generate", "answer a prompt, or a file of prompts"),
     "config": ("erniekit.cli.config", "check a configuration, show it resolved, or print the reference"),
@@ -31,6 +35,5 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "help": ("erniekit.cli.help", "this list, or the usage of a command"),
     "server": ("erniekit.cli.not_built", "(not built yet) serve a model over HTTP"),
     "webui": ("erniekit.cli.not_built", "(not built yet) a page to start and watch runs"),
-    "quantize": ("erniekit.cli.not_built", "(not built yet) quantise a model after training"),
 }
 NOT_BUILT = tuple(name for name, (module, _) in COMMANDS.items() if module.endswith(".not_built"))

@@ -1,6 +1,6 @@
 """`erniekit export`: a finished model folder from a run or a model."""
 
-HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source"
+HELP = "a finished model folder (Hugging Face or Paddle layout), compared with its source; or a GGUF file"
 USAGE = """usage: erniekit export MODEL|CONFIG [key=value ...]
 
 MODEL is a training output folder (its best, else latest checkpoint), a model folder, starter, or a
@@ -10,8 +10,9 @@ its model_name_or_path (model_name_or_path=... on the command line always wins).
 Writes weights, config, tokenizer, chat template, generation defaults and a model card to
 output_dir/export, reads them back, and compares tensors and logits with the source.
 
-  export_layout=hf|paddle        hf (default): transformers, vLLM; paddle: FastDeploy
-  export_dtype=auto|fp32|bf16|fp16   auto (default) keeps the format of the source
+  export_layout=hf|paddle|gguf   hf (default): transformers, vLLM; paddle: FastDeploy; gguf: llama.cpp
+  export_dtype=auto|fp32|bf16|fp16   auto (default) keeps the format of the source; with gguf also
+                                 q8_0, q6_k, q4_k, q4_0
   max_shard_size=5               of one file, in GB; 500MB and the like are understood
   export_dir=FOLDER              another place than output_dir/export
   copy_tokenizer=false           weights and configuration only
@@ -37,12 +38,12 @@ def run(argv: list[str]) -> int:
     target = choose_target(argv, "export")
     from erniekit.export.export import export_model
     from erniekit.log import console, logger
-    from erniekit.quant.schemes import SCHEMES
+    from erniekit.quant.schemes import WHILE_READ
 
     adapter = target.one_adapter("is merged")
     logger.info(f"model: {target.description}")
     compute_type = target.config.model.compute_type
-    if compute_type in SCHEMES and adapter is None:
+    if compute_type in WHILE_READ and adapter is None:
         logger.warning(
             f"compute_type: {compute_type} is how weights are held while they are used: what is exported "
             "are the full ones (export_dtype says in which type)"

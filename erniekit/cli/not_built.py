@@ -3,7 +3,7 @@
 from erniekit.errors import UnsupportedError
 
 HELP = "commands that are not built yet"
-USAGE = "server, webui and quantize are not built yet."
+USAGE = "server and webui are not built yet."
 
 
 def run(argv: list[str]) -> int:

@@ -40,6 +40,9 @@ ALGORITHMS = {
     "nf4": "nf4",
     "fp8linear": "fp8",
 }
+# What compute_type: fp8 means, which trains for a scheme; what is given beside it is kept.
+COMPUTE_TYPE = "compute_type"
+FP8 = {"qat_scheme": "fp8_tensor", "use_lowprecision_moment": "true", "offload_optim": "true"}
 ALIASES = (*RENAMED, *SWITCHES, *SPLIT, "lr_scheduler", "pad_to_max_seqlen", ALGORITHM)
 
 
@@ -67,7 +70,20 @@ def expand_aliases(entries: Iterable[Entry]) -> tuple[dict[str, Entry], list[Pro
             if beside is not None and _leaves_open(beside):
                 del plain[means.key]
             meant[means.key] = means
-    return meant | plain, problems
+    return _with_fp8(meant | plain, meant.get(COMPUTE_TYPE)), problems
+
+
+def _with_fp8(entries: dict[str, Entry], switched: Entry | None) -> dict[str, Entry]:
+    """With what compute_type: fp8 means; `switched` is a compute_type that an alias said beside it."""
+    asked = entries.get(COMPUTE_TYPE)
+    if asked is None or str(asked.value).lower() != "fp8":
+        return entries
+    numbers = "bf16" if switched is not None and str(switched.value).lower() == "bf16" else "auto"
+    meant = {
+        key: replace(asked, alias=COMPUTE_TYPE, key=key, value=value, spelling=value)
+        for key, value in {COMPUTE_TYPE: numbers, **FP8}.items()
+    }
+    return meant | {key: entry for key, entry in entries.items() if key != COMPUTE_TYPE}
 
 
 def _agree(means: Entry, beside: Entry) -> bool:

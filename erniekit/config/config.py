@@ -9,12 +9,15 @@ from erniekit.config.evaluation import Evaluation
 from erniekit.config.export import Export
 from erniekit.config.generation import Generation
 from erniekit.config.lora import Lora
+from erniekit.config.low_precision import LowPrecision
 from erniekit.config.model import Model
 from erniekit.config.optimizer import Optimizer
 from erniekit.config.parallel import Parallel
 from erniekit.config.parallel_words import ParallelWords
 from erniekit.config.pipelining import Pipelining
 from erniekit.config.preference import Preference
+from erniekit.config.qat import Qat
+from erniekit.config.quantize import Quantize
 from erniekit.config.recompute import Recompute
 from erniekit.config.reporting import Reporting
 from erniekit.config.routing import Routing
@@ -35,6 +38,8 @@ SECTIONS: dict[str, type] = {
     "optimizer": Optimizer,
     "preference": Preference,
     "routing": Routing,
+    "low_precision": LowPrecision,
+    "qat": Qat,
     "schedule": Schedule,
     "recompute": Recompute,
     "evaluation": Evaluation,
@@ -45,6 +50,7 @@ SECTIONS: dict[str, type] = {
     "parallel_words": ParallelWords,
     "generation": Generation,
     "export": Export,
+    "quantize": Quantize,
 }
 
 
@@ -62,6 +68,8 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     preference: Preference = field(default_factory=Preference)
     routing: Routing = field(default_factory=Routing)
+    low_precision: LowPrecision = field(default_factory=LowPrecision)
+    qat: Qat = field(default_factory=Qat)
     schedule: Schedule = field(default_factory=Schedule)
     recompute: Recompute = field(default_factory=Recompute)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -72,6 +80,7 @@ class Config:
     parallel_words: ParallelWords = field(default_factory=ParallelWords)
     generation: Generation = field(default_factory=Generation)
     export: Export = field(default_factory=Export)
+    quantize: Quantize = field(default_factory=Quantize)
 
     def values(self) -> dict[str, Any]:
         """All keys, flat, in the order of the sections."""

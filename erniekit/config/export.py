@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from erniekit.config.fields import key
 
+# Types of GGUF files that are no plain numbers: rows of `export/gguf_numbers.py`.
+QUANTISED = ("q8_0", "q6_k", "q4_k", "q4_0")
+
 
 def _something(size: int | float | str) -> str | None:
     """Why a size is none: nothing fits into no bytes."""
@@ -19,10 +22,14 @@ class Export:
     configures: ClassVar[tuple[str, ...]] = ("erniekit.export.export:export_model",)
 
     export_layout: str = key(
-        "hf", "tensor names and shapes of transformers, or of Paddle", choices=("hf", "paddle")
+        "hf",
+        "tensor names and shapes of transformers, or of Paddle; or one GGUF file for llama.cpp",
+        choices=("hf", "paddle", "gguf"),
     )
     export_dtype: str = key(
-        "auto", "number type; auto is that of the base model", choices=("auto", "fp32", "bf16", "fp16")
+        "auto",
+        "number type; auto is that of the base model, those of few bits are of GGUF files",
+        choices=("auto", "fp32", "bf16", "fp16", *QUANTISED),
     )
     max_shard_size: int | float | str = key(
         5,

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from erniekit.config.fields import key, regular_expressions
 
-# Frozen weights in few bits, arithmetic as with auto: the rows of `quant/schemes.py`.
-QUANTISED = ("wint8", "wint4", "wint4/8", "nf4")
+# Frozen weights in few bits, arithmetic as with auto: the rows of `quant/schemes.py` that round weights only.
+QUANTISED = ("wint8", "wint4", "wint4_g64", "wint4_g32", "wint4/8", "nf4", "wint2", "wint2.5", "int2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Model:
     model_name_or_path: str = key(
         "",
         "a local folder, `starter`, or a hub id such as baidu/ERNIE-4.5-0.3B-PT",
-        required_by=("train", "eval", "export", "split", "chat", "generate", "data", "check"),
+        required_by=("train", "eval", "export", "split", "chat", "generate", "data", "check", "quantize"),
     )
     download_hub: str = key(
         "huggingface",
@@ -35,11 +35,12 @@ class Model:
     compute_type: str = key(
         "auto",
         "number type of weights and activations; auto is bf16 on a GPU and on a CPU whose native kernels "
-        "multiply it (avx512bf16), fp32 elsewhere; the others keep frozen weights in 8 or 4 bits (experts in "
-        "4 and the rest in 8 with wint4/8) and compute as auto does",
+        "multiply it (avx512bf16), fp32 elsewhere; the others keep frozen weights in 8, 4 or 2 bits (with "
+        "wint4/8 experts in 4 and the rest in 8) and compute as auto does; fp8 is upstream's word for "
+        "qat_scheme: fp8_tensor with use_lowprecision_moment and offload_optim",
         choices=("auto", "fp32", "bf16", *QUANTISED),
         synonyms={"bfloat16": "bf16", "float32": "fp32"},
-        not_built={"fp16": "training in fp16", "fp8": "fp8 training"},
+        not_built={"fp16": "training in fp16"},
     )
     fine_tuning: str = key(
         "Full",

@@ -8,9 +8,10 @@ from typing import Any
 
 from erniekit.config.config import Config
 from erniekit.config.model import QUANTISED
+from erniekit.config.quantize_rules import quantize_rules, without_effect_of_quantize
 
 # Verbs for which the keys of training are only there because one file serves all verbs.
-NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data")
+NOT_TRAINING = ("generate", "chat", "export", "split", "convert", "data", "quantize")
 _VISION = re.compile(r"(?i)ERNIE-4\.5-VL|PaddleOCR-VL")
 
 RuleResult = Iterator[tuple[str, str]]
@@ -23,6 +24,8 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
         written: the spelling of the values that were given.
     """
     found = list(_answer_length(config))
+    if verb == "quantize":
+        found += quantize_rules(config)
     if verb not in NOT_TRAINING:
         found += [broken for rule in _RULES for broken in rule(config)]
         found += [*_quantised(config), *_started_from(config)] if verb != "eval" else ()
@@ -33,6 +36,8 @@ def broken_rules(config: Config, verb: str, written: Mapping[str, str]) -> list[
 
 def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
     """The (key, reason) of keys that other values leave nothing to do, should they have been given."""
+    if verb == "quantize":
+        yield from without_effect_of_quantize(config)
     if verb in (*NOT_TRAINING, "eval"):
         return
     if config.model.fine_tuning == "Full":
@@ -47,6 +52,15 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
         does = "chooses by itself" if recompute == "auto" else "recomputes no layer"
         for key in ("recompute_granularity", "refined_recompute", "no_recompute_layers", "use_recompute_moe"):
             yield key, f"of recompute: true, and recompute: {recompute} {does}"
+    if not config.low_precision.use_fp8:
+        yield from _fields(config.low_precision, "of use_fp8, which is false; write use_fp8: true")
+    elif not _rows_travel(config):
+        yield "fp8_dispatch", "of rows that travel to experts of other processes, and here none do"
+    if config.qat.qat_scheme is None:
+        yield from _fields(config.qat, "of qat_scheme, which is null; write qat_scheme: w4a8, say")
+    elif config.qat.qat_scheme != "fp8_tensor":
+        for key in ("apply_hadamard", "hadamard_block_size"):
+            yield key, f"of fp8_tensor, which rotates, and qat_scheme is {config.qat.qat_scheme}"
     if config.parallel.pipeline_parallel_degree <= 1:
         yield from _fields(
             config.pipelining, "of pipeline_parallel_degree above 1, and one device has all the layers"
@@ -60,8 +74,18 @@ def without_effect(config: Config, verb: str) -> Iterator[tuple[str, str]]:
             yield key, f"of conversations in stage: SFT, and stage is {config.run.stage}"
 
 
+def _rows_travel(config: Config) -> bool:
+    keys = config.parallel
+    if keys.moe_group == "mp":
+        return keys.sequence_parallel
+    return keys.moe_group != "dummy" or keys.expert_parallel_degree > 1
+
+
+_OWN_REASONS = ("lora_path", "use_fp8", "qat_scheme")
+
+
 def _fields(section: Any, reason: str) -> RuleResult:
-    return ((field.name, reason) for field in fields(section) if field.name != "lora_path")  # has its rule
+    return ((field.name, reason) for field in fields(section) if field.name not in _OWN_REASONS)
 
 
 def features_not_built(config: Config) -> list[tuple[str, str]]:
@@ -288,6 +312,63 @@ def _quantised(config: Config) -> RuleResult:
         )
 
 
+def _fp8(config: Config) -> RuleResult:
+    if config.low_precision.use_fp8 and config.model.fine_tuning != "Full":
+        yield (
+            "use_fp8",
+            f"use_fp8: true rounds the weights that are trained, and fine_tuning: {config.model.fine_tuning} "
+            "trains none of them; write fine_tuning: Full, or leave use_fp8 out",
+        )
+
+
+def _qat(config: Config) -> RuleResult:
+    scheme, method, numbers = config.qat.qat_scheme, config.model.fine_tuning, config.model.compute_type
+    if scheme is None or not config.run.do_train:
+        return
+    given = f"qat_scheme: {scheme}"
+    if config.qat.qat_learn_scales and method == "LoRA":
+        yield (
+            "qat_learn_scales",
+            "qat_learn_scales: true learns scales by the gradients of whole weights, and fine_tuning: LoRA "
+            "keeps none; leave it out, or write fine_tuning: Full",
+        )
+    if config.qat.qat_learn_scales and scheme.startswith("fp8"):
+        yield (
+            "qat_learn_scales",
+            f"qat_learn_scales: true moves the steps between numbers, and those of {given} follow from "
+            "exponents; leave it out, or train for a scheme of int8, int4, int2 or nf4",
+        )
+    if config.qat.qat_learn_scales and scheme == "wint4_g32":
+        yield (
+            "qat_learn_scales",
+            f"qat_learn_scales: true learns scales that are above zero, and those of {given} have signs; "
+            "leave it out, or train for wint4_g64",
+        )
+    if config.low_precision.use_fp8:
+        yield (
+            "qat_scheme",
+            f"{given} and use_fp8: true both say which numbers products are of; leave one of them out",
+        )
+    if numbers in QUANTISED:
+        yield (
+            "qat_scheme",
+            f"{given} trains weights for their rounding, and compute_type: {numbers} has them rounded "
+            "before; write compute_type: auto",
+        )
+    if method in ("DoRA", "PiSSA"):
+        yield (
+            "qat_scheme",
+            f"{given} rounds the weight with its adapter, which is not built with fine_tuning: {method}; "
+            "write fine_tuning: LoRA or Full",
+        )
+    elif method == "LoRA" and config.lora.lora_dropout:
+        yield (
+            "lora_dropout",
+            f"lora_dropout: {config.lora.lora_dropout:g} hides inputs from the adapter alone, and {given} "
+            "multiplies with the weight and the adapter as one; leave it out",
+        )
+
+
 def _stages(config: Config) -> RuleResult:
     """What does not go with a model in stages."""
     degree = config.parallel.pipeline_parallel_degree
@@ -374,5 +455,7 @@ _RULES: tuple[Callable[[Config], RuleResult], ...] = (
     _adapter,
     _preference,
     _shares,
+    _fp8,
+    _qat,
     _nothing_to_do,
 )

@@ -15,7 +15,10 @@ class TrainData:
     configures: ClassVar[tuple[str, ...]] = ("erniekit.data.pipeline:open_train_samples",)
 
     train_dataset_path: str | None = key(
-        None, "files, folders, globs or hub ids, separated by commas", comma_list=True, required_by=("train",)
+        None,
+        "files, folders, globs or hub ids, separated by commas",
+        comma_list=True,
+        required_by=("train",),
     )
     train_dataset_type: str | None = key(None, "format of each: " + DATASET_TYPES, comma_list=True)
     train_dataset_prob: str | None = key(

@@ -8,7 +8,7 @@ what the model sees. Special tokens that are written out in a text are recognise
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,11 @@ class SentencePieceTokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         return self._size
+
+    @property
+    def whole_tokens(self) -> Mapping[int, str]:
+        """Tokens that are recognised as they are written, by id: those of the model's own, and added ones."""
+        return self._texts
 
     @property
     def special_ids(self) -> frozenset[int]:

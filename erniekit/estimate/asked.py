@@ -13,7 +13,7 @@ from erniekit.estimate.plans import Model, Pipelining, choose_pipelining, worklo
 from erniekit.estimate.shares import Spread
 from erniekit.estimate.step_time import Workload
 from erniekit.parallel.layout import Layout, choose_layout, misfits
-from erniekit.quant.schemes import SCHEMES, format_of
+from erniekit.quant.schemes import SCHEMES, formats_of
 
 _AXES = ("tensor", "pipeline", "sharding", "context", "expert")
 
@@ -31,11 +31,8 @@ def asked_model(config: Config, numbers: Any) -> Model:
     family = load_family(numbers)
     shapes, parts = family.weights.memory_shapes(numbers), family.plan
     scheme = config.model.compute_type if config.model.compute_type in SCHEMES else None
-    stored = {}
-    for name, shape in shapes.items():
-        chosen = None if scheme is None else format_of(name, parts.ROLES, scheme)
-        if chosen is not None:
-            stored[name] = chosen.num_bytes(shape) / prod(shape)
+    formats = {} if scheme is None else formats_of(shapes, parts.ROLES, scheme)
+    stored = {name: chosen.num_bytes(shapes[name]) / prod(shapes[name]) for name, chosen in formats.items()}
     beside = None
     if config.model.fine_tuning == "Full":
         frozen = [re.compile(pattern) for pattern in config.model.freeze]

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erniekit.estimate import native_memory
+from erniekit.estimate.low_precision import NOTHING, Added
 from erniekit.estimate.recompute import layer_kinds, rerun_bytes, rows_of_experts, spared_bytes
 from erniekit.estimate.state import Held, model_bytes
 from erniekit.parallel.recomputation import Recomputation
@@ -84,32 +85,32 @@ def training_memory(
     scheme: str | None = None,
     held: Held | None = None,
     depths: int | None = None,
+    added: Added = NOTHING,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step by cause; the values add up to the peak.
 
     Args:
         config: numbers of the model (hidden_size, ..., `num_parameters()`).
-        num_trained: parameters that are trained.
+        num_trained: parameters that are trained. native: native kernels compute.
         compute_type: `fp32`, or `bf16` for bf16 storage with fp32 master weights.
         rows, seq_len: shape of a micro-batch.
         attended: tokens of the sample that a token belongs to, on average over tokens.
         logits_rows: positions whose logits may be held at once (`loss_subbatch_seqlen`).
         micro_batches: of a step; from the second on, gradients are there in the forward pass.
-        native: native kernels compute.
-        low_precision_moments: moments are bf16.
-        recomputation: what is recomputed.
-        adapter: what is beside frozen weights.
-        scheme: what frozen weights are quantised by.
+        low_precision_moments: moments are bf16. recomputation: what is recomputed.
+        adapter: what is beside frozen weights. scheme: what those are quantised by.
         held: what one of several processes holds, where it is not all of `config`.
         depths: blocks of multi-token prediction that are trained; None for all that there are.
+        added: what arithmetic in few bits keeps besides.
     """
     narrow = compute_type != "fp32"
     width, tokens = (2 if narrow else 4), rows * seq_len
     weights: float = 0 if held else model_bytes(config, compute_type=compute_type, scheme=scheme)
     weights += width * held.weights if held else 0
     num_states: float = held.states if held else num_trained
-    weights += width * adapter.num_parameters if adapter else 0
-    beside = (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32 if adapter else 0.0
+    weights += added.always + (width * adapter.num_parameters if adapter else 0)
+    beside = added.token
+    beside += (width if native else 4) * adapter.kept + 4 * adapter.kept_fp32 if adapter else 0.0
     at_work = config if depths is None else config.with_ahead(depths)
     if native:
         changing = native_memory.moments(
@@ -123,6 +124,7 @@ def training_memory(
             attention_dropout=attention_dropout,
             recomputation=recomputation,
             adapter_bytes=beside,
+            working_bytes=added.working,
             held=held,
         )
         state = native_memory.optimizer_bytes(width=width, low_precision_moments=low_precision_moments)

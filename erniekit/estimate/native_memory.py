@@ -41,6 +41,7 @@ def moments(
     attention_dropout: float,
     recomputation: Recomputation | None = None,
     adapter_bytes: float = 0.0,
+    working_bytes: float = 0.0,
     held: Held | None = None,
 ) -> dict[str, float]:
     """What comes and goes, by cause, at the moment when it is most; see the module docstring.
@@ -48,7 +49,7 @@ def moments(
     Args:
         width: bytes of a number in storage.
         tokens: of a micro-batch.
-        adapter_bytes: what an adapter keeps a token.
+        adapter_bytes: what an adapter keeps a token. working_bytes: what the layer under way holds besides.
         held: what one of several processes holds, where it is not all.
         The others are those of `memory.training_memory`.
     """
@@ -61,7 +62,7 @@ def moments(
         recomputation=recomputation,
     )
     one_layer = activations / max(1, config.num_hidden_layers)
-    working = tokens * _working_bytes(config, width=width)
+    working = tokens * (_working_bytes(config, width=width) + working_bytes)
     if recomputation is not None:
         working += tokens * rerun_bytes(config, recomputation, width=width, attended=attended)
     logits = 4 * min(logits_rows, max(1, LOGITS // config.vocab_size), tokens) * config.vocab_size

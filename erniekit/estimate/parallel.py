@@ -220,7 +220,7 @@ def _traffic(share: Share, workload: Workload) -> Traffic:
         tokens=tokens,
         labelled=tokens * workload.labelled_share,
         width=workload.width,
-        dispatch=1 + 4 / 128 if workload.fp8_dispatch else 0.0,
+        fp8_dispatch=workload.fp8_dispatch,
         away=workload.away,
         router_losses=workload.router_losses,
     )

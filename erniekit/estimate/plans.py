@@ -88,6 +88,7 @@ def workload_of(config: Config, numbers: Any, *, on_cpu: bool, attended: float) 
         native=on_cpu and config.run.kernels != "paddle",
         low_precision_moments=config.optimizer.use_lowprecision_moment,
         offload_optimizer=config.optimizer.offload_optim,
+        fp8_dispatch=config.low_precision.use_fp8 and config.low_precision.fp8_dispatch,
         recomputation=None if chosen.is_nothing() else chosen,
         router_losses=bool(routing.moe_aux_loss_lambda) + bool(routing.moe_z_loss_lambda),
         balances=bool(routing.moe_use_aux_free_update_coef) and balances,

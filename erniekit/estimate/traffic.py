@@ -107,7 +107,7 @@ class Passing:
     """What of a micro-batch is passed on.
 
     tokens: on one context rank, before sequence parallelism parts them. labelled: positions with a label.
-    width: bytes of a number. dispatch: the same on its way to an expert; 0 for `width`.
+    width: bytes of a number. fp8_dispatch: on their way to an expert rows are bytes and fp32 scales of 128.
     away: share of the rows of experts that are another process's; None where load is even.
     router_losses: how many losses of routers look at every token.
     """
@@ -115,7 +115,7 @@ class Passing:
     tokens: float
     labelled: float
     width: int
-    dispatch: float = 0.0
+    fp8_dispatch: bool = False
     away: float | None = None
     router_losses: int = 1
 
@@ -210,10 +210,11 @@ def _experts(numbers: Any, spread: Spread, passing: Passing) -> tuple[Sent, Sent
     forward, backward = Sent(), Sent()
     if e > 1 and (spread.moe_group != "mp" or spread.sequence_parallel):
         away = (e - 1) / e if passing.away is None else passing.away
-        row = away * own * chosen * numbers.hidden_size
-        forward["expert"] = row * ((passing.dispatch or passing.width) + passing.width)
+        hidden, rows = numbers.hidden_size, away * own * chosen
+        there = hidden + 4 * ceil(hidden / 128) if passing.fp8_dispatch else hidden * passing.width
+        forward["expert"] = rows * (there + hidden * passing.width)
         forward["expert"] += (e - 1) * 8 * experts
-        backward["expert"] = 2 * row * passing.width
+        backward["expert"] = 2 * rows * hidden * passing.width
     for axis, group in (("expert", e * (spread.moe_group == "mp")), ("tensor", spread.expert_tensor)):
         if group > 1 and not spread.sequence_parallel:
             stream = passing.tokens * numbers.hidden_size * passing.width

@@ -31,6 +31,9 @@ _TOLD = (
 )
 
 
+_LAYOUTS = {"hf": "Hugging Face layout", "paddle": "Paddle layout", "gguf": "GGUF"}
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What a checkpoint tells about the run that made it; empty for a model from elsewhere."""
@@ -90,7 +93,7 @@ def build_card(
 
     Args:
         title: name of the model.
-        layout: `hf` or `paddle`.
+        layout: `hf`, `paddle` or `gguf`.
         dtype: as in config.json.
         verified: what the comparison with the source found, one sentence.
         has_template: whether the export carries a chat template.
@@ -99,7 +102,7 @@ def build_card(
         _front_matter(facts, layout),
         f"# {title}\n",
         f"{_count(num_parameters)} parameters, {dtype}, "
-        f"{'Hugging Face' if layout == 'hf' else 'Paddle'} layout; exported by ErnieKit {__version__}.\n",
+        f"{_LAYOUTS[layout]}; exported by ErnieKit {__version__}.\n",
         f"Compared with its source after export: {verified}.\n",
     ]
     if facts.step is not None:
@@ -110,7 +113,7 @@ def build_card(
 
 def _front_matter(facts: RunFacts, layout: str) -> str:
     fields: dict[str, Any] = {
-        "library_name": "transformers" if layout == "hf" else "PaddlePaddle",
+        "library_name": {"hf": "transformers", "paddle": "PaddlePaddle", "gguf": "gguf"}[layout],
         "pipeline_tag": "text-generation",
         "tags": ["ERNIE4.5", "erniekit"],
     }
@@ -147,6 +150,8 @@ def _cell(value: Any) -> str:
 
 
 def _use_section(layout: str, has_template: bool) -> str:
+    if layout == "gguf":
+        return "## Use\n\n```bash\nllama-cli -m path/to/this/folder/model-*.gguf\n```\n"
     if layout != "hf":
         return (
             "## Use\n\n```bash\nerniekit chat path/to/this/folder\n```\n\n"

@@ -7,6 +7,7 @@ does it. Widening is exact. What a format cannot hold is an error, never an infi
 import numpy as np
 
 from erniekit.errors import CheckpointError
+from erniekit.ops.number_formats import narrowed
 
 # word of export_dtype -> word of safetensors
 EXPORT_DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -61,12 +62,10 @@ def _widen(array: np.ndarray, source: str) -> np.ndarray:
 
 
 def _to_bfloat16(wide: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(wide).view(np.uint32)
-    # Adding 0x7fff and the lowest kept bit rounds to nearest, ties to even.
-    rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-    result = rounded.astype(np.uint16)
+    result = narrowed(wide)
     not_a_number = np.isnan(wide)
     if not_a_number.any():
         # Rounding could carry a NaN's payload away and leave an infinity.
-        result[not_a_number] = ((bits[not_a_number] >> 16) | 0x40).astype(np.uint16)
+        bits = wide[not_a_number].view(np.uint32)
+        result[not_a_number] = ((bits >> 16) | 0x40).astype(np.uint16)
     return result

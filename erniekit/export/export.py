@@ -23,20 +23,24 @@ import numpy as np
 
 from erniekit.checkpoint.atomic import write_folder
 from erniekit.checkpoint.files import open_tensors, write_tensors
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import CheckpointError, ConfigError, UnsupportedError
 from erniekit.export.adapter import ExportedAdapter, export_adapter
 from erniekit.export.card import build_card, read_run_facts
 from erniekit.export.companions import write_companions
 from erniekit.export.destination import check_destination, verify_source
 from erniekit.export.dtypes import CONFIG_DTYPES, EXPORT_DTYPES
+from erniekit.export.gguf_export import ExportedGguf, export_gguf
+from erniekit.export.gguf_numbers import NUMBERS
 from erniekit.export.probe import probe_rows
 from erniekit.export.proof import Comparison, compare_logits, comparison, probe_logits
 from erniekit.export.sizes import shard_bytes
 from erniekit.export.source import Source, open_source, same_bits
 from erniekit.log import logger
 from erniekit.models.registry import load_family, read_model_config
+from erniekit.quant.folder import read_quantisation
+from erniekit.quant.trained import read_trained
 
-EXPORT_LAYOUTS = ("hf", "paddle")
+EXPORT_LAYOUTS, GGUF = ("hf", "paddle"), "gguf"
 _PADDLE_CLASSES = {"Ernie4_5ForCausalLM": "Ernie4_5_ForCausalLM"}
 
 
@@ -86,7 +90,7 @@ def export_model(
     copy_tokenizer: bool = True,
     export_dir: str | None = None,
     merge_adapter: bool = True,
-) -> Exported | ExportedAdapter:
+) -> Exported | ExportedAdapter | ExportedGguf:
     """Write a checkpoint as a model folder, and prove it.
 
     Args:
@@ -95,8 +99,9 @@ def export_model(
         output_dir: the export goes to its sub-folder `export`, unless `export_dir` names a place.
         overwrite: replace an earlier export at the destination.
         adapter: an adapter to merge into the model of `checkpoint`.
-        export_layout: `hf` (transformers, vLLM, ...) or `paddle` (FastDeploy).
-        export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16.
+        export_layout: `hf` (transformers, vLLM, ...), `paddle` (FastDeploy) or `gguf` (llama.cpp).
+        export_dtype: `auto` keeps each tensor's format; else fp32, bf16, fp16, and with `gguf` those of
+            `gguf_numbers.NUMBERS`.
         max_shard_size: of one safetensors file; a number is in GB.
         copy_tokenizer: write tokenizer and chat template too.
         merge_adapter: merge an adapter into its model; otherwise it is written alone, in the format of
@@ -107,14 +112,31 @@ def export_model(
             taken, or the export does not equal its source; the destination is then as it was before.
         ConfigError: a value is not allowed.
     """
-    check_word("export_layout", export_layout, EXPORT_LAYOUTS)
-    check_word("export_dtype", export_dtype, ("auto", *EXPORT_DTYPES))
+    is_gguf = export_layout == GGUF
+    check_word("export_layout", export_layout, (*EXPORT_LAYOUTS, GGUF))
+    check_word("export_dtype", export_dtype, ("auto", *(NUMBERS if is_gguf else EXPORT_DTYPES)))
+    if is_gguf and not merge_adapter:
+        raise ConfigError(
+            "merge_adapter: false writes an adapter alone, which export_layout: gguf has no place for; write "
+            "export_layout: hf, or merge_adapter: true"
+        )
     destination = Path(export_dir) if export_dir else output_dir / "export"
     check_destination(destination, checkpoint, overwrite=overwrite)
     source = open_source(checkpoint, adapter)
     for folder in {source.folder, source.adapter or source.folder}:
         check_destination(destination, folder, overwrite=overwrite)
         verify_source(folder)
+    if merge_adapter or source.adapter is None:
+        _require_full(source.folder)
+    title = (destination if export_dir else output_dir).resolve().name
+    if is_gguf:
+        return export_gguf(
+            *(source, destination, title),
+            overwrite=overwrite,
+            export_dtype=export_dtype,
+            stored=stored_dtype(source.folder),
+            copy_tokenizer=copy_tokenizer,
+        )
     form: dict[str, Any] = {
         "overwrite": overwrite,
         "layout": export_layout,
@@ -124,8 +146,18 @@ def export_model(
     }
     if not merge_adapter:
         return export_adapter(source, destination, **form)
-    title = (destination if export_dir else output_dir).resolve().name
     return _export_whole(source, destination, title, **form)
+
+
+def _require_full(folder: Path) -> None:
+    """Refuse weights of few bits, which are neither merged into nor written in another layout."""
+    kept = read_quantisation(folder)
+    if kept is not None:
+        raise UnsupportedError(
+            f"{folder} is quantised ({kept.scheme}), and exports are of models in full: it is used as it "
+            "is; name the model that it was made of, or, for an adapter over it, write merge_adapter=false, "
+            "which writes the adapter alone"
+        )
 
 
 def _export_whole(
@@ -158,6 +190,9 @@ def _export_whole(
         has_template = write_companions(
             source.companions, folder, source.config, copy_tokenizer=copy_tokenizer, chat_template=template
         )
+        trained = read_trained(source.checkpoint)
+        if trained is not None:
+            trained.save(folder)
         num_parameters = _compare_tensors(weights, source, folder, target)
         rows = probe_rows(source.companions, source.config.vocab_size, chat_template=template)
         # One model is in memory at a time.

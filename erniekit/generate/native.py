@@ -1,14 +1,20 @@
 """Decoding of new tokens by one native call each, for the models it knows.
 
 A model is known by the names and kinds of its parts: blocks of fused attention and a gated MLP with
-RMSNorm before each, as `nn` builds them. A model that holds anything else (experts, adapters,
-layers that were swapped, hooks) is decoded the ordinary way.
+RMSNorm before each, as `nn` builds them, their matrices numbers or codes that the kernels read. A model
+that holds anything else (experts, adapters, layers that were swapped, hooks, scales that no kernel reads) is
+decoded the ordinary way.
+
+With matrices of codes the output layer is read as codes too: as int8 with a scale for each token, made
+once for a model, beside the embedding where that is its output layer. So decoding reads a fraction of the
+bytes; its logits differ by the rounding of that layer from those that the model itself computes.
 
     R rows of a step, V vocabulary
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import paddle
@@ -19,8 +25,17 @@ from erniekit.nn.linear import Linear
 from erniekit.nn.norm import RMSNorm
 from erniekit.ops import backend
 from erniekit.ops.kernels import library
-from erniekit.ops.native.decode import TYPES, DecoderTable, LayerTable, NativeDecoder
+from erniekit.ops.native.decode import (
+    TYPES,
+    CodedHead,
+    DecoderTable,
+    LayerTable,
+    NativeDecoder,
+    reads_codes,
+)
+from erniekit.ops.quantised import QuantisedMatrix
 from erniekit.ops.rope import rotations
+from erniekit.ops.rounding import KVRounding
 
 # Parameters of a layer by the field of the table that takes them; biases may be missing.
 _LAYER = {
@@ -37,30 +52,45 @@ _LAYER = {
 }
 _OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "lm_head.bias")
 _KINDS = (Linear, RMSNorm, Embedding)
+_heads: WeakKeyDictionary[Any, tuple[bytes, CodedHead]] = WeakKeyDictionary()
 
 
 def decoder_table(model: Any) -> DecoderTable | None:
     """What the native decoder needs of a model; None for a model that is not of its kind."""
     if not isinstance(model, paddle.nn.Layer) or model.training or not _is_plain(model):
         return None
-    given = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
+    codes = _quantised(model)
+    given = {**parameters, **codes}
     config = model.config
     layers = range(config.num_hidden_layers)
     wanted = {f"model.layers.{layer}.{name}" for layer in layers for name in _LAYER.values()}
     needed = {name for name in wanted if not name.endswith("bias")} | set(_OUTSIDE[:2])
     if not needed <= given.keys() <= wanted | set(_OUTSIDE):
         return None
-    types = {parameter.dtype for parameter in given.values()}
+    types = {parameter.dtype for parameter in parameters.values()}
     if len(types) > 1 or not types <= TYPES.keys():
         return None
+    kept = {
+        name.removesuffix("self_attn"): layer.kv_rounding
+        for name, layer in model.named_sublayers()
+        if name.endswith(".self_attn")
+    }
+    for rounding in kept.values():
+        if rounding is not None and (type(rounding) is not KVRounding or rounding.number != "int8"):
+            return None
+    matrices = {name for name in needed if len(given[name].shape) == 2} - set(_OUTSIDE)
+    if codes and (codes.keys() != matrices or not all(map(reads_codes, codes.values()))):
+        return None
     embedding = given["model.embed_tokens.weight"]
+    head = given.get("lm_head.weight", embedding)
     return DecoderTable(
         embedding=embedding,
-        layers=[_layer(given, f"model.layers.{layer}.") for layer in layers],
+        layers=[_layer(given, f"model.layers.{layer}.", kept[f"model.layers.{layer}."]) for layer in layers],
         final_norm=given["model.norm.weight"],
-        head=given.get("lm_head.weight", embedding),
+        head=_coded_head(model, head, tied=head is embedding) if codes else head,
         head_bias=given.get("lm_head.bias"),
-        tied="lm_head.weight" not in given,
+        tied=head is embedding,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -68,8 +98,26 @@ def decoder_table(model: Any) -> DecoderTable | None:
     )
 
 
-def _layer(given: Mapping[str, paddle.Tensor], prefix: str) -> LayerTable:
-    return LayerTable(**{field: given.get(prefix + name) for field, name in _LAYER.items()})
+def _quantised(model: paddle.nn.Layer) -> dict[str, QuantisedMatrix]:
+    """Quantised matrices by the name that the parameter had."""
+    layers = ((f"{name}.weight", getattr(layer, "weight", None)) for name, layer in model.named_sublayers())
+    return {name: weight for name, weight in layers if isinstance(weight, QuantisedMatrix)}
+
+
+def _coded_head(model: Any, weight: paddle.Tensor, *, tied: bool) -> CodedHead:
+    """Codes of the output layer of a model, kept until it changes."""
+    # Every thousandth number: a version that Paddle counts does not tell of `set_value`.
+    state = weight.flatten()[::997].numpy().tobytes()
+    kept = _heads.get(model)
+    if kept is None or kept[0] != state:
+        raw = weight.numpy()
+        kept = _heads[model] = (state, CodedHead.of(raw.T if tied else raw))
+    return kept[1]
+
+
+def _layer(given: Mapping[str, Any], prefix: str, kept: KVRounding | None) -> LayerTable:
+    scales = {} if kept is None else {"key_scales": kept.keys, "value_scales": kept.values}
+    return LayerTable(**{field: given.get(prefix + name) for field, name in _LAYER.items()}, **scales)
 
 
 def _is_plain(model: paddle.nn.Layer) -> bool:

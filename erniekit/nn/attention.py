@@ -8,7 +8,8 @@ from paddle import nn
 
 from erniekit.nn.cache import KVCache
 from erniekit.nn.linear import Linear
-from erniekit.ops.attention import Visibility, self_attention, turned_heads
+from erniekit.ops.attention import Visibility, attention, self_attention, turned_heads
+from erniekit.ops.rounding import KVRounding
 
 
 class Attention(nn.Layer):
@@ -27,6 +28,7 @@ class Attention(nn.Layer):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.dropout = 0.0
+        self.kv_rounding: KVRounding | None = None
         self.qkv_proj = Linear(hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias, dtype=dtype)
         self.o_proj = Linear(num_heads * head_dim, hidden_size, bias=bias, dtype=dtype)
 
@@ -42,7 +44,9 @@ class Attention(nn.Layer):
         if cache is None:
             out = self.core_attention(qkv_BTX, rotations_BTND, visible)
         else:
-            out = cache.attend(layer, qkv_BTX, rotations_BTND, visible, num_heads=self.num_heads)
+            out = cache.attend(
+                layer, qkv_BTX, rotations_BTND, visible, num_heads=self.num_heads, rounding=self.kv_rounding
+            )
         return self.o_proj(out)
 
     def core_attention(
@@ -50,6 +54,10 @@ class Attention(nn.Layer):
     ) -> paddle.Tensor:
         """What lies between the projections, [B, T, N D]."""
         dropout = self.dropout if self.training else 0.0
+        if self.kv_rounding is not None:
+            queries, keys, values = self.turn(qkv_BTX, rotations_BTND)
+            out = attention(queries, *self.kv_rounding.apply(keys, values), visible, dropout=dropout)
+            return out.reshape([*qkv_BTX.shape[:2], self.num_heads * self.head_dim])
         return self_attention(
             qkv_BTX, rotations_BTND, visible, **self._heads(), dropout=dropout, turn=self.turn
         )

@@ -4,6 +4,7 @@ import paddle
 
 from erniekit.ops.attention import Visibility
 from erniekit.ops.cached_attention import cached_attention
+from erniekit.ops.rounding import KVRounding
 
 
 class KVCache:
@@ -37,6 +38,7 @@ class KVCache:
         visible: Visibility,
         *,
         num_heads: int,
+        rounding: KVRounding | None = None,
     ) -> paddle.Tensor:
         """Store the T new columns of a layer and attend from them, [B, T, N D]; see `cached_attention`."""
         stop = self.length + qkv_BTX.shape[1]
@@ -51,6 +53,7 @@ class KVCache:
             num_heads=num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
+            rounding=rounding,
         )
 
     def advance(self, num_columns: int) -> None:

@@ -67,14 +67,25 @@ class RouterRecord:
     correction_bias_E: paddle.Tensor
 
 
+class Packing(Protocol):
+    """What rows are on their way to experts of other processes, in place of numbers of the model's type."""
+
+    def pack(self, x_MH: paddle.Tensor) -> paddle.Tensor:
+        """Rows as bytes, uint8 [M, bytes of a row]."""
+
+    def unpack(self, packed: paddle.Tensor, hidden_size: int, dtype: Any) -> paddle.Tensor:
+        """The rows that bytes stand for."""
+
+
 class Dispatcher(Protocol):
     """Brings rows to experts and back; replaced by expert parallelism.
 
     meets: whether processes with other tokens have to make the same calls, those without tokens of a
-    modality too. meanwhile: what may be called, once, while rows travel.
+    modality too. meanwhile: what may be called, once, while rows travel. packing: how they do.
     """
 
     meanwhile: Callable[[], object] | None
+    packing: Packing | None
 
     @property
     def meets(self) -> bool: ...
@@ -93,6 +104,7 @@ class LocalDispatcher:
 
     meets = False
     meanwhile: Callable[[], object] | None = None
+    packing: Packing | None = None
 
     def dispatch(
         self, x_NH: paddle.Tensor, routing: Routing, num_experts: int

@@ -106,6 +106,22 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "erniekit.ops.moe:combine_rows_reference",
         "native": "erniekit.ops.native.moe:combine_rows_native",
     },
+    "gradient_of_codes": {
+        "reference": "erniekit.ops.fp8_gemm:gradient_of_codes_reference",
+        "gpu": "erniekit.ops.fp8_gemm:gradient_of_codes_gpu",
+    },
+    "product": {
+        "reference": "erniekit.ops.products:product_reference",
+        "native": "erniekit.ops.native.products:product_native",
+    },
+    "weight_gradient": {
+        "reference": "erniekit.ops.products:weight_gradient_reference",
+        "native": "erniekit.ops.native.products:weight_gradient_native",
+    },
+    "product_of_codes": {
+        "reference": "erniekit.ops.fp8_gemm:product_of_codes_reference",
+        "gpu": "erniekit.ops.fp8_gemm:product_of_codes_gpu",
+    },
     "quantised_product": {
         "reference": "erniekit.ops.quantised:quantised_product_reference",
         "native": "erniekit.ops.native.quantised:quantised_product_native",
@@ -113,6 +129,22 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "rotate": {
         "reference": "erniekit.ops.rope:rotate_reference",
         "cpu": "erniekit.ops.rope:rotate_cpu",
+    },
+    "rounded": {
+        "reference": "erniekit.ops.tiles:rounded_reference",
+        "native": "erniekit.ops.native.tiles:rounded_native",
+    },
+    "encode": {
+        "reference": "erniekit.ops.tiles:encode_reference",
+        "native": "erniekit.ops.native.tiles:encode_native",
+    },
+    "decode": {
+        "reference": "erniekit.ops.tiles:decode_reference",
+        "native": "erniekit.ops.native.tiles:decode_native",
+    },
+    "scales_of": {
+        "reference": "erniekit.ops.tiles:scales_of_reference",
+        "native": "erniekit.ops.native.tiles:scales_of_native",
     },
     "swiglu": {
         "reference": "erniekit.ops.swiglu:swiglu_reference",
@@ -194,6 +226,11 @@ def multiplies_bf16() -> bool:
         return backend == "gpu"
     library = find_library().library
     return library is not None and library.level == "avx512bf16"
+
+
+def multiplies_fp8() -> bool:
+    """Whether FP8 matrices with a scale a tile are multiplied as bytes: cuBLAS does on Hopper."""
+    return current_backend() == "gpu" and paddle.device.cuda.get_device_capability() == (9, 0)
 
 
 def kernels_in_words() -> str:

@@ -11,6 +11,7 @@ import paddle
 
 from erniekit.ops.attention import Visibility, attention, turned_heads
 from erniekit.ops.backend import choose
+from erniekit.ops.rounding import KVRounding
 
 
 def cached_attention(
@@ -23,6 +24,7 @@ def cached_attention(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    rounding: KVRounding | None = None,
 ) -> paddle.Tensor:
     """Store the T new columns behind the first `visible.num_past`, and attend from them, [B, T, N D].
 
@@ -32,7 +34,16 @@ def cached_attention(
         qkv_BTX: columns q | k | v, the heads of each side by side.
         turns: complex64 [B, T, N + K, D/2] of `rotations`.
         keys_BKSD: turned keys; written to. `values_BKSD` alike.
+        rounding: how keys and values are rounded before they are stored.
     """
+    if rounding is not None:
+        return cached_attention_reference(
+            *(qkv_BTX, turns, visible, keys_BKSD, values_BKSD),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            rounding=rounding,
+        )
     return choose("cached_attention")(
         qkv_BTX,
         turns,
@@ -55,11 +66,14 @@ def cached_attention_reference(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    rounding: KVRounding | None = None,
 ) -> paddle.Tensor:
     """`cached_attention` by the operators for turning and attention."""
     q_BTND, k_BTKD, v_BTKD = turned_heads(
         qkv_BTX, turns, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
     )
+    if rounding is not None:
+        k_BTKD, v_BTKD = rounding.apply(k_BTKD, v_BTKD)
     start = visible.num_past
     stop = start + qkv_BTX.shape[1]
     keys_BKSD[:, :, start:stop] = k_BTKD.transpose([0, 2, 1, 3])

@@ -15,16 +15,25 @@ import paddle
 from paddle.autograd import PyLayer
 
 from erniekit.errors import UnsupportedError
+from erniekit.ops import ccq, ccq_encode
 from erniekit.ops.backend import choose, to_arithmetic, to_storage
-from erniekit.ops.number_formats import FORMATS, dequantise, pack, quantise, scales_shape, unpack
+from erniekit.ops.number_formats import FORMATS, dequantise, pack, quantise, scales_shape, unpack, widened
+from erniekit.ops.rounding import Rounding, rotate
 
 
 class QuantisedMatrix:
     """A matrix [I, O], or one an expert [E, I, O], in place of a tensor that is multiplied with.
 
     Args:
-        codes: uint8, packed. scales: fp32. number: a row of FORMATS. group: rows that share a scale.
+        codes: packed: uint8, of ccq2.5 uint16 as int16.
+        scales: fp32 or bf16 [..., groups, O], of ccq2 the kept local scales.
+        number: a row of FORMATS, or of `ccq.NUMBERS`.
+        group: rows that share a scale.
         dtype: Paddle's type of the numbers that are made, or its name.
+        columns: of ccq, the numbers of columns, fp32.
+        rounding: how inputs are rounded before the product.
+        rotation: features that a Hadamard matrix mixes before that; the numbers are those of the rotated
+            matrix.
     """
 
     stop_gradient = True
@@ -38,24 +47,52 @@ class QuantisedMatrix:
         number: str,
         group: int | None,
         dtype: Any,
+        columns: paddle.Tensor | None = None,
+        rounding: Rounding | None = None,
+        rotation: int = 0,
     ) -> None:
-        self.codes, self.scales = codes, scales
+        self.codes, self.scales, self.columns = codes, scales, columns
         self.shape, self.number = list(shape), number
         self.dtype = getattr(paddle, dtype) if isinstance(dtype, str) else dtype
         self.group = group or self.shape[-2]
-        self.table = paddle.to_tensor(FORMATS[number].table())
+        self.rounding, self.rotation = rounding, rotation
+        self.table = paddle.to_tensor(FORMATS[number].table()) if number in FORMATS else None
 
     @classmethod
-    def of(cls, raw: np.ndarray, number: str, group: int | None, dtype: Any) -> "QuantisedMatrix":
-        """Quantise a matrix in fp32, or in bf16 as uint16."""
-        codes, scales = quantise(raw, number, group)
-        return cls(
-            *(paddle.to_tensor(codes), paddle.to_tensor(scales)),
-            shape=raw.shape,
-            number=number,
-            group=group,
-            dtype=dtype,
-        )
+    def of(
+        cls,
+        raw: np.ndarray,
+        number: str,
+        group: int | None,
+        dtype: Any,
+        *,
+        outputs: int | None = 1,
+        scale_type: str = "fp32",
+    ) -> "QuantisedMatrix":
+        """Quantise a matrix in fp32, or in bf16 as uint16; `outputs` columns share a scale, None for all."""
+        settings: dict[str, Any] = {"shape": raw.shape, "number": number, "group": group, "dtype": dtype}
+        if number in ccq.NUMBERS:
+            codes, scales, columns = ccq_encode.quantise(widened(raw), number)
+            return cls.packed(codes, scales, columns, **settings)
+        codes, scales = quantise(raw, number, group, outputs, scale_type)
+        return cls.packed(codes, scales, None, scale_type=scale_type, **settings)
+
+    @classmethod
+    def packed(
+        cls,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        columns: np.ndarray | None,
+        *,
+        scale_type: str = "fp32",
+        **settings: Any,
+    ) -> "QuantisedMatrix":
+        """Of numpy's arrays; scales in fp32 are kept in their type."""
+        codes = codes.view(np.int16) if codes.dtype == np.uint16 else codes
+        made = None if columns is None else paddle.to_tensor(columns)
+        kept = paddle.to_tensor(scales)
+        kept = kept.astype("bfloat16") if scale_type == "bf16" else kept
+        return cls(paddle.to_tensor(codes), kept, columns=made, **settings)
 
     def part(self, placement: Any) -> "QuantisedMatrix":
         """The blocks that a process holds of the matrix (`parallel/placement.py`), with the same numbers.
@@ -65,7 +102,8 @@ class QuantisedMatrix:
         """
         bits, rows = FORMATS[self.number].bits, self.shape[-2]
         per_channel = self.group == rows
-        codes, scales = unpack(self.codes.numpy(), bits, rows), self.scales.numpy()
+        packed, scales, _ = self.arrays()
+        codes = unpack(packed, bits, rows)
         shape = placement.part_shape
         group = shape[-2] if per_channel else self.group
         own = np.empty(scales_shape(shape, group), np.float32)
@@ -87,7 +125,7 @@ class QuantisedMatrix:
             own[tuple(to)] = scales[tuple(source)]
         taken = pack(placement.take(codes), bits)
         return QuantisedMatrix(
-            *(paddle.to_tensor(taken), paddle.to_tensor(own)),
+            *(paddle.to_tensor(taken), paddle.to_tensor(own).astype(self.scales.dtype)),
             shape=shape,
             number=self.number,
             group=None if per_channel else group,
@@ -102,12 +140,29 @@ class QuantisedMatrix:
     @property
     def num_bytes(self) -> int:
         """Bytes of codes and scales."""
-        return int(self.codes.size + 4 * self.scales.size)
+        kept = (self.codes, self.scales, *([] if self.columns is None else [self.columns]))
+        return int(sum(tensor.size * tensor.element_size() for tensor in kept))
+
+    def arrays(self, expert: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Codes, scales and numbers of columns (of an expert)."""
+        kept = (self.codes, self.scales, self.columns)
+        codes, scales, columns = (
+            None if tensor is None else (tensor if expert is None else tensor[expert]).numpy()
+            for tensor in kept
+        )
+        assert codes is not None and scales is not None
+        # Paddle gives bf16 as uint16.
+        scales = widened(scales) if scales.dtype == np.uint16 else scales
+        return codes.view(np.uint16) if codes.dtype == np.int16 else codes, scales, columns
 
     def numbers(self, expert: int | None = None) -> paddle.Tensor:
         """The matrix (of an expert) as a tensor of its type."""
-        codes, scales = (t if expert is None else t[expert] for t in (self.codes, self.scales))
-        made = dequantise(codes.numpy(), scales.numpy(), self.number, self.group, self.shape[-2])
+        codes, scales, columns = self.arrays(expert)
+        rows = self.shape[-2]
+        if columns is None:
+            made = dequantise(codes, scales, self.number, self.group, rows)
+        else:
+            made = ccq.dequantise(codes, scales, columns, self.number, rows)
         return paddle.to_tensor(made).astype(self.dtype)
 
 
@@ -121,10 +176,25 @@ def quantised_product(
 ) -> paddle.Tensor:
     """x times the matrix, or times its transpose when `turned`; no graph is made.
 
+    Inputs are rotated and rounded first, if the matrix says so. A gradient (`turned`) passes the rounding as
+    if it were not there, and is rotated after the product.
+
     Args:
         offsets: int64 [E + 1] where the matrix is one an expert, as of `ops/moe.py: grouped_linear`.
     """
-    return choose("quantised_product")(x_MK, matrix, bias=bias, offsets=offsets, turned=turned)
+    if not turned:
+        x_MK = prepared(x_MK, matrix, offsets)
+    y = choose("quantised_product")(x_MK, matrix, bias=bias, offsets=offsets, turned=turned)
+    return rotate(y, matrix.rotation) if turned and matrix.rotation else y
+
+
+def prepared(
+    x_MK: paddle.Tensor, matrix: QuantisedMatrix, offsets: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """The rows that a matrix is multiplied with: rotated and rounded, in the type of x."""
+    if matrix.rotation:
+        x_MK = rotate(x_MK, matrix.rotation)
+    return x_MK if matrix.rounding is None else matrix.rounding.apply(x_MK, offsets)
 
 
 @paddle.no_grad()

@@ -7,8 +7,8 @@ _GATE = re.compile(r"\.gate\.weight(_1)?$")
 
 
 def decays(name: str) -> bool:
-    """Weight decay acts on matrices and embeddings, not on biases and norms."""
-    return not ("bias" in name or "norm" in name)
+    """Weight decay acts on matrices and embeddings, not on biases, norms and learned scales."""
+    return not ("bias" in name or "norm" in name or name.endswith("weight_scale"))
 
 
 def learning_rate_ratios(

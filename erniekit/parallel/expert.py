@@ -6,6 +6,8 @@ are sorted there by expert, computed as one grouped product, and come back the w
 dropped for it, and no expert is asked for alone: what a process has to know about the others' rows are
 the counts of their experts, exchanged once a layer. Shared experts are computed while the rows travel.
 
+Where experts compute in few bits rows travel there as bytes (`packing`); results and gradients never do.
+
 Process r of n has the experts r E/n to (r + 1) E/n of every modality, so both stay spread evenly.
 """
 
@@ -18,7 +20,7 @@ import paddle
 from paddle.autograd import PyLayer
 
 from erniekit.errors import ConfigError
-from erniekit.nn.moe import MixtureOfExperts
+from erniekit.nn.moe import MixtureOfExperts, Packing
 from erniekit.ops.moe import (
     Routing,
     SortedSlots,
@@ -50,9 +52,14 @@ class Trip:
     """Rows to other processes, and their gradients back in the backward pass, while something else runs."""
 
     def __init__(
-        self, worker: Worker, group: comm.Group, send_counts: Sequence[int], recv_counts: Sequence[int]
+        self,
+        worker: Worker,
+        group: comm.Group,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        packing: Packing | None = None,
     ) -> None:
-        self._worker, self._group = worker, group
+        self._worker, self._group, self.packing = worker, group, packing
         self.send_counts, self.recv_counts = send_counts, recv_counts
         self._task: Task | None = None
 
@@ -80,7 +87,7 @@ class _Start(PyLayer):
     @staticmethod
     def forward(ctx: Any, x_MH: paddle.Tensor, trip: Trip) -> paddle.Tensor:
         ctx.trip = trip
-        trip.send(x_MH)
+        trip.send(x_MH if trip.packing is None else trip.packing.pack(x_MH))
         return paddle.empty([sum(trip.recv_counts), *x_MH.shape[1:]], dtype=x_MH.dtype)
 
     @staticmethod
@@ -91,8 +98,10 @@ class _Start(PyLayer):
 class _Arrive(PyLayer):
     @staticmethod
     def forward(ctx: Any, travelling_MH: paddle.Tensor, trip: Trip) -> paddle.Tensor:
-        ctx.trip = trip
-        return trip.take()
+        ctx.trip, rows_MH = trip, trip.take()
+        if trip.packing is None:
+            return rows_MH
+        return trip.packing.unpack(rows_MH, travelling_MH.shape[1], travelling_MH.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_MH: paddle.Tensor) -> paddle.Tensor:
@@ -109,6 +118,7 @@ class ExpertDispatcher:
 
     meets = True
     meanwhile: Callable[[], object] | None = None
+    packing: Packing | None = None
 
     def __init__(self, group: comm.Group, worker: Worker) -> None:
         self.group, self._worker = group, worker
@@ -127,7 +137,7 @@ class ExpertDispatcher:
         incoming = counts_nE[:, first : first + own]
         send_counts = tuple(counts_E.reshape([self.group.size, own]).sum(1).tolist())
         recv_counts = tuple(incoming.sum(1).tolist())
-        trip = Trip(self._worker, self.group, send_counts, recv_counts)
+        trip = Trip(self._worker, self.group, send_counts, recv_counts, self.packing)
         travelling_MH = trip.start(dispatch_rows(x_NH, slots))
         # They came sorted within each process; one more sort makes them so over all.
         expert_M1 = np.tile(np.arange(own), self.group.size).repeat(incoming.reshape(-1)).reshape([-1, 1])
@@ -155,6 +165,7 @@ class OwnExpertsDispatcher:
 
     meets = False
     meanwhile: Callable[[], object] | None = None
+    packing: Packing | None = None
 
     def __init__(self, group: comm.Group) -> None:
         self.group = group

@@ -18,7 +18,7 @@ from typing import Any
 import paddle
 
 from erniekit.errors import ConfigError
-from erniekit.nn.moe import Dispatcher, MixtureOfExperts
+from erniekit.nn.moe import Dispatcher, MixtureOfExperts, Packing
 from erniekit.ops.moe import Routing
 from erniekit.parallel import comm
 from erniekit.parallel.differentiable import (
@@ -209,6 +209,14 @@ class _SplitExperts:
     @meanwhile.setter
     def meanwhile(self, function: Callable[[], object] | None) -> None:
         self._inner.meanwhile = function
+
+    @property
+    def packing(self) -> Packing | None:
+        return self._inner.packing
+
+    @packing.setter
+    def packing(self, packing: Packing | None) -> None:
+        self._inner.packing = packing
 
     def dispatch(self, x_NH: paddle.Tensor, routing: Routing, num_experts: int) -> tuple[Any, Any, Any]:
         return self._inner.dispatch(copy_to(x_NH, self._group), routing, num_experts)

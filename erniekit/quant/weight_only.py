@@ -13,7 +13,7 @@ from erniekit.checkpoint.files import Item
 from erniekit.nn.linear import Linear
 from erniekit.nn.moe import ExpertMatrices
 from erniekit.ops.quantised import QuantisedMatrix
-from erniekit.quant.schemes import WeightFormat, format_of
+from erniekit.quant.schemes import WeightFormat, formats_of
 
 
 def chosen_weights(model: Any, roles: Mapping[str, str], scheme: str) -> dict[str, tuple[Any, WeightFormat]]:
@@ -22,12 +22,16 @@ def chosen_weights(model: Any, roles: Mapping[str, str], scheme: str) -> dict[st
     Args:
         roles: end of a module's name -> its role.
     """
-    found = {}
-    for module, layer in model.named_sublayers():
-        chosen = format_of(f"{module}.weight", roles, scheme)
-        if chosen is not None and isinstance(layer, (Linear, ExpertMatrices)):
-            found[f"{module}.weight"] = (layer, chosen)
-    return found
+    return layers_of(model, formats_of([name for name, _ in model.named_parameters()], roles, scheme))
+
+
+def layers_of(model: Any, formats: Mapping[str, WeightFormat]) -> dict[str, tuple[Any, WeightFormat]]:
+    """Parameter -> its layer, and its format."""
+    return {
+        name: (layer, formats[name])
+        for module, layer in model.named_sublayers()
+        if (name := f"{module}.weight") in formats and isinstance(layer, (Linear, ExpertMatrices))
+    }
 
 
 def apply(
@@ -51,11 +55,17 @@ def apply(
     Returns:
         The items of the parameters that stay. It has to be read to its end.
     """
-    waiting = chosen_weights(model, roles, scheme)
-    for layer, _ in waiting.values():
-        del layer.weight
+    waiting = take_out(model, formats_of([name for name, _ in model.named_parameters()], roles, scheme))
     assert waiting or placements is not None, f"{scheme} quantises nothing of this model"
     return _quantise(waiting, items, dtype, placements)
+
+
+def take_out(model: Any, formats: Mapping[str, WeightFormat]) -> dict[str, tuple[Any, WeightFormat]]:
+    """Take parameters out of a model; returns the layer that each was of, with its format."""
+    taken = layers_of(model, formats)
+    for layer, _ in taken.values():
+        del layer.weight
+    return taken
 
 
 def _quantise(
@@ -69,7 +79,9 @@ def _quantise(
             yield name, word, raw
             continue
         layer, chosen = waiting.pop(name)
-        matrix = QuantisedMatrix.of(raw, chosen.number, chosen.group, dtype)
+        matrix = QuantisedMatrix.of(
+            *(raw, chosen.number, chosen.group, dtype), outputs=chosen.outputs, scale_type=chosen.scale_type
+        )
         layer.weight = matrix if placements is None else matrix.part(placements[name])
     assert not waiting, f"matrices without a source: {sorted(waiting)}"
 

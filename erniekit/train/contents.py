@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from erniekit.checkpoint.adapter_files import PEFT_BASENAME
 from erniekit.checkpoint.raw import to_raw
 from erniekit.data.tokenizer import Tokenizer
 from erniekit.models.registry import load_family
+from erniekit.quant.trained import TrainedScales
 from erniekit.train.reference import MovingReference
 
 MODEL_FILES = ("generation_config.json", "LICENSE")
@@ -21,12 +22,26 @@ class Contents:
     """The tensors under the name of their files, and what writes the files beside them.
 
     adapter: what the tensors are of where they are not the whole model's.
+    trained: what quantisation-aware training keeps beside them.
     """
 
     basename: str
     items: Callable[[], Any]
     write_files: Callable[[Path], None]
     adapter: Any = None
+    trained: Callable[[], TrainedScales] | None = None
+
+    def writer(self) -> Callable[[Path], None]:
+        """`write_files`, and the scales as they are now, whenever it is called."""
+        if self.trained is None:
+            return self.write_files
+        kept = self.trained()
+
+        def write(folder: Path) -> None:
+            self.write_files(folder)
+            kept.save(folder)
+
+        return write
 
 
 def checkpoint_contents(
@@ -50,12 +65,14 @@ def checkpoint_contents(
             plain.write_files(folder)
             moving.save(folder)
 
-        return Contents(plain.basename, plain.items, write, plain.adapter)
+        return replace(plain, write_files=write)
+    trained = None if built.qat is None else built.qat.trained
     if built.adapter is None:
         return Contents(
             "model",
             lambda: load_family(built.config).save_layout(memory_items(built.model), built.config, "hf"),
             lambda folder: write_model_files(folder, built, tokenizer, source),
+            trained=trained,
         )
     from erniekit.adapters.state import state_items
 
@@ -65,6 +82,7 @@ def checkpoint_contents(
         lambda: state_items(built.adapter),
         lambda folder: write_adapter_files(folder, built, tokenizer, source, base),
         built.adapter,
+        trained,
     )
 
 

@@ -1,7 +1,8 @@
 """From a configuration to the objective of preference training: which reference, asked when."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,13 @@ def preference_objective(
     how = how_asked(settings, adapted=adapted, in_stages=pipeline is not None)
     if settings.needs_reference and how == "precompute":
         if not resumed or adapted:
-            off = without_adapter() if adapted else None
+            off = _reference_of(built)
             build = lambda: ModelReference(built.model, off, pipeline, loss_subbatch_seqlen=size)  # noqa: E731
         else:
             build = lambda: _copy_of(config, folder, built.spread)  # noqa: E731
         cache = Path(config.run.output_dir) / CACHE_FILE
         team = Team(built.spread)
-        digest = team.of_first(lambda: digest_of(folder, built.numbers_in_words()))
+        digest = team.of_first(lambda: digest_of(folder, replace(built, qat=None).numbers_in_words()))
         reference = score_once(needed(), build, cache, digest, resumed=resumed, team=team)
     elif settings.needs_reference:
         if settings.ref_model_update_steps > 0:
@@ -66,13 +67,13 @@ def preference_objective(
                 copy, built.model, settings.ref_model_update_steps, loss_subbatch_seqlen=size
             )
         elif adapted:
-            reference = ModelReference(None, without_adapter(), loss_subbatch_seqlen=size)
+            reference = ModelReference(None, _reference_of(built), loss_subbatch_seqlen=size)
         else:
             reference = _copy_of(config, folder, built.spread)
     objective = PreferenceObjective(settings, reference, loss_subbatch_seqlen=size)
     model = config.model
     dropout = model.hidden_dropout_prob or model.attention_probs_dropout_prob
-    objective.expects_ln2 = settings.begins_at_ln2() and not resumed and not dropout
+    objective.expects_ln2 = settings.begins_at_ln2() and not resumed and not dropout and built.qat is None
     return objective
 
 
@@ -124,11 +125,19 @@ def words_for_start_screen(settings: PreferenceSettings, *, adapted: bool, in_st
     return words
 
 
-def without_adapter() -> Any:
-    """What turns adapters off for a while."""
-    from erniekit.adapters.lora import adapters_off
+def _reference_of(built: assemble.Assembled) -> Callable[[Any], AbstractContextManager[None]] | None:
+    """What makes the trained model its own reference for a while: in full, and without its adapter."""
+    if built.adapter is None and built.qat is None:
+        return None
 
-    return adapters_off
+    @contextmanager
+    def reference(model: Any) -> Iterator[None]:
+        from erniekit.adapters.lora import adapters_off
+
+        with built.qat.off() if built.qat is not None else nullcontext(), adapters_off(model):
+            yield
+
+    return reference
 
 
 def require_whole(sharding: str, spread: Distribution | None) -> None:

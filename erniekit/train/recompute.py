@@ -7,6 +7,7 @@ from erniekit import assemble
 from erniekit.config.config import Config
 from erniekit.data.report import DataReport
 from erniekit.estimate.flops import training_flops
+from erniekit.estimate.low_precision import NOTHING, Added, fp8_bytes
 from erniekit.estimate.memory import AdapterSize, training_memory
 from erniekit.estimate.recompute import (
     GIB,
@@ -99,7 +100,26 @@ def step_memory(
         adapter=adapter_size(built),
         scheme=built.scheme,
         depths=_trained_ahead(config, built),
+        added=_added(config, built, recomputation),
     )
+
+
+def _added(config: Config, built: assemble.Assembled, recomputation: Recomputation | None) -> Added:
+    """What arithmetic in few bits keeps."""
+    width = BYTES[built.compute_dtype]
+    if built.qat is not None and built.adapter is not None:
+        layers = built.adapter.layers
+        sizes = [layers[name].weight.size for name in built.qat.layers if name in layers]
+        return Added(always=width * sum(map(int, sizes)))
+    if built.fp8 is None:
+        return NOTHING
+    names = ("fp8_dequant_input", "fp8_swiglu_input", "fp8_shared_expert", "fp8_offline_quant_weight")
+    found = fp8_bytes(
+        built.config, width=width, **{name: getattr(config.low_precision, name) for name in names}
+    )
+    # Of layers that are run again little is kept either way.
+    again = recomputation is not None and not recomputation.is_nothing()
+    return Added(working=found.working, always=found.always) if again else found
 
 
 def adapter_size(built: assemble.Assembled) -> AdapterSize | None:

@@ -29,6 +29,7 @@ from erniekit.data.sets import TrainSamples
 from erniekit.errors import ConfigError
 from erniekit.estimate.flops import training_flops
 from erniekit.log import logger
+from erniekit.low_precision import apply_fp8, apply_qat, check_qat
 from erniekit.models.registry import load_family, read_model_config, read_vision_tokens
 from erniekit.optim.build import build_optimizer
 from erniekit.optim.schedules import build_schedule
@@ -73,11 +74,12 @@ if TYPE_CHECKING:
 # but for those that change when or how fast something happens.
 DECIDING = (
     *("model", "train_data", "eval_data", "sequences", "batch"),
-    *("optimizer", "routing", "schedule", "evaluation"),
+    *("optimizer", "routing", "low_precision", "qat", "schedule", "evaluation"),
 )
 NOT_DECIDING = (
     *("download_hub", "dataloader_num_workers", "do_train", "do_eval"),
     *("max_estimate_samples", "ref_logps"),
+    *("fp8_offline_quant_weight", "enable_fp8_quantize_analysis"),
     # Their product with the processes decides: `run.require_same_rows`.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 )
@@ -122,6 +124,7 @@ def train_session(loaded: "LoadedConfig") -> int:
     plan = _plan(config, folder, mesh, samples.report, device)
     pipeline = plan if plan is not None and plan.is_cut else None
     built = _build_model(config, folder, start.path if start else None, mesh, pipeline)
+    built = _in_few_bits(config, built, _total_steps(config, loader), start.path if start else None)
     chosen = recompute_as_asked(
         config, built, samples.report, lambda: free_memory(device) + resident_memory()[0], plan
     )
@@ -272,11 +275,7 @@ def _needed_batches(
     packing = {**_packing(config), "dataloader_num_workers": 0}
     sharers = _sharers(config, mesh)
     probe = build_loader(samples, BatchShape(**_shape(config)), config.run.seed, *sharers, **packing)
-    batch = config.batch
-    steps = plan_steps(
-        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
-    )
-    for _ in range(steps):
+    for _ in range(_total_steps(config, loader)):
         yield from probe.next_step()
     if held_out is not None:
         yield from _batches(config, held_out, mesh)
@@ -313,21 +312,37 @@ def _step_loss(config: Config, built: assemble.Assembled, objective: Objective) 
     if built.spread is not None:
         for routers in companions:
             share_routers(routers, built.spread, sequence_parallel=config.parallel.sequence_parallel)
-    moving = moving_reference(objective)
-    if moving is not None:
-        companions.append(moving)
+    companions += [each for each in (built.fp8, built.qat, moving_reference(objective)) if each is not None]
     # Preference training leaves the blocks of multi-token prediction out.
     depths = 0 if config.run.stage == "DPO" else built.config.num_nextn_predict_layers
     return StepLoss(objective, companions, depths, **own)
+
+
+def _total_steps(config: Config, loader: Loader) -> int:
+    batch = config.batch
+    return plan_steps(
+        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
+    )
+
+
+def _in_few_bits(
+    config: Config, built: assemble.Assembled, total_steps: int, resumed: Path | None
+) -> assemble.Assembled:
+    built = apply_fp8(built, **asdict(config.low_precision))
+    return apply_qat(built, total_steps, resumed, **asdict(config.qat))
 
 
 def _mesh(config: Config, loaded: "LoadedConfig") -> Mesh | None:
     """The places of the processes, where there are several."""
     if own_place()[1] == 1:
         return None
-    return open_processes(
+    mesh = open_processes(
         asdict(config.parallel), run_identity(config.values()), ddp_timeout=config.run.ddp_timeout
     )
+    check_qat(
+        config.qat.qat_scheme, mesh.layout, config.parallel.sharding, learned=config.qat.qat_learn_scales
+    )
+    return mesh
 
 
 def _load_optimizer(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -426,10 +441,7 @@ def _build_trainer(
     objective: Objective,
     engine: PipelineEngine | None = None,
 ) -> Trainer:
-    batch, model = config.batch, config.model
-    total_steps = plan_steps(
-        loader.steps_per_epoch, num_train_epochs=batch.num_train_epochs, max_steps=batch.max_steps
-    )
+    model, total_steps = config.model, _total_steps(config, loader)
     reporting = asdict(config.reporting)
     policy = NonFinitePolicy(**{key: reporting.pop(key) for key in ("on_nonfinite", "max_skipped_steps")})
     flops = training_flops(
@@ -440,6 +452,7 @@ def _build_trainer(
         ahead=config.routing.multi_token_pred_lambda > 0,
     )
     team = _team(config, built, engine)
+    beside = built.adapter or built.qat  # the second has none under adapters
     evaluate_now: Callable[[], EvaluationResult] | None = None
     if held_out is not None:
         evaluate_now = lambda: evaluate(  # noqa: E731
@@ -453,8 +466,8 @@ def _build_trainer(
         step_loss=_step_loss(config, built, objective),
         loader=loader,
         optimizer=build_optimizer(
-            list(built.model.named_parameters()),
-            built.adapter.learning_rate_ratios() if built.adapter else None,
+            [*built.model.named_parameters(), *(built.qat.parameters().items() if built.qat else ())],
+            beside.learning_rate_ratios() if beside else None,
             team.held(),
             None if built.spread is None else built.spread.names,
             **asdict(config.optimizer),

@@ -109,6 +109,13 @@ class StepLoss:
         self._keep("loss", loss)
         return loss
 
+    def after_backward(self) -> None:
+        """The gradients of the step are whole; companions may make others of them."""
+        for companion in self.companions:
+            after_backward = getattr(companion, "after_backward", None)
+            if after_backward is not None:
+                after_backward()
+
     def without_effect(self, model: Any, batch: Any) -> Any:
         """Zero, by the forward pass of a micro-batch that counts nothing, for processes that wait for it."""
         nothing = [0.0] * len(self._ahead_scales)

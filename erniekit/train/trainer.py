@@ -137,6 +137,7 @@ class Trainer:
                 fillers=[place for place, turn in enumerate(turns) if not turn.counts],
             )
         self.team.sum_gradients(self._parameters)
+        self.step_loss.after_backward()
         return self.optimizer.grad_norm_and_clip(self.team.counts, self.team.sum_of)
 
     def _compute(self, turns: list[Turn], step: int) -> None:
@@ -227,7 +228,7 @@ class Trainer:
             model_items=self.contents.items(),
             optimizer_items=self.optimizer.state_items(),
             state=state,
-            write_files=self.contents.write_files,
+            write_files=self.contents.writer(),
             asynchronous=self.saving.asynchronous,
             model_basename=self.contents.basename,
         )
@@ -245,7 +246,7 @@ class Trainer:
             self.progress.step,
             tensors=[weights, optimizer_tensors(self.optimizer, names, self.team)],
             state=state,
-            write_files=self.contents.write_files,
+            write_files=self.contents.writer(),
             asynchronous=self.saving.asynchronous,
         )
 

@@ -6,10 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
-from erniekit.checkpoint.files import open_tensors
 from erniekit.ops.kernels.library import find_library
 from erniekit.testing.tiny_checkpoint import tiny_config, write_tiny_checkpoint
 
@@ -94,39 +92,17 @@ def test_the_prompt_has_the_length_that_was_asked_for(benchmark: ModuleType, tmp
     assert len(long) == 1200 and long[:7] == short
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_a_gguf_file_holds_the_same_weights(
-    script: Callable[[str], ModuleType], tmp_path: Path, dtype: str
+@pytest.mark.parametrize(
+    ("dtype", "types"), [("f16", {"F16"}), ("bf16", {"BF16"}), ("q8_0", {"Q8_0", "F16"})]
+)
+def test_llama_gets_a_file_without_a_vocabulary(
+    benchmark: ModuleType, tmp_path: Path, dtype: str, types: set[str]
 ) -> None:
     gguf = pytest.importorskip("gguf")
-    folder = write_tiny_checkpoint(tmp_path / "model", tiny_config(tie_word_embeddings=False))
-    script("gguf_file").write_gguf(folder, tmp_path / "model.gguf", dtype)
-    reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    found = {
-        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors
-    }
-    given = open_tensors(folder)
-    names = {
-        "model.layers.1.self_attn.q_proj.weight": "blk.1.attn_q.weight",
-        "model.layers.0.self_attn.v_proj.weight": "blk.0.attn_v.weight",
-        "model.layers.1.mlp.up_proj.weight": "blk.1.ffn_up.weight",
-        "model.layers.0.mlp.down_proj.weight": "blk.0.ffn_down.weight",
-        "model.layers.0.post_attention_layernorm.weight": "blk.0.ffn_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    for name, stored in names.items():
-        expected = given.read(name)
-        tolerance = 0.0 if expected.ndim == 1 else 2**-8
-        np.testing.assert_allclose(found[stored], expected, rtol=tolerance, atol=1e-6)
-    assert len(found) == 2 * 9 + 3
-    assert reader.fields["llama.rope.freq_base"].contents() == tiny_config().rope_theta
-
-
-def test_models_with_biases_are_refused(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    folder = write_tiny_checkpoint(tmp_path / "model", tiny_config(use_bias=True))
-    with pytest.raises(ValueError, match="no biases"):
-        script("gguf_file").write_gguf(folder, tmp_path / "model.gguf", "f16")
+    path = benchmark.write_for_llama(write_tiny_checkpoint(tmp_path / "model"), tmp_path, dtype)
+    reader = gguf.GGUFReader(path)
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {*types, "F32"}
+    assert "tokenizer.ggml.tokens" not in reader.fields
 
 
 def test_an_interpreter_without_llama_is_refused(script: Callable[[str], ModuleType]) -> None:

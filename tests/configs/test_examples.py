@@ -25,6 +25,7 @@ VERBS = {
     "run_chat": "chat",
     "run_eval": "eval",
     "run_export": "export",
+    "run_quantize": "quantize",
 }
 
 

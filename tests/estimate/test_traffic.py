@@ -73,7 +73,10 @@ def test_experts_go_there_and_back():
     rows, counts = 2 * STREAM * 3 / 4, 3 * 4 * 8
     assert traffic.forward["expert"] == 2 * (2 * rows + counts)
     assert traffic.backward["expert"] == 2 * 2 * rows
-    assert sent(EXPERTS, spread, dispatch=1.0).forward["expert"] == 2 * (rows / 4 + rows + counts)
+    # 32 bytes and the scale of a tile in place of 32 fp32 numbers.
+    as_bytes = sent(EXPERTS, spread, fp8_dispatch=True)
+    assert as_bytes.forward["expert"] == 2 * (rows * 36 / 128 + rows + counts)
+    assert as_bytes.backward["expert"] == traffic.backward["expert"]
     assert sent(EXPERTS, spread, away=0.5).backward["expert"] == 2 * 2 * STREAM
 
 

@@ -21,9 +21,13 @@ def test_new_and_empty_destinations_are_free(tmp_path: Path) -> None:
 
 def test_taken_destination_is_refused_without_overwrite(tmp_path: Path) -> None:
     source = folder(tmp_path / "source", "config.json")
-    taken = folder(tmp_path / "taken", "config.json", "model-00001-of-00002.safetensors", "README.md")
+    taken = folder(
+        tmp_path / "taken", "config.json", "qat.json", "model-00001-of-00002.safetensors", "README.md"
+    )
     with pytest.raises(CheckpointError, match="overwrite_output_dir=true"):
         check_destination(taken, source, overwrite=False)
+    with pytest.raises(CheckpointError, match="name another destination with quant_dir="):
+        check_destination(taken, source, overwrite=False, key="quant_dir")
     check_destination(taken, source, overwrite=True)
 
 

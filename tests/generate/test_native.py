@@ -16,6 +16,8 @@ from erniekit.models.ernie45.plan import ROLES
 from erniekit.nn.linear import Linear
 from erniekit.ops import backend
 from erniekit.ops.kernels.library import find_library
+from erniekit.ops.native.decode import CodedHead
+from erniekit.ops.rounding import KVRounding, Rounding
 from erniekit.quant import weight_only
 
 if find_library().library is None:
@@ -128,12 +130,61 @@ def test_models_that_are_not_its_kind_are_left_alone() -> None:
     mixed = build()
     mixed.model.norm.weight = mixed.model.norm.create_parameter([32], dtype="bfloat16")
     assert decoder_table(mixed) is None
-    quantised = build()
-    items = [(name, "F32", parameter.numpy()) for name, parameter in quantised.named_parameters()]
-    list(weight_only.apply(quantised, ROLES, "wint8", items, dtype="float32"))  # the rest is there already
-    assert decoder_table(quantised) is None
+    other = quantised("wint4")
+    linear = other.model.layers[0].self_attn.o_proj
+    linear.weight.rounding = Rounding("int8", None, tile=16)
+    assert decoder_table(other) is None
     sampling = Sampling(max_new_tokens=3, temperature=0.0)
-    assert len(list(generate(quantised, PROMPTS[:1], sampling=sampling, end_ids=[], max_context=64))) == 3
+    assert len(list(generate(other, PROMPTS[:1], sampling=sampling, end_ids=[], max_context=64))) == 3
+    half = quantised("wint8")
+    linear = half.model.layers[0].self_attn.o_proj
+    linear.weight = linear.create_parameter([64, 32], dtype="float32")
+    assert decoder_table(half) is None
+
+
+def quantised(scheme: str, **changes: Any) -> Ernie45:
+    model = build(**changes)
+    items = [(name, "F32", parameter.numpy()) for name, parameter in model.named_parameters()]
+    list(weight_only.apply(model, ROLES, scheme, items, dtype="float32"))  # the rest is there already
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "use_bias": True}])
+@pytest.mark.parametrize(
+    "scheme", ["wint8", "wint4", "wint4_g64", "wint4_g32", "int2", "nf4", "wint2", "wint2.5"]
+)
+def test_codes_are_decoded_natively_with_a_coded_head(scheme: str, changes: dict[str, Any]) -> None:
+    model = quantised(scheme, **changes)
+    table = decoder_table(model)
+    assert table is not None and isinstance(table.head, CodedHead)
+    again = decoder_table(model)
+    assert again is not None and again.head is table.head
+    found, expected = (logits(model, native_way=way) for way in (True, False))
+    # The head is rounded to 8 bits, everything else is the same.
+    difference = np.abs(found[1] - expected[1]).max() / np.abs(expected[1]).max()
+    assert 1e-4 < difference < 1.5e-2
+    name = "lm_head.weight" if changes else "model.embed_tokens.weight"
+    head = dict(model.named_parameters())[name]
+    head.set_value(head * 2)
+    changed = decoder_table(model)
+    assert changed is not None and changed.head is not table.head
+
+
+def test_inputs_keys_and_values_in_int8_are_decoded_natively() -> None:
+    model = quantised("wint8")
+    scales = np.random.default_rng(0).uniform(0.5, 2, (2, 2, 16)).astype("float32")
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        attention.kv_rounding = KVRounding.of("int8", *scales)
+        for linear, scale in ((attention.qkv_proj, 0.02), (layer.mlp.down_proj, 0.01)):
+            linear.weight.rounding = Rounding("int8", paddle.to_tensor([scale], dtype="float32"))
+    assert decoder_table(model) is not None
+    found, expected = (logits(model, native_way=way) for way in (True, False))
+    assert np.abs(found[1] - expected[1]).max() / np.abs(expected[1]).max() < 3e-2
+    model.model.layers[1].self_attn.kv_rounding = KVRounding.of("e4m3", *scales)
+    assert decoder_table(model) is None
+    model.model.layers[1].self_attn.kv_rounding = object()
+    assert decoder_table(model) is None
 
 
 def test_other_kernels_decode_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:

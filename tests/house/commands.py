@@ -19,6 +19,7 @@ WITH_CONFIG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": ((), ()),
     "eval": ((), ("--base", "--json")),
     "export": ((), ()),
+    "quantize": ((), ()),
     "split": ((), ()),
     "chat": (("--prompt", "--system", "--tools"), ("--raw",)),
     "generate": (("--prompt", "--system", "--input", "--output", "--rows"), ("--raw",)),

@@ -9,7 +9,7 @@ from tests.house.sources import ROOT
 
 FIGURES = ROOT / "benchmarks" / "figures"
 # Documents with tables of figures.
-PAGES = ("docs/performance.md", "docs/choosing.md")
+PAGES = ("docs/performance.md", "docs/choosing.md", "docs/fp8.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+)[^>]*-->\n)(.*?)(<!-- /figures -->)", re.DOTALL)
 Figures = dict[str, Any]
 
@@ -102,6 +102,26 @@ def convergence(figures: Figures) -> str:
     )
 
 
+def fp8_loss(figures: Figures) -> str:
+    """Losses of both arithmetics, window by window, and held out."""
+    plain, low = figures["modes"]["bf16"], figures["modes"]["fp8"]
+    pairs = [*zip(plain["windows"], low["windows"], strict=True)]
+    pairs.append((plain["held_out_loss"], low["held_out_loss"]))
+    step = figures["steps"] // (len(pairs) - 1)
+    names = [f"steps {step * index + 1} to {step * index + step}" for index in range(len(pairs) - 1)]
+    rows = [
+        [
+            f"loss, mean of {figures['seeds']} seeds" if figures["seeds"] > 1 else "loss, one seed",
+            "bf16",
+            "`use_fp8`",
+            "difference",
+        ]
+    ]
+    for name, (one, other) in zip([*names, "held-out, at the end"], pairs, strict=True):
+        rows.append([name, f"{one:.4f}", f"{other:.4f}", f"{other / one - 1:+.2%}"])
+    return table(rows)
+
+
 def overhead(figures: Figures) -> str:
     """Shares of a step, and the start of a run."""
     step = figures["step_s"]
@@ -147,6 +167,34 @@ def decode(figures: Figures) -> str:
             f"{figures['prefill_ratio_best']:.2f} times that of reading the prompt.\n"
         )
     return table(rows) + said
+
+
+def quant_decode(figures: Figures) -> str:
+    """Every side, then the ratios to the peer at the same bits."""
+    to_bf16 = figures["prefill_ratios_bf16"]
+    rows = [["", "tokens/s", "of the bound", "prompt tokens/s", "prompts to bf16's", "perplexity"]]
+    for name, found in figures["sides"].items():
+        ours = "bandwidth_share" in found
+        rows.append(
+            [
+                f"`{name}`" if ours else f"llama.cpp {name.upper()}",
+                f"{found['tokens_per_s']:.0f}",
+                f"{found['bandwidth_share']:.0%}" if ours else "",
+                f"{found['prefill_tokens_per_s']:.0f}",
+                f"{to_bf16[name]:.2f}" if name in to_bf16 else "",
+                f"{found['perplexity']:.2f}",
+            ]
+        )
+    ratios = [["", "speed", "prompts", "perplexity"]]
+    for words, key in (
+        ("`wint8` to Q8_0", "q8"),
+        ("`wint4_g32` to Q4_0", "q4"),
+        ("`wint4_g32` by GPTQ to Q4_0", "q4_gptq"),
+    ):
+        found = [figures[f"{kind}_{key}"] for kind in ("ratio", "prefill_ratio", "perplexity_ratio")]
+        ratios.append([words, *("-" if each is None else f"{each:.2f}" for each in found)])
+    said = f"\nA prompt of {figures['prompt_tokens']} tokens, an answer of {figures['tokens']}, batch 1.\n\n"
+    return table(rows) + said + table(ratios)
 
 
 def moe_step(figures: Figures) -> str:
@@ -229,10 +277,13 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "ops": ops,
     "scaling": scaling,
     "convergence": convergence,
+    "fp8_loss": fp8_loss,
+    "fp8_loss_random": fp8_loss,
     "overhead": overhead,
     "profile_native": profile,
     "profile_paddle": profile,
     "decode": decode,
+    "quant_decode": quant_decode,
     "moe_step": moe_step,
     "dpo_step": dpo_step,
     "lora_step": lora_step,

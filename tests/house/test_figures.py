@@ -18,6 +18,7 @@ MACHINE = {
 }
 MODE = {"tokens_per_s": 812.4, "peak_rss_gb": 3.25, "seconds_per_step": 2.521}
 PART = {"calls": 30.0, "ms": 1000.0}
+RATIOS = ("ratio", "prefill_ratio", "perplexity_ratio")
 SAMPLES: dict[str, dict] = {
     "train_step": {
         "ours": {"bf16": MODE},
@@ -63,6 +64,14 @@ SAMPLES: dict[str, dict] = {
         "standard_error": 0.1,
         "noise": 0.1,
     },
+    "fp8_loss": {
+        "seeds": 3,
+        "steps": 100,
+        "modes": {
+            "bf16": {"windows": [2.5, 2.0], "held_out_loss": 2.0},
+            "fp8": {"windows": [2.5125, 2.0], "held_out_loss": 2.01},
+        },
+    },
     "overhead": {
         "step_s": 2.0,
         "operators_ms": 20.0,
@@ -93,6 +102,21 @@ SAMPLES: dict[str, dict] = {
         "bandwidth_share": 0.8003,
         "ratio_best": 1.2,
         "prefill_ratio_best": 2.0,
+    },
+    "quant_decode": {
+        "sides": {
+            "wint8": {
+                **{"tokens_per_s": 300.4, "prefill_tokens_per_s": 2000.4, "perplexity": 39.123},
+                "bandwidth_share": 0.5,
+            },
+            "q8_0": {"tokens_per_s": 150.0, "prefill_tokens_per_s": 1000.0, "perplexity": 39.5},
+        },
+        "prefill_ratios_bf16": {"wint8": 1.04},
+        **{f"{kind}_q8": value for kind, value in (("ratio", 2.0), ("prefill_ratio", 2.001))},
+        "perplexity_ratio_q8": 0.99,
+        **{f"{kind}_{key}": None for kind in RATIOS for key in ("q4", "q4_gptq")},
+        "prompt_tokens": 256,
+        "tokens": 128,
     },
     "moe_step": {
         "shapes": {
@@ -130,6 +154,7 @@ SAMPLES["parallel"] = {
         }
     ],
 }
+SAMPLES["fp8_loss_random"] = SAMPLES["fp8_loss"]
 SAMPLES["profile_paddle"] = SAMPLES["profile_native"]
 EXPECTED = {
     "train_step": ["| ErnieKit bf16 | 812 | 2.52 | 3.25 |", "1.62 times", "58% of 900", "0.49 of torch's"],
@@ -143,6 +168,12 @@ EXPECTED = {
         "| seed 2 | 2.2000 | 2.1000 | -0.1000 |",
         "| 2.1000 +- 0.1414 | 2.1000 +- 0.0000 | +0.0000 +- 0.1000 |",
     ],
+    "fp8_loss": [
+        "| loss, mean of 3 seeds | bf16 | `use_fp8` | difference |",
+        "| steps 51 to 100 | 2.0000 | 2.0000 | +0.00% |",
+        "| held-out, at the end | 2.0000 | 2.0100 | +0.50% |",
+    ],
+    "fp8_loss_random": ["| steps 1 to 50 | 2.5000 | 2.5125 | +0.50% |"],
     "overhead": ["| operators | 20.00 | 1.00% |", "| all | 21.20 | 1.06% |", "5.5 s"],
     "profile_native": ["| `ek_gemm` | 30 | 1000 | 50% |"],
     "profile_paddle": ["A step of 4 x 512 tokens, bf16: 2.00 s."],
@@ -152,6 +183,12 @@ EXPECTED = {
         "80%",
         "1.20 times",
         "2.00",
+    ],
+    "quant_decode": [
+        "| `wint8` | 300 | 50% | 2000 | 1.04 | 39.12 |",
+        "| llama.cpp Q8_0 | 150 |  | 1000 |  | 39.50 |",
+        "| `wint8` to Q8_0 | 2.00 | 2.00 | 0.99 |",
+        "| `wint4_g32` to Q4_0 | - | - | - |",
     ],
     "moe_step": [
         "| 8-of-2 | torch bf16_pure_eager | 812 | 2.52 | 3.25 | 20% |",

@@ -65,6 +65,7 @@ TESTED_ELSEWHERE = {
                 "export",
                 "preference",
                 "parallel",
+                "quantize",
                 "pipelining",
             ),
         )

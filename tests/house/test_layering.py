@@ -9,7 +9,7 @@ BOTTOM = {"errors", "log"}
 FIRST = {"config", "ops", "data", "checkpoint"}
 SECOND = {"nn", "losses", "optim"}
 THIRD = {"models", "adapters", "quant", "parallel", "generate"}
-FOURTH = {"estimate", "assemble", "testing"}
+FOURTH = {"estimate", "low_precision", "assemble", "testing"}
 FIFTH = {"train", "export", "serve"}
 WITHOUT_CONFIG = (FIRST - {"config"}) | SECOND
 
@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(SECOND, {"ops"}),
     **dict.fromkeys(THIRD, WITHOUT_CONFIG),
     "estimate": FIRST | SECOND | THIRD,
-    "assemble": FIRST | SECOND | THIRD | {"estimate"},
+    "low_precision": FIRST | SECOND | THIRD,
+    "assemble": FIRST | SECOND | THIRD | {"estimate", "low_precision"},
     "testing": FIRST | SECOND | THIRD | {"estimate", "assemble"},
     **dict.fromkeys(FIFTH, FIRST | SECOND | THIRD | FOURTH),
     **dict.fromkeys(("cli", "__main__"), FIRST | SECOND | THIRD | FOURTH | FIFTH | {"cli"}),

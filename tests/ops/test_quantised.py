@@ -90,12 +90,13 @@ def test_the_bytes_of_a_weight():
 PARTS = [(1, 2, None), (1, 2, [16, 8]), (0, 2, None), (0, 4, None)]
 
 
-@pytest.mark.parametrize("number", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("number", ["int8", "int4", "int4_full", "nf4"])
 @pytest.mark.parametrize(("axis", "count", "pieces"), PARTS)
 def test_a_part_has_the_numbers_of_the_whole(number, axis, count, pieces):
     random = np.random.default_rng(4)
     weight = random.normal(size=[3, 256, 24]).astype(np.float32)
-    matrix = QuantisedMatrix.of(weight, number, 64 if number == "nf4" else None, "float32")
+    groups, kept = {"nf4": 64, "int4_full": 32}, "bf16" if number == "int4_full" else "fp32"
+    matrix = QuantisedMatrix.of(weight, number, groups.get(number), "float32", scale_type=kept)
     for rank in range(count):
         placement = split(split(whole(weight.shape), 0, 1, 3), axis + 1, rank, count, pieces=pieces)
         part = matrix.part(placement)

@@ -1,6 +1,7 @@
 """Recipes are complete, and their expectations would notice a broken trainer."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -41,15 +42,16 @@ def test_a_recipe_is_complete(recipe: Path) -> None:
 def test_commands_of_the_script_are_accepted(recipe: Path) -> None:
     script = (recipe / "run.sh").read_text(encoding="utf-8")
     assert subprocess.run(["sh", "-n", str(recipe / "run.sh")], check=False).returncode == 0
+    config = re.search(r"^config=\$recipe/(\S+)$", script, re.MULTILINE)
     values = {
-        "$config": f"recipes/{recipe.name}/sft.yaml",
+        **({"$config": f"recipes/{recipe.name}/{config[1]}"} if config else {}),
         "$output": "output",
         "$recipe/": f"recipes/{recipe.name}/",
         "$recipe": "recipe",
     }
     for name, value in values.items():
         script = script.replace(name, value)
-    lines = command_lines(script.replace(' >"', ' > "').replace('"$question"', '"a question"'))
+    lines = command_lines(re.sub(' 2?>"', ' > "', script).replace('"$question"', '"a question"'))
     assert len(lines) >= 7
     assert [(line, problem(line)) for line in lines if problem(line)] == []
 

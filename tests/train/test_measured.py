@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from erniekit.estimate.traffic import compared
@@ -36,6 +37,8 @@ EP2, MP2 = {"moe_group": "dp", "expert_parallel_degree": 2}, {**TP2, "moe_group"
 AGAIN = {"recompute": True, "recompute_granularity": "full"}
 LORA = {"fine_tuning": "LoRA", "lora_rank": 3}
 BALANCED = {"moe_use_aux_free": True, "moe_use_aux_free_update_coef": 0.02, "moe_z_loss_lambda": 0.1}
+BYTES = " bytes"
+FP8 = {"use_fp8": True, "fp8_dequant_input": True, **AGAIN}
 # Name -> model, keys. The first word is the model's.
 TWO: dict[str, dict[str, Any]] = {
     "dense dp2": {},
@@ -63,6 +66,8 @@ TWO: dict[str, dict[str, Any]] = {
     "alone tp2": TP2,
     "experts ep2": {**EP2, **BALANCED},
     "experts ep2 recompute": {**EP2, **AGAIN},
+    "experts ep2 fp8": {**EP2, **FP8},
+    "experts ep2 fp8 bytes": {**EP2, **FP8, "fp8_dispatch": True},
     "experts mp2": MP2,
     "experts mp2 sp": {**MP2, "sequence_parallel": True},
     "alone mp2 sp": {**MP2, "sequence_parallel": True},
@@ -99,6 +104,7 @@ def check(folder: Path, plans: dict[str, dict[str, Any]], nproc: int) -> None:
     found = run_distributed("erniekit.train.measured:measure_runs", nproc, paths, timeout=580)
     wrong = {}
     for name, path in paths.items():
+        as_bytes = np.zeros(2)
         for rank, measured in enumerate(each[name] for each in found):
             step = measured[0]
             assert step.positions == ROWS * COLUMNS * MICRO_BATCHES / context_of(name)
@@ -106,8 +112,15 @@ def check(folder: Path, plans: dict[str, dict[str, Any]], nproc: int) -> None:
             place = rank // (nproc // plan.spread.pipeline)
             both = compared(step.sent, plan.ranks[place].sent)
             assert both, name
+            if name.endswith(BYTES):
+                # There a row has fewer bytes than back, and the plan knows how many travel of both together.
+                as_bytes += np.array(both.pop("expert")) / nproc
             if any(sent != pytest.approx(expected, abs=0.5) for sent, expected in both.values()):
                 wrong[name, rank] = both, step.sent
+        assert as_bytes[0] == pytest.approx(as_bytes[1], abs=0.5), name
+        # Experts round rows to the bytes that travel.
+        same = name.removesuffix(BYTES)
+        assert [step.loss for step in found[0][name]] == [step.loss for step in found[0][same]], name
     assert not wrong, "\n".join(f"{name}: {both}" for name, both in wrong.items())
 
 

@@ -19,6 +19,13 @@ CASES = {
         "load_best_model_at_end": True,
         "save_total_limit": 2,
     },
+    "trained for its rounding": {
+        "qat_scheme": "w8a8",
+        "apply_online_actscale_step": 3,
+        "qat_delay_steps": 1,
+        "qat_learn_scales": True,
+        "use_async_save": True,
+    },
     # Rows of the log and checkpoints at different steps: what a row tells of routers is of its own step.
     "experts balanced by a bias, multi-token prediction": {
         "numbers": tiny_moe_config(),
@@ -52,7 +59,8 @@ def wait_for(condition, process, seconds=90):
 
 
 def contents(folder):
-    return {name: (folder / name).read_bytes() for name in FINAL}
+    names = [*FINAL, *(path.name for path in folder.glob("qat.*"))]
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 @pytest.mark.slow

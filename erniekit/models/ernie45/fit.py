@@ -93,6 +93,8 @@ def _listed(word: str, names: list[str]) -> str:
 
 def _hint(config: Ernie45Config, problems: Mapping[str, list[str]], actual: Mapping[str, str]) -> str:
     extra, missing = problems["unexpected"], problems["missing"]
+    if any(name.endswith(".quant_weight") for name in extra):
+        return "\nThese weights are quantised, and what asks for them needs the model in full."
     if not isinstance(config, Ernie45MoeConfig) and any(_EXPERT.search(name) for name in extra):
         return "\nThese are tensors of a mixture-of-experts model, but config.json describes a dense one."
     if problems["of a type that is not built"]:

@@ -26,6 +26,21 @@ ROLES = {
     **dict.fromkeys(EXPERTS, "experts"),
     **dict.fromkeys(SHARED_EXPERTS, "shared_experts"),
 }
+# Where features may be scaled without a change of the model: norms with the matrices that read them, and
+# gated MLPs, whose half `up` comes linearly out of the first matrix into the second.
+NORMED = {
+    "input_layernorm": ("self_attn.qkv_proj",),
+    "post_attention_layernorm": (
+        *("mlp.up_gate_proj", "mlp.experts.up_gate_proj", "mlp.vision_experts.up_gate_proj"),
+        *("mlp.shared_experts.up_gate_proj", "mlp.gate"),
+    ),
+}
+GATED = {
+    "mlp.up_gate_proj": "mlp.down_proj",
+    "mlp.experts.up_gate_proj": "mlp.experts.down_proj",
+    "mlp.vision_experts.up_gate_proj": "mlp.vision_experts.down_proj",
+    "mlp.shared_experts.up_gate_proj": "mlp.shared_experts.down_proj",
+}
 # Matrices that stay fp32 whatever the type of the model, and are the same everywhere.
 ROUTERS = ("mlp.gate.weight", "mlp.gate.weight_1", "mlp.moe_statics.e_score_correction_bias")
 # What no gradient changes.

@@ -5,7 +5,7 @@ tensor costs little more memory than itself. Which layout a folder is in follows
 shapes; config.json's dtype keys say nothing about it. No Paddle is needed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from erniekit.models.ernie45.fit import check_fit
 from erniekit.models.ernie45.layouts import (
     Stored,
     memory_shapes,
+    paddle_name,
     plain_name,
     renamed,
     stored_in_memory,
@@ -31,6 +32,8 @@ from erniekit.models.ernie45.moe_config import Ernie45MoeConfig
 from erniekit.models.ernie45.plan import FUSED, stays_fp32
 
 _BLOCK_BYTES = 1 << 20
+# Last words of the names of plain weights.
+_PLAIN = (".weight", ".bias", ".weight_1", ".e_score_correction_bias")
 
 # (name, array, dtype word it has, dtype word it shall have) -> array
 Cast = Callable[[str, np.ndarray, str, str], np.ndarray]
@@ -48,7 +51,8 @@ class Weights:
     def memory_items(self) -> Iterator[Item]:
         """Every parameter (name, dtype word, raw bits) as it is in memory, in the order of the model."""
         for parameter in memory_shapes(self.config):
-            yield parameter, self.dtype(parameter), self.parameter(parameter)
+            if parameter in self.sources:
+                yield parameter, self.dtype(parameter), self.parameter(parameter)
 
     def parameter(self, name: str) -> np.ndarray:
         """Raw bits of one parameter as it is in memory."""
@@ -140,8 +144,12 @@ class Weights:
                 yield (slice(start, stop), slice(None)), block[:, first:last]
 
 
-def open_weights(folder: Path, config: Ernie45Config) -> Weights:
+def open_weights(folder: Path, config: Ernie45Config, elsewhere: Collection[str] = ()) -> Weights:
     """Open and check the weights of a folder; only headers are read (and a tied model's spare head).
+
+    Args:
+        elsewhere: parameters that are not stored in full, for somebody else to read; tensors that are no
+            plain weights are then left to him.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, of another shape, or of a type that is no
@@ -151,6 +159,8 @@ def open_weights(folder: Path, config: Ernie45Config) -> Weights:
     layout = detect_layout(tensors, config)
     actual: dict[str, str] = {}
     for name in tensors.names():
+        if elsewhere and not name.endswith(_PLAIN):
+            continue
         if plain_name(name) in actual:
             raise CheckpointError(
                 f"{folder}: {actual[plain_name(name)]} and {name} are the same tensor twice"
@@ -159,6 +169,7 @@ def open_weights(folder: Path, config: Ernie45Config) -> Weights:
     expected = {
         parameter: tuple(_form(parameter, shape, config, actual, turned=layout == "hf"))
         for parameter, shape in memory_shapes(config).items()
+        if parameter not in elsewhere
     }
     check_fit(tensors, config, layout, expected, actual)
     sources = {
@@ -181,13 +192,24 @@ def _form(
     return pieces or whole
 
 
-def load_weights(folder: Path, config: Ernie45Config) -> Iterator[Item]:
+def load_weights(folder: Path, config: Ernie45Config, elsewhere: Collection[str] = ()) -> Iterator[Item]:
     """Every parameter (name, dtype word, raw bits) in memory layout, in the order of the model.
+
+    Args:
+        elsewhere: parameters that are left out, as of `open_weights`.
 
     Raises:
         CheckpointError: as `open_weights`, and before anything is yielded.
     """
-    return open_weights(folder, config).memory_items()
+    return open_weights(folder, config, elsewhere).memory_items()
+
+
+def matrix_names(
+    parameter: str, shape: tuple[int, ...], config: Ernie45Config
+) -> list[tuple[str, int | None]]:
+    """What a parameter's whole matrices are called in Paddle's files (without `.weight`), with the expert."""
+    stored = stored_whole(parameter, shape, config, turned=False)
+    return [(paddle_name(each.name).removesuffix(".weight"), each.expert) for each in stored]
 
 
 def save_layout(items: Iterable[Item], layout: str, config: Ernie45Config) -> Iterator[Item]:

@@ -5,6 +5,7 @@ the cache. Either way their keys and values are written to it in one pass.
 """
 
 import ctypes
+from typing import Any
 
 import paddle
 
@@ -30,7 +31,7 @@ def cached_attention(
     head_dim: int,
 ) -> paddle.Tensor:
     """As `cached_attention_reference`, which also serves other and mixed types; one head of turns will do."""
-    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     if qkv_BTX.dtype not in TYPES or {keys_BKSD.dtype, values_BKSD.dtype} != {qkv_BTX.dtype}:
         return cached_attention_reference(qkv_BTX, turns, visible, keys_BKSD, values_BKSD, **heads)
     assert keys_BKSD.is_contiguous() and values_BKSD.is_contiguous(), "a cache is written in place"

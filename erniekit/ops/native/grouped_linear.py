@@ -26,7 +26,7 @@ def grouped_linear_native(
         return grouped_linear_reference(x_MI, weight, offsets)
     bounds = contiguous(offsets.astype("int64"))
     if not paddle.is_grad_enabled():
-        return _product(x_MI, weight, bounds)
+        return grouped_product(x_MI, weight, bounds)
     return _GroupedLinear.apply(x_MI, weight, remake.keep(x_MI), _Bounds(bounds))
 
 
@@ -37,7 +37,7 @@ class _Bounds:
         self.offsets = offsets
 
 
-def _product(
+def grouped_product(
     x_MI: paddle.Tensor, weight: paddle.Tensor, offsets: paddle.Tensor, *, transposed: bool = False
 ) -> paddle.Tensor:
     """Rows times the weight of their group, or times its transpose."""
@@ -55,6 +55,19 @@ def _product(
     return out
 
 
+def grouped_weight_gradient(
+    x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: paddle.Tensor, weight: paddle.Tensor
+) -> paddle.Tensor:
+    """Add x_e^T g_e of every group to the main gradient of a weight; returns it."""
+    written, factor = gradients.target(weight)
+    signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_float)
+    library.load().declare("ek_grouped_gemm_gradient", *signature)(
+        *(TYPES[x_MI.dtype], weight.shape[0], offsets.data_ptr(), x_MI.shape[1], grad_MO.shape[1]),
+        *(x_MI.data_ptr(), grad_MO.data_ptr(), written.data_ptr(), factor),
+    )
+    return written
+
+
 class _GroupedLinear(PyLayer):
     @staticmethod
     def forward(
@@ -63,7 +76,7 @@ class _GroupedLinear(PyLayer):
         ctx.wanted = not x_MI.stop_gradient, not weight.stop_gradient
         ctx.kept = kept if ctx.wanted[1] else None
         ctx.weight, ctx.offsets = weight, bounds.offsets
-        return _product(x_MI, weight, bounds.offsets)
+        return grouped_product(x_MI, weight, bounds.offsets)
 
     @staticmethod
     def backward(ctx: Any, grad_MO: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
@@ -73,20 +86,10 @@ class _GroupedLinear(PyLayer):
         if ctx.wanted[1]:
             x_MI = contiguous(remake.restore(ctx.kept))
             ctx.kept = None
-            grad_weight = gradients.contribute(weight, partial(_weight_gradient, x_MI, grad_MO, offsets))
+            grad_weight = gradients.contribute(
+                weight, partial(grouped_weight_gradient, x_MI, grad_MO, offsets)
+            )
             del x_MI
         if ctx.wanted[0]:
-            grad_x = _product(grad_MO, weight, offsets, transposed=True)
+            grad_x = grouped_product(grad_MO, weight, offsets, transposed=True)
         return grad_x, grad_weight
-
-
-def _weight_gradient(
-    x_MI: paddle.Tensor, grad_MO: paddle.Tensor, offsets: paddle.Tensor, weight: paddle.Tensor
-) -> paddle.Tensor:
-    written, factor = gradients.target(weight)
-    signature = (c_int, c_long, c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_float)
-    library.load().declare("ek_grouped_gemm_gradient", *signature)(
-        *(TYPES[x_MI.dtype], weight.shape[0], offsets.data_ptr(), x_MI.shape[1], grad_MO.shape[1]),
-        *(x_MI.data_ptr(), grad_MO.data_ptr(), written.data_ptr(), factor),
-    )
-    return written

@@ -59,7 +59,7 @@ class _Linear(PyLayer):
         if to_weight:
             x_MK = _rows(remake.restore(ctx.kept))
             ctx.kept = None
-            results[1] = gradients.contribute(weight, partial(_weight_gradient, x_MK, grad_MN))
+            results[1] = gradients.contribute(weight, partial(matrix_weight_gradient, x_MK, grad_MN))
             del x_MK
         if to_x:
             grad_x = empty(ctx.shape, dtype=grad.dtype)
@@ -70,7 +70,10 @@ class _Linear(PyLayer):
         return tuple(results)
 
 
-def _weight_gradient(x_MK: paddle.Tensor, grad_MN: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+def matrix_weight_gradient(
+    x_MK: paddle.Tensor, grad_MN: paddle.Tensor, weight: paddle.Tensor
+) -> paddle.Tensor:
+    """Add x^T g to the main gradient of a weight; returns it."""
     written, factor = gradients.target(weight)
     matmul_into(written, x_MK, grad_MN, transpose_a=True, add=factor != 0.0)
     return written

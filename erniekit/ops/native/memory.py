@@ -15,7 +15,7 @@ from erniekit.ops.kernels import library
 # Smaller ones are left to Paddle: a block is whole pages.
 SMALLEST = 1 << 16
 # Safetensors-like names of numpy; bf16 is unknown to it and goes as int16.
-_TYPES = {"float32": ("<f4", 4), "bfloat16": ("<i2", 2), "int16": ("<i2", 2)}
+_TYPES = {"float32": ("<f4", 4), "bfloat16": ("<i2", 2), "int16": ("<i2", 2), "uint8": ("|u1", 1)}
 
 
 def empty(shape: Sequence[int], dtype: Any = "float32") -> paddle.Tensor:

@@ -7,7 +7,7 @@ import pytest
 from erniekit.ops.kernels.library import find_library
 from erniekit.ops.native import grouped_linear, matmul
 from erniekit.ops.native import quantised as native
-from erniekit.ops.number_formats import FORMATS
+from erniekit.ops.native.quantised import NUMBERS
 from erniekit.ops.quantised import QuantisedMatrix, quantised_product_reference
 
 if find_library().library is None:
@@ -21,8 +21,9 @@ def drawn(*shape, dtype="float32", seed=0):
     return paddle.to_tensor(values).astype(dtype)
 
 
-def made(shape, number, group, dtype):
-    return QuantisedMatrix.of(drawn(*shape).numpy(), number, group, getattr(paddle, dtype))
+def made(shape, number, group, dtype, *, scale_type="fp32"):
+    dtype = getattr(paddle, dtype)
+    return QuantisedMatrix.of(drawn(*shape).numpy(), number, group, dtype, scale_type=scale_type)
 
 
 def same(found, expected):
@@ -36,12 +37,14 @@ def near(found, expected, tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("turned", [False, True])
 def test_products(library, sizes, number, dtype, tolerance, turned):
     rows, columns, count = sizes
-    matrix = made((rows, columns), number, 64 if number == "nf4" else None, dtype)
+    groups = {"nf4": 64, "int4_full": 32}
+    kept = "bf16" if number == "int4_full" else "fp32"
+    matrix = made((rows, columns), number, groups.get(number), dtype, scale_type=kept)
     inner, outer = (columns, rows) if turned else (rows, columns)
     x, bias = drawn(count, inner, dtype=dtype, seed=1), drawn(outer, dtype=dtype, seed=2)
     found = native.quantised_product_native(x, matrix, bias=bias, turned=turned)
@@ -52,15 +55,16 @@ def test_products(library, sizes, number, dtype, tolerance, turned):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("number", FORMATS)
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("loads", [(0, 0), (3,), (5, 0, 130, 1)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_products_of_experts(library, loads, number, dtype, tolerance, turned):
-    matrix = made((len(loads), 35, 110), number, 16, dtype)
+    kept = "bf16" if number == "int4_full" else "fp32"
+    matrix = made((len(loads), 35, 110), number, 16, dtype, scale_type=kept)
     x = drawn(sum(loads), 110 if turned else 35, dtype=dtype, seed=1)
     offsets = paddle.to_tensor(np.cumsum([0, *loads]))
     found = native.quantised_product_native(x, matrix, offsets=offsets, turned=turned)
-    same(found, grouped_linear._product(x, matrix.numbers(), offsets, transposed=turned))
+    same(found, grouped_linear.grouped_product(x, matrix.numbers(), offsets, transposed=turned))
     if sum(loads):
         near(found, quantised_product_reference(x, matrix, offsets=offsets, turned=turned), tolerance)
 

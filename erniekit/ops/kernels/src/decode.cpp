@@ -17,106 +17,31 @@
 // changes no sum. The residual stream, and all that lies between products, stays fp32; see
 // decode_products.h for what enters a product. A row attends to its columns in chunks whose number follows
 // from the row alone.
-#include "decode_products.h"
+//
+// Matrices may be codes of few bits (`decode_codes.h`, `decode_numbers.h`): all of them, the head with them.
+#include "decode_plan.h"
 
 #include <sched.h>
 
 namespace EK_NS {
-
-// One layer: matrices [in, out], biases may be null; keys and values [rows][key heads][capacity][dim].
-struct DecodeLayer {
-    const void *attention_norm, *qkv, *qkv_bias, *out, *out_bias;
-    const void *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
-    void *keys, *values;
-};
-
-struct Decode {
-    const DecodeLayer* layers;
-    const void *embedding, *final_norm, *head, *head_bias;
-    const int64_t* ids;          // [rows] tokens
-    const int32_t* slots;        // [rows] rows of the cache
-    const int32_t* attend_from;  // [rows] first column that a row sees
-    const float* turns;          // [columns][dim / 2][2] cosine and sine by position
-    float* logits;               // [rows][vocab]
-    void* workspace;
-    long num_layers, rows, hidden, heads, key_heads, dim, inner, vocab;
-    long column, capacity;  // where the new keys go; columns of the cache
-    int type, cache_type, head_transposed;
-    float epsilon;
-};
-
 namespace {
 
-enum { kMostChunks = 16, kLeastChunk = 128, kPhases = 5, kPatience = 256, kBetween = 64, kParts = 4, kPartUnit = 16 };
+enum { kPhases = 5, kPatience = 256, kBetween = 64 };
 
-EK_INLINE long chunk_of(long length) {
-    return larger(kLeastChunk, round_up((length + kMostChunks - 1) / kMostChunks, 16));
-}
-
-// What threads share; every array begins on a cache line.
-struct Shared {
-    long* taken;     // number of the next task
-    long* done;      // tasks that are done
-    long* open;      // tasks up to the last phase that ended
-    long* arrived;   // how often a thread found no more task in its phase
-    float* x;        // [rows][hidden] residual stream
-    void* normed;    // [rows][padded hidden] the same normalised, as an operand
-    float *wide, *narrow;  // sums of the parts of a product, alternately
-    float* attended;       // [rows][heads][kMostChunks][dim + 2]: sum, largest, weighted values of a chunk
-    long bytes;
-    Shared(const Decode& d, char* base) {
-        base = (char*)(((uintptr_t)base + 63) / 64 * 64);
-        bytes = 0;
-        auto take = [&](long count, long size) {
-            char* p = base + bytes;
-            bytes += round_up(count * size, 128);
-            return p;
-        };
-        const long width = larger((d.heads + 2 * d.key_heads) * d.dim, 2 * d.inner);
-        taken = (long*)take(16, 8);
-        done = (long*)take(16, 8);
-        open = (long*)take(16, 8);
-        arrived = (long*)take(16, 8);
-        x = (float*)take(d.rows * d.hidden, 4);
-        normed = take(d.rows * padded(d.hidden), 4);
-        wide = (float*)take(kParts * d.rows * padded(width), 4);
-        narrow = (float*)take(kParts * d.rows * padded(d.hidden), 4);
-        attended = (float*)take(d.rows * d.heads * kMostChunks * (d.dim + 2), 4);
-    }
-};
-
-// A product x W cut into tasks: parts of its inputs, and pieces of the columns of each.
-template <class T>
-struct Cut {
-    long inputs, columns, part, parts, blocks, pieces;
-    enum { block = Operand<T>::columns };
-    Cut(long num_inputs, long num_columns, long most_parts, long wanted) : inputs(num_inputs), columns(num_columns) {
-        part = round_up((inputs + most_parts - 1) / most_parts, kPartUnit);
-        parts = (inputs + part - 1) / part;
-        blocks = (columns + block - 1) / block;
-        pieces = smaller(blocks, (wanted + parts - 1) / parts);
-    }
-    long count() const { return parts * pieces; }
-    long input(long task) const { return smaller(inputs, task / pieces * part); }
-    long input_end(long task) const { return smaller(inputs, (task / pieces + 1) * part); }
-    long column(long task) const { return blocks * (task % pieces) / pieces * block; }
-    long column_end(long task) const { return smaller(columns, blocks * (task % pieces + 1) / pieces * block); }
-    Region region(const void* weight, long task) const {
-        const long size = sizeof(T);
-        const char* start = (const char*)weight + (input(task) * columns + column(task)) * size;
-        return {start, (column_end(task) - column(task)) * size, columns * size, input_end(task) - input(task)};
-    }
-};
-
-template <class T, class C>
+template <class T, class C, bool CODED>
 struct Token {
-    typedef typename Operand<T>::type X;
+    typedef Input<T, CODED> In;
+    typedef typename In::type X;
+    typedef typename In::put P;
+    typedef typename Operand<P>::type F;
+    typedef Cut<T, CODED> Parts;
     typedef typename Operand<C>::type Y;
+    enum { planes = CODED && EK_LEVEL >= 3 };
     const Decode& d;
     const Shared shared;
     const long width, group, threads, wanted;
-    const Cut<T> qkv, out, wide, down, head;
-    const long head_tasks;
+    const Parts qkv, out, wide, down, head;
+    const long head_tasks, panels;
     long before[kPhases + 1];  // tasks of a layer before each phase, and all
     long total;
 
@@ -127,18 +52,19 @@ struct Token {
           group(d.heads / d.key_heads),
           threads(num_threads),
           wanted(2 * threads),
-          qkv(d.hidden, width, kParts, wanted),
-          out(d.heads * d.dim, d.hidden, kParts, wanted),
-          wide(d.hidden, 2 * d.inner, kParts, wanted),
-          down(d.inner, d.hidden, kParts, wanted),
-          head(d.hidden, d.vocab, 1, 2 * wanted),
-          head_tasks(smaller((d.vocab + 15) / 16, 8 * threads)) {
+          qkv(d.hidden, width, kParts, wanted, d.unit),
+          out(d.heads * d.dim, d.hidden, kParts, wanted, d.unit),
+          wide(d.hidden, 2 * d.inner, kParts, wanted, d.unit),
+          down(d.inner, d.hidden, kParts, wanted, d.unit),
+          head(d.hidden, d.vocab, 1, 2 * wanted, d.unit),
+          head_tasks(smaller((d.vocab + 15) / 16, 8 * threads)),
+          panels(CODED ? (d.vocab + d.panel - 1) / d.panel : 0) {
         long attend = 0;
         for (long r = 0; r < d.rows; r++) attend += chunks(r) * d.key_heads;
         const long sizes[kPhases] = {qkv.count(), attend, out.count(), wide.count(), down.count()};
         before[0] = 0;
         for (int p = 0; p < kPhases; p++) before[p + 1] = before[p] + sizes[p];
-        total = d.num_layers * before[kPhases] + (d.head_transposed ? head_tasks : head.count());
+        total = d.num_layers * before[kPhases] + (CODED ? panel_tasks() : d.head_transposed ? head_tasks : head.count());
     }
 
     long length(long r) const { return d.column + 1 - d.attend_from[r]; }
@@ -149,19 +75,63 @@ struct Token {
 
     // ---- products -------------------------------------------------------------------------------
     // Sums of a part lie in blocks of columns, [blocks][rows][block].
-    long part_size(const Cut<T>& cut) const { return cut.blocks * Cut<T>::block * d.rows; }
+    long part_size(const Parts& cut) const { return cut.blocks * Parts::block * d.rows; }
 
-    void product(const Cut<T>& cut, const void* weight, const X* x, long x_stride, long task, float* sums,
-                 Ahead* ahead) const {
-        const long k = cut.input(task), c = cut.column(task);
-        multiply_columns<T>((const T*)weight + k * cut.columns + c, cut.columns, x, x_stride, d.rows,
-                            cut.input_end(task) - k, cut.column_end(task) - c,
-                            sums + task / cut.pieces * part_size(cut) + c * d.rows, ahead);
+    // `x` holds vectors of `inputs` numbers, from input `from` of the matrix on.
+    void product(const Parts& cut, const void* weight, const DecodeCodes& codes, const X* x, long from, long inputs,
+                 long task, int thread, float* sums, Ahead* ahead) const {
+        const long k = cut.input(task), c = cut.column(task), steps = cut.input_end(task) - k;
+        const long columns = cut.column_end(task) - c, stride = In::stride(inputs);
+        float* to = sums + task / cut.pieces * part_size(cut) + c * d.rows;
+        if constexpr (CODED) {
+            float* room = ek_scratch<float>(thread, 4, 2 * d.rows * round_up(columns, kCodedColumns));
+            if (codes.kind != kWholeNumbers) {
+                const Numbers w = {codes.kind, (const uint8_t*)weight, codes.scales, (const float*)codes.given,
+                                   cut.columns, codes.group, codes.scale_type};
+                multiply_numbers(w, k, steps, c, columns, (const float*)x + k - from,
+                                 stride * (long)sizeof(X) / (long)sizeof(float), d.rows, to, room, ahead);
+                return;
+            }
+            const Coded w = {(const uint8_t*)weight, codes.scales, cut.columns, codes.group, codes.bits,
+                             codes.scale_type};
+            multiply_coded(w, k, steps, c, columns, x, stride, d.rows, inputs, k - from, to, room, ahead);
+        } else {
+            multiply_columns<T>((const T*)weight + k * cut.columns + c, cut.columns, x + k - from, stride, d.rows,
+                                steps, columns, to, ahead);
+        }
+    }
+
+    // Where numbers of an operand are written, and the operand of them.
+    F* begin(X* to, long n) const {
+        if constexpr (planes) return ek_scratch<float>(ek_pool_thread(), 6, round_up(n, 64));
+        else return to;
+    }
+    void finish(F* from, X* to, long n, const DecodeCodes& codes) const {
+        clear_rest(from, n);
+        if constexpr (CODED) {
+            for (long i = padded(n); i < round_up(n, 64); i++) from[i] = 0.0f;
+            const bool whole = codes.kind == kWholeNumbers;
+            const float scale = (float)codes.input_scale, given = codes.rounding == kInt8 ? scale : 0.0f;
+            if (codes.rotation) rotate(from, n, codes.rotation);
+            if (codes.rounding == kE4m3) round_float8(from, n, scale, codes.tile);
+            if constexpr (planes) {
+                if (whole) return make_operand(from, n, codes.bits, given, to);
+            }
+            for (long i = 0; given > 0.0f && i < n; i += VW) vstore(from + i, rounded(vload(from + i), vset(given)));
+            if constexpr (planes) memcpy(to, from, sizeof(float) * round_up(n, 64));
+        }
+    }
+
+    // Sums of a block in the order of its columns.
+    static void ordered(const float* sums, vf* low, vf* high) {
+        if (!CODED) return column_sums<T>(sums, low, high);
+        *low = vload(sums);
+        *high = vload(sums + VW);
     }
 
     // Block b of a row: the parts added, in the order of the columns, with the bias.
-    void read(const Cut<T>& cut, const float* sums, const void* bias, long r, long b, vf* low, vf* high) const {
-        const long block = Cut<T>::block, size = part_size(cut);
+    void read(const Parts& cut, const float* sums, const void* bias, long r, long b, vf* low, vf* high) const {
+        const long block = Parts::block, size = part_size(cut);
         const float* from = sums + (b * d.rows + r) * block;
         float total[2 * VW];
         vf u = vload(from), v = vload(from + VW);
@@ -171,7 +141,7 @@ struct Token {
         }
         vstore(total, u);
         vstore(total + VW, v);
-        column_sums<T>(total, low, high);
+        ordered(total, low, high);
         if (!bias) return;
         const T* at = (const T*)bias + b * block;
         const long n = cut.columns - b * block;
@@ -180,9 +150,9 @@ struct Token {
     }
 
     // Columns [c, c + n) of a row, to `to` (of n + 2 blocks); returns where the first of them lies.
-    const float* read_range(const Cut<T>& cut, const float* sums, const void* bias, long r, long c, long n,
+    const float* read_range(const Parts& cut, const float* sums, const void* bias, long r, long c, long n,
                             float* to) const {
-        const long block = Cut<T>::block, first = c / block;
+        const long block = Parts::block, first = c / block;
         for (long b = first; b * block < c + n; b++) {
             vf u, v;
             read(cut, sums, bias, r, b, &u, &v);
@@ -201,8 +171,8 @@ struct Token {
         }
     }
 
-    void add(const Cut<T>& cut, const void* bias) const {
-        const long block = Cut<T>::block;
+    void add(const Parts& cut, const void* bias) const {
+        const long block = Parts::block;
         for (long r = 0; r < d.rows; r++)
             for (long b = 0; b < cut.blocks; b++) {
                 float* x = shared.x + r * d.hidden + b * block;
@@ -214,11 +184,12 @@ struct Token {
             }
     }
 
-    void normalise(const void* weight) const {
+    void normalise(const void* weight, const DecodeCodes& codes) const {
         const T* w = (const T*)weight;
         for (long r = 0; r < d.rows; r++) {
             const float* x = shared.x + r * d.hidden;
-            X* to = (X*)shared.normed + r * padded(d.hidden);
+            X* operand = (X*)shared.normed + r * In::stride(d.hidden);
+            F* to = begin(operand, d.hidden);
             vf squares = vzero();
             for (long i = 0; i < d.hidden; i += VW) {
                 const vf v = vload_n(x + i, d.hidden - i);
@@ -227,17 +198,18 @@ struct Token {
             const vf scale = vset(1.0f / __builtin_sqrtf(vsum(squares) / (float)d.hidden + d.epsilon));
             for (long i = 0; i < d.hidden; i += VW) {
                 const long n = d.hidden - i;
-                put<T>(to + i, vmul(stored<T>(vmul(vload_n(x + i, n), scale)), vload_n(w + i, n)), n);
+                put<P>(to + i, vmul(stored<P>(vmul(vload_n(x + i, n), scale)), vload_n(w + i, n)), n);
             }
-            clear_rest(to, d.hidden);
+            finish(to, operand, d.hidden, codes);
         }
     }
 
     // Inputs [first, last) of the output projection: chunks of every head joined,
     // sum_c e^(m_c - m) O_c / sum_c e^(m_c - m) l_c.
-    void join(long first, long last, X* to, long to_stride) const {
+    void join(long first, long last, X* operand, const DecodeCodes& codes) const {
         const long stride = d.dim + 2;
-        for (long r = 0; r < d.rows; r++, to += to_stride) {
+        for (long r = 0; r < d.rows; r++, operand += In::stride(last - first)) {
+            F* to = begin(operand, last - first);
             const long count = chunks(r);
             for (long h = first / d.dim; h * d.dim < last; h++) {
                 const float* chunk = shared.attended + (r * d.heads + h) * kMostChunks * stride;
@@ -256,24 +228,24 @@ struct Token {
                     vf o = vzero();
                     for (long c = 0; c < count; c++)
                         o = vfma(vset(factors[c]), vload_n(chunk + c * stride + 2 + i, n), o);
-                    put<T>(to + h * d.dim + i - first, vmul(o, scale), n);
+                    put<P>(to + h * d.dim + i - first, vmul(o, scale), n);
                 }
             }
-            clear_rest(to, last - first);
+            finish(to, operand, last - first, codes);
         }
     }
 
     // Inputs [first, last) of the down projection: silu(gate) * up. `gates` has room for a range and 2 blocks.
-    void activate(const DecodeLayer& layer, long first, long last, float* gates, float* ups, X* to,
-                  long to_stride) const {
-        for (long r = 0; r < d.rows; r++, to += to_stride) {
+    void activate(const DecodeLayer& layer, long first, long last, float* gates, float* ups, X* operand) const {
+        for (long r = 0; r < d.rows; r++, operand += In::stride(last - first)) {
+            F* to = begin(operand, last - first);
             const float* gate = read_range(wide, shared.wide, layer.gate_up_bias, r, first, last - first, gates);
             const float* up = read_range(wide, shared.wide, layer.gate_up_bias, r, d.inner + first, last - first, ups);
             for (long i = 0; i < last - first; i += VW) {
                 const vf g = vload(gate + i), silu = vdiv(g, vadd(vset(1.0f), vexp(vsub(vzero(), g))));
-                put<T>(to + i, vmul(silu, vload(up + i)), last - first - i);
+                put<P>(to + i, vmul(silu, vload(up + i)), last - first - i);
             }
-            clear_rest(to, last - first);
+            finish(to, operand, last - first, layer.down_codes);
         }
     }
 
@@ -283,6 +255,15 @@ struct Token {
         for (long i = 0; i < d.dim; i += 2) {
             to[i] = from[i] * turns[i] - from[i + 1] * turns[i + 1];
             to[i + 1] = from[i + 1] * turns[i] + from[i] * turns[i + 1];
+        }
+    }
+
+    // A key or value of this token to its column of the cache.
+    void keep(const float* from, const float* scales, long key, C* cache) const {
+        C* to = cache + d.column * d.dim;
+        for (long i = 0; i < d.dim; i += VW) {
+            const vf x = vload(from + i);
+            vstore_n(to + i, scales ? rounded(x, vload_n(scales + key * d.dim + i, d.dim - i)) : x, d.dim - i);
         }
     }
 
@@ -307,10 +288,10 @@ struct Token {
         if (stop == d.column + 1) {
             const float* k = read_range(qkv, shared.wide, layer.qkv_bias, r, (d.heads + key) * dim, dim, given);
             turn(k, turns, turned);
-            for (long i = 0; i < dim; i += VW) vstore_n(keys + d.column * dim + i, vload(turned + i), dim - i);
+            keep(turned, layer.key_scales, key, keys);
             const long at = (d.heads + d.key_heads + key) * dim;
             const float* v = read_range(qkv, shared.wide, layer.qkv_bias, r, at, dim, given);
-            for (long i = 0; i < dim; i += VW) vstore_n(values + d.column * dim + i, vload(v + i), dim - i);
+            keep(v, layer.value_scales, key, values);
         }
         const float* mine = read_range(qkv, shared.wide, layer.qkv_bias, r, key * group * dim, group * dim, given);
         for (long g = 0; g < group; g++) {
@@ -357,7 +338,45 @@ struct Token {
     // ---- logits -----------------------------------------------------------------------------------
     long head_row(long task) const { return smaller(d.vocab, (d.vocab + 15) / 16 * task / head_tasks * 16); }
 
+    // Columns of logits from `start` on, [blocks][rows][block].
+    void write_logits(const float* sums, long start, long stop) const {
+        const T* bias = (const T*)d.head_bias;
+        for (long c = start; c < stop; c += Parts::block)
+            for (long r = 0; r < d.rows; r++, sums += Parts::block) {
+                float* to = d.logits + r * d.vocab;
+                vf part[2];
+                ordered(sums, &part[0], &part[1]);
+                for (long i = c, j = 0; j < 2 && i < stop; i += VW, j++)
+                    vstore_n(to + i, bias ? vadd(part[j], vload_n(bias + i, stop - i)) : part[j], stop - i);
+            }
+    }
+
+    // Of codes a task takes some panels.
+    long panel_tasks() const { return smaller(panels, 8 * threads); }
+    long first_panel(long task) const { return panels * task / panel_tasks(); }
+    long panel_bytes() const { return byte_rows(d.hidden, d.head_codes.bits) * d.panel; }
+
+    void panel_logits(long task, int thread, Ahead* ahead) const {
+        float* sums = ek_scratch<float>(thread, 1, d.panel * d.rows);
+        void* room = ek_scratch<float>(thread, 4, 2 * d.rows * round_up(d.panel, kCodedColumns));
+        for (long p = first_panel(task); p < first_panel(task + 1); p++) {
+            const Coded w = {(const uint8_t*)d.head + p * panel_bytes(), (const float*)d.head_codes.scales + p * d.panel,
+                             d.panel, d.hidden, d.head_codes.bits, EK_FP32};
+            multiply_coded(w, 0, d.hidden, 0, d.panel, (const CodedOperand*)shared.normed, coded_stride(d.hidden),
+                           d.rows, d.hidden, 0, sums, room, ahead);
+            write_logits(sums, p * d.panel, smaller(d.vocab, (p + 1) * d.panel));
+        }
+    }
+
     void logits(long task, int thread, Ahead* ahead) const {
+        if constexpr (CODED) {
+            panel_logits(task, thread, ahead);
+        } else {
+            number_logits(task, thread, ahead);
+        }
+    }
+
+    void number_logits(long task, int thread, Ahead* ahead) const {
         const T *w = (const T*)d.head, *bias = (const T*)d.head_bias;
         const X* x = (const X*)shared.normed;
         if (d.head_transposed) {
@@ -368,17 +387,10 @@ struct Token {
                 for (long v = start; v < stop; v++) d.logits[r * d.vocab + v] += load1(bias + v);
             return;
         }
-        const long start = head.column(task), stop = head.column_end(task), block = Cut<T>::block;
+        const long start = head.column(task), stop = head.column_end(task), block = Parts::block;
         float* sums = ek_scratch<float>(thread, 1, round_up(stop - start, block) * d.rows);
         multiply_columns<T>(w + start, d.vocab, x, padded(d.hidden), d.rows, d.hidden, stop - start, sums, ahead);
-        for (long c = start; c < stop; c += block)
-            for (long r = 0; r < d.rows; r++, sums += block) {
-                float* to = d.logits + r * d.vocab;
-                vf part[2];
-                column_sums<T>(sums, &part[0], &part[1]);
-                for (long i = c, j = 0; j < 2 && i < stop; i += VW, j++)
-                    vstore_n(to + i, bias ? vadd(part[j], vload_n(bias + i, stop - i)) : part[j], stop - i);
-            }
+        write_logits(sums, start, stop);
     }
 
     // ---- tasks in their order -----------------------------------------------------------------
@@ -402,16 +414,20 @@ struct Token {
     // The weights of a task.
     Region region(const Place& at) const {
         if (at.layer == d.num_layers) {
+            if (CODED) {
+                const long first = first_panel(at.task), size = (first_panel(at.task + 1) - first) * panel_bytes();
+                return {(const char*)d.head + first * panel_bytes(), size, size, EK_LEVEL >= 3};
+            }
             if (!d.head_transposed) return head.region(d.head, at.task);
             const long row = d.hidden * sizeof(T), start = head_row(at.task);
             return {(const char*)d.head + start * row, row, row, head_row(at.task + 1) - start};
         }
         const DecodeLayer& layer = d.layers[at.layer];
         switch (at.phase) {
-        case 0: return qkv.region(layer.qkv, at.task);
-        case 2: return out.region(layer.out, at.task);
-        case 3: return wide.region(layer.gate_up, at.task);
-        case 4: return down.region(layer.down, at.task);
+        case 0: return qkv.region(layer.qkv, layer.qkv_codes, at.task);
+        case 2: return out.region(layer.out, layer.out_codes, at.task);
+        case 3: return wide.region(layer.gate_up, layer.gate_up_codes, at.task);
+        case 4: return down.region(layer.down, layer.down_codes, at.task);
         default: return {nullptr, 0, 0, 0};
         }
     }
@@ -420,22 +436,24 @@ struct Token {
         if (at.layer == d.num_layers) return logits(at.task, thread, ahead);
         const DecodeLayer& layer = d.layers[at.layer];
         const X* normed = (const X*)shared.normed;
+        const long task = at.task;
         if (at.phase == 0) {
-            product(qkv, layer.qkv, normed + qkv.input(at.task), padded(d.hidden), at.task, shared.wide, ahead);
+            product(qkv, layer.qkv, layer.qkv_codes, normed, 0, d.hidden, task, thread, shared.wide, ahead);
         } else if (at.phase == 1) {
-            attend(layer, at.task, thread);
+            attend(layer, task, thread);
         } else if (at.phase == 2) {
-            X* x = ek_scratch<X>(thread, 0, d.rows * padded(out.part));
-            join(out.input(at.task), out.input_end(at.task), x, padded(out.part));
-            product(out, layer.out, x, padded(out.part), at.task, shared.narrow, ahead);
+            const long first = out.input(task), last = out.input_end(task);
+            X* x = ek_scratch<X>(thread, 0, d.rows * In::stride(last - first));
+            join(first, last, x, layer.out_codes);
+            product(out, layer.out, layer.out_codes, x, first, last - first, task, thread, shared.narrow, ahead);
         } else if (at.phase == 3) {
-            product(wide, layer.gate_up, normed + wide.input(at.task), padded(d.hidden), at.task, shared.wide, ahead);
+            product(wide, layer.gate_up, layer.gate_up_codes, normed, 0, d.hidden, task, thread, shared.wide, ahead);
         } else {
-            const long stride = padded(down.part), range = stride + 64;
+            const long first = down.input(task), last = down.input_end(task), range = padded(down.part) + 64;
             float* gates = ek_scratch<float>(thread, 2, 2 * range);
-            X* x = ek_scratch<X>(thread, 0, d.rows * stride);
-            activate(layer, down.input(at.task), down.input_end(at.task), gates, gates + range, x, stride);
-            product(down, layer.down, x, stride, at.task, shared.narrow, ahead);
+            X* x = ek_scratch<X>(thread, 0, d.rows * In::stride(last - first));
+            activate(layer, first, last, gates, gates + range, x);
+            product(down, layer.down, layer.down_codes, x, first, last - first, task, thread, shared.narrow, ahead);
         }
     }
 
@@ -445,12 +463,18 @@ struct Token {
         const DecodeLayer& layer = d.layers[at.layer];
         if (at.phase == 2) {
             add(out, layer.out_bias);
-            normalise(layer.mlp_norm);
+            normalise(layer.mlp_norm, layer.gate_up_codes);
         }
         if (at.phase == 4) {
             add(down, layer.down_bias);
-            normalise(at.layer + 1 == d.num_layers ? d.final_norm : d.layers[at.layer + 1].attention_norm);
+            normalise_before(at.layer + 1);
         }
+    }
+
+    // For what comes first in a layer, or for the head.
+    void normalise_before(long layer) const {
+        if (layer == d.num_layers) return normalise(d.final_norm, d.head_codes);
+        normalise(d.layers[layer].attention_norm, d.layers[layer].qkv_codes);
     }
 
     bool claim(long number) const {
@@ -518,14 +542,20 @@ struct Token {
     }
 };
 
-template <class T, class C>
-static void decode(const Decode& d) {
+template <class T, class C, bool CODED>
+static void decode_token(const Decode& d) {
     const long threads = ek_get_threads();
-    const Token<T, C> token(d, threads);
+    const Token<T, C, CODED> token(d, threads);
     *token.shared.taken = *token.shared.done = *token.shared.open = *token.shared.arrived = 0;
     token.embed();
-    token.normalise(d.layers[0].attention_norm);
+    token.normalise_before(0);
     ek_parallel(threads, [&](long, int thread) { token.work(thread); });
+}
+
+template <class T, class C>
+static void decode(const Decode& d) {
+    if (d.panel) decode_token<T, C, true>(d);
+    else decode_token<T, C, false>(d);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Products with a matrix that lies in memory as codes of 8 or 4 bits and scales of groups of its rows.
+// Products with a matrix that lies in memory as codes of 8, 4 or 2 bits and scales of groups of its rows.
 //
 // A task makes numbers of one panel of the matrix (PANEL columns, or rows where the product is with the
 // transposed matrix) and multiplies all its rows of A with it: beside the codes no more than a panel a
@@ -13,20 +13,28 @@ namespace {
 enum { PANEL = 96, ROWS = 256, TASKS = 16 };
 
 struct Codes {
-    int bits;  // 8: signed numbers; 4: places in `table`, rows 2r and 2r + 1 in the low and high half of a byte
+    int bits;                   // a byte holds 8 / bits rows of a column, the first in its lowest bits
     long rows, columns, group;  // rows that share a scale
-    const uint8_t* codes;       // [rows or (rows + 1) / 2][columns]
-    const float* scales;        // [(rows + group - 1) / group][columns]
-    const float* table;         // [16]
+    const uint8_t* codes;       // [rows * bits / 8, rounded up][columns]
+    int scale_type;             // 0 fp32, 1 bf16
+    const void* scales;         // [(rows + group - 1) / group][columns]
+    const float* table;         // [1 << bits] numbers of the codes; null: they are signed numbers of 8 bits
 };
 
 EK_INLINE long smaller(long a, long b) { return a < b ? a : b; }
+EK_INLINE const void* past(const void* data, int type, long elements) {
+    return (const char*)data + elements * (type == EK_BF16 ? 2 : 4);
+}
+EK_INLINE void* past(void* data, int type, long elements) { return (void*)past((const void*)data, type, elements); }
 
 #if EK_LEVEL >= 2
 typedef __m512 Table;
 EK_INLINE Table load_table(const float* table) { return _mm512_loadu_ps(table); }
 EK_INLINE vf values8(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+EK_INLINE vf values_of(const uint8_t* p, const float* table) {
+    return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)), table, 4);
 }
 EK_INLINE vf values4(const uint8_t* p, int shift, Table table) {
     const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
@@ -39,6 +47,9 @@ EK_INLINE Table load_table(const float* table) {
 }
 EK_INLINE vf values8(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+EK_INLINE vf values_of(const uint8_t* p, const float* table) {
+    return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)), 4);
 }
 EK_INLINE vf values4(const uint8_t* p, int shift, const Table& table) {
     const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
@@ -53,6 +64,9 @@ EK_INLINE Table load_table(const float* table) { return table; }
 EK_INLINE vf values8(const uint8_t* p) {
     return vf{(float)(int8_t)p[0], (float)(int8_t)p[1], (float)(int8_t)p[2], (float)(int8_t)p[3]};
 }
+EK_INLINE vf values_of(const uint8_t* p, const float* table) {
+    return vf{table[p[0]], table[p[1]], table[p[2]], table[p[3]]};
+}
 EK_INLINE vf values4(const uint8_t* p, int shift, Table table) {
     return vf{table[p[0] >> shift & 15], table[p[1] >> shift & 15], table[p[2] >> shift & 15],
               table[p[3] >> shift & 15]};
@@ -60,28 +74,37 @@ EK_INLINE vf values4(const uint8_t* p, int shift, Table table) {
 #endif
 
 // Rows [row, row + rows) and columns [column, column + columns) as numbers, `stride` apart.
-template <class T>
+template <class T, class S>
 static void numbers(const Codes& w, long row, long rows, long column, long columns, T* out, long stride) {
-    const bool wide = w.bits == 8;
-    const Table table = load_table(w.table);
+    const bool wide = w.bits == 8, is_signed = w.table == nullptr;
+    const long each = 8 / w.bits;
+    float small[16] = {0};  // of fewer bits: what lies above them in a place counts for nothing
+    for (int i = 0; !wide && i < 16; i++) small[i] = w.table[i & ((1 << w.bits) - 1)];
+    const Table table = load_table(small);
     for (long r = row; r < row + rows; r++, out += stride) {
-        const uint8_t* codes = w.codes + (wide ? r : r / 2) * w.columns + column;
-        const float* scales = w.scales + r / w.group * w.columns + column;
-        const int shift = r % 2 * 4;
+        const uint8_t* codes = w.codes + r / each * w.columns + column;
+        const S* scales = (const S*)w.scales + r / w.group * w.columns + column;
+        const int shift = (int)(r % each) * w.bits;
         long j = 0;
         for (; j + VW <= columns; j += VW) {
-            const vf value = wide ? values8(codes + j) : values4(codes + j, shift, table);
+            const vf value = is_signed ? values8(codes + j)
+                             : wide    ? values_of(codes + j, w.table)
+                                       : values4(codes + j, shift, table);
             vstore(out + j, vmul(value, vload(scales + j)));
         }
         for (; j < columns; j++) {
-            const float value = wide ? (float)(int8_t)codes[j] : w.table[codes[j] >> shift & 15];
-            store1(out + j, value * scales[j]);
+            const float value = is_signed ? (float)(int8_t)codes[j]
+                                : wide    ? w.table[codes[j]]
+                                          : small[codes[j] >> shift & 15];
+            store1(out + j, value * load1(scales + j));
         }
     }
 }
 
-EK_INLINE void* past(const void* data, int type, long elements) {
-    return (char*)data + elements * (type == EK_BF16 ? 2 : 4);
+template <class T>
+static void numbers(const Codes& w, long row, long rows, long column, long columns, T* out, long stride) {
+    if (w.scale_type == EK_BF16) numbers<T, bf16>(w, row, rows, column, columns, out, stride);
+    else numbers<T, float>(w, row, rows, column, columns, out, stride);
 }
 
 struct Rows {
@@ -119,8 +142,8 @@ static void panel_product(const Codes& w, const Rows& x, long panel, long first,
 
 static Codes of_group(const Codes& all, long g) {
     Codes w = all;
-    w.codes += g * (all.bits == 8 ? all.rows : (all.rows + 1) / 2) * all.columns;
-    w.scales += g * ((all.rows + all.group - 1) / all.group) * all.columns;
+    w.codes += g * ((all.rows * all.bits + 7) / 8) * all.columns;
+    w.scales = past(all.scales, all.scale_type, g * ((all.rows + all.group - 1) / all.group) * all.columns);
     return w;
 }
 
@@ -129,12 +152,13 @@ static Codes of_group(const Codes& all, long g) {
 
 using namespace EK_NS;
 
-// C [M,N] = A [M,K] W [K,N] + bias, or with `turned` C [M,K] = A [M,N] W^T. Types: 0 fp32, 1 bf16, of A, C, bias.
+// C [M,N] = A [M,K] W [K,N] + bias, or with `turned` C [M,K] = A [M,N] W^T. Types: 0 fp32, 1 bf16, of A, C, bias,
+// and of scales.
 EK_EXPORT(ek_quantised_gemm)(int type, int bits, long m, long k, long n, long group, const void* a,
-                             const uint8_t* codes, const float* scales, const float* table, int turned, void* c,
-                             const void* bias) {
+                             const uint8_t* codes, int scale_type, const void* scales, const float* table,
+                             int turned, void* c, const void* bias) {
     if (m <= 0) return;
-    const Codes w = {bits, k, n, group, codes, scales, table};
+    const Codes w = {bits, k, n, group, codes, scale_type, scales, table};
     const Rows x = {type, m, a, c, bias, turned != 0};
     const long panels = ((turned ? k : n) + PANEL - 1) / PANEL;
     long splits = 1;
@@ -148,9 +172,9 @@ EK_EXPORT(ek_quantised_gemm)(int type, int bits, long m, long k, long n, long gr
 
 // The same for rows [from[g], from[g + 1]) of A and matrix g of [groups][K][N].
 EK_EXPORT(ek_quantised_grouped_gemm)(int type, int bits, long groups, const long* from, long k, long n, long group,
-                                     const void* a, const uint8_t* codes, const float* scales, const float* table,
-                                     int turned, void* c) {
-    const Codes all = {bits, k, n, group, codes, scales, table};
+                                     const void* a, const uint8_t* codes, int scale_type, const void* scales,
+                                     const float* table, int turned, void* c) {
+    const Codes all = {bits, k, n, group, codes, scale_type, scales, table};
     const long outer = turned ? k : n, inner = turned ? n : k, panels = (outer + PANEL - 1) / PANEL;
     ek_parallel(groups * panels, [&](long task, int thread) {
         const long g = task / panels, count = from[g + 1] - from[g];
